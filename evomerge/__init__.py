@@ -1,0 +1,1 @@
+"""evomerge: search for the best way to merge fine-tuned models."""

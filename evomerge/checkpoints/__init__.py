@@ -1,0 +1,1 @@
+"""Checkpoints: opened lazily, understood, compared, written whole or not at all."""

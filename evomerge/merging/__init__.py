@@ -1,0 +1,1 @@
+"""Operators, and what writes a recipe's tensors into a model."""

@@ -1,0 +1,150 @@
+"""The five seams of evomerge. Whatever fulfils one of these can be named in an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evomerge.recipe import Recipe
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Cohort,
+    Evaluation,
+    Gene,
+    Genome,
+    ItemId,
+    Job,
+    Outcome,
+    Request,
+    Responses,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SearchSpace(Protocol):
+    """Says which merges are possible, and what a genome means."""
+
+    @property
+    def genes(self) -> tuple[Gene, ...]: ...
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome. Pure."""
+        ...
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """The genome of a recipe: `decode(encode(r)) == r`.
+
+        Raises:
+            ValueError: the space cannot express the recipe.
+        """
+        ...
+
+    def violations(self, genome: Genome) -> list[str]:
+        """What makes the genome impossible; checked before any merge."""
+        ...
+
+
+class Searcher(Protocol):
+    """Proposes genomes: a deterministic function of its seed and its sequence of calls.
+
+    It reads no clock, budget, worker count, file or global generator. There is no save and load: to
+    resume, the recorded calls are made again. Made as `Kind(space, seed, facts, **options)`.
+    """
+
+    population: int  # candidates that it wants to be asked for together, by default
+    multi_objective: bool  # whether it can search more than one objective
+    needs: frozenset[str]  # e.g. {"complete_responses"}; checked when an experiment is validated
+    resumes_on_drift: bool  # may go on from recorded genomes that a replay no longer reproduces
+
+    def ask(self, count: int) -> list[Genome]:
+        """At most `count` genomes. An empty list changes nothing; with nothing in flight it means
+        that the search is finished."""
+        ...
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Evaluations in candidate order; a repeated id replaces what was told before."""
+        ...
+
+    def recommend(self) -> Genome | None:
+        """What the searcher believes in, where that is not a candidate (a distribution's mean)."""
+        ...
+
+
+class ResidentModel(Protocol):
+    """The one model that a worker keeps, with the current candidate's tensors in it."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
+class Task(Protocol):
+    """Asks a model; runs in the worker."""
+
+    @property
+    def items(self) -> Sequence[ItemId]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what is asked and how: a run is not resumed with other items."""
+        ...
+
+    def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
+        """Responses in the order of `items`.
+
+        Raises:
+            CandidateError: the model cannot be measured (a non-finite answer, for one).
+        """
+        ...
+
+
+class Estimator(Protocol):
+    """Chooses what to measure and turns responses into scores; runs in the driver.
+
+    Both methods are pure functions of the cohort and its measurements.
+    """
+
+    num_incumbents: int  # how many incumbents it wants to measure beside a cohort
+
+    def requests(self, cohort: Cohort) -> list[Request]:
+        """What to measure next; called when nothing of the cohort is outstanding. May name
+        incumbents. An empty list means that the cohort is done."""
+        ...
+
+    def scores(self, cohort: Cohort) -> Mapping[CandidateId, Score]:
+        """Scores of the cohort's living candidates; may re-score incumbents."""
+        ...
+
+
+class Pool(Protocol):
+    """Runs jobs. What it returns does not depend on how many workers it has."""
+
+    slots: int
+
+    def submit(self, job: Job) -> None: ...
+
+    def collect(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes in order of arrival; may be empty.
+
+        Raises:
+            NoWorkersLeft: nothing can be measured any more.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Watches a search, and cannot change it."""
+
+    def asked(self, candidates: Sequence[Candidate]) -> None: ...
+
+    def measured(self, outcome: Outcome) -> None: ...
+
+    def told(self, evaluations: Sequence[Evaluation]) -> None: ...

@@ -1,0 +1,143 @@
+"""The recipe: a merged model, described completely.
+
+A recipe says which models go in, and for every layer slot and every tensor group which operator
+merges them, with which parameters. It knows nothing of the search that found it, can be written by
+hand, and has one fingerprint wherever it is read.
+
+How a tensor finds its merge, from the most particular to the most general:
+
+    a tensor of layer slot i      slots[i].merges[component], slots[i].merges["default"], default
+    a tensor outside the layers   outside[component], default
+
+A particular merge inherits what it leaves out: the operator, the sources, and each parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Number = bool | int | float
+ParameterValue = Number | str | None | dict[str, Number]
+LayerGroup = Literal["default", "attention", "mlp", "norm", "other"]
+OutsideGroup = Literal["embedding", "head", "norm", "other"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about keys: a misspelt one is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Merge(Frozen):
+    """One operator applied to some sources; fields left out are inherited."""
+
+    operator: str | None = None
+    sources: tuple[str, ...] | None = None
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
+
+    def over(self, general: Merge) -> Merge:
+        """This merge, with what it leaves out taken from a more general one."""
+        return Merge.model_construct(
+            operator=self.operator or general.operator,
+            sources=self.sources if self.sources is not None else general.sources,
+            parameters={**general.parameters, **self.parameters},
+        )
+
+
+class Slot(Frozen):
+    """One layer of the merged model: which layer the sources read, and how they are merged."""
+
+    layer: int = Field(ge=0)
+    merges: dict[LayerGroup, Merge] = Field(default_factory=dict)
+
+
+class ModelSource(Frozen):
+    """Where a model is, and what it is: the sha256 of its tensors, once it is known."""
+
+    path: str
+    sha256: str | None = None
+
+
+class Recipe(Frozen):
+    """A merged model, described completely (see the module's text for the precedence)."""
+
+    evomerge_recipe: Literal[1] = 1
+    base: str
+    models: dict[str, ModelSource]
+    default: Merge
+    outside: dict[OutsideGroup, Merge] = Field(default_factory=dict)
+    slots: tuple[Slot, ...] | None = None
+    dtype: DType | None = None
+    tokenizer: str | None = None
+    mask_seed: int = Field(default=0, ge=0)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _paths_may_stand_alone(cls, models: Any) -> Any:
+        if not isinstance(models, Mapping):
+            return models
+        return {k: {"path": v} if isinstance(v, str) else v for k, v in models.items()}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        if self.default.operator is None:
+            raise ValueError("default: an operator is needed")
+        merges = [self.default, *self.outside.values()]
+        merges += [merge for slot in self.slots or () for merge in slot.merges.values()]
+        used = {self.base, *(name for merge in merges for name in merge.sources or ())}
+        if self.tokenizer is not None:
+            used.add(self.tokenizer)
+        if unknown := sorted(used - set(self.models)):
+            known = ", ".join(sorted(self.models))
+            raise ValueError(f"unknown model(s) {', '.join(unknown)}; models: {known}")
+        return self
+
+    def merge_for(self, slot: int | None, component: str) -> Merge:
+        """The complete merge of one tensor group; `slot` is None outside the layers."""
+        if slot is None:
+            chain = [self.outside.get(component)]  # type: ignore[call-overload]
+        elif self.slots is None:
+            chain = []
+        else:
+            merges = self.slots[slot].merges
+            chain = [merges.get("default"), merges.get(component)]  # type: ignore[call-overload]
+        merge = self.default
+        for particular in chain:
+            if particular is not None:
+                merge = particular.over(merge)
+        if merge.sources is None:
+            experts = tuple(name for name in self.models if name != self.base)
+            merge = Merge(sources=experts).over(merge)
+        return merge
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON; models count by content where it is known, not by path."""
+        data = json.loads(self.to_json())
+        data["models"] = {
+            name: source.sha256 or source.path for name, source in self.models.items()
+        }
+        return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no blanks, what is unset left out."""
+        return canonical_json(
+            self.model_dump(mode="json", exclude_defaults=True) | {"evomerge_recipe": 1}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The inverse of `to_json`."""
+        return cls.model_validate_json(text)
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, shortest exact floats, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

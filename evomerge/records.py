@@ -1,0 +1,274 @@
+"""The nouns of evomerge: plain data that travels between its parts.
+
+A searcher proposes *genomes*; a search space decodes each into a *recipe* (see recipe.py); a job
+measures some items of one candidate; its outcome holds *responses*; an estimator turns the responses
+of a *cohort* into *scores*; the searcher is told *evaluations*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.recipe import Recipe
+
+CandidateId = int  # counted from 0 in the order of asking; references have negative ids
+ItemId = int  # position of an item in its task's documents
+Genome = Any  # a JSON value that its search space understands; for most: a list in [0, 1]
+
+
+# --- what can be varied ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A typed, bounded parameter of an operator.
+
+    `per_source` parameters may be one value, or one for each source. `phase` says when it is read:
+    a `prepare` parameter fixes what is cached, an `apply` parameter is free for each candidate.
+    """
+
+    name: str
+    kind: Literal["real", "flag", "choice"]
+    default: float | bool | str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    options: tuple[str, ...] = ()
+    per_source: bool = False
+    phase: Literal["prepare", "apply"] = "apply"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A gene with values in [low, high]; a searcher sees it as [0, 1]."""
+
+    name: str
+    low: float
+    high: float
+
+
+Gene = Real
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What one model answered to some items of one task.
+
+    columns: name -> float32 values, shape (len(items),); `score` is always there, higher is better.
+    texts: what was generated, where something was.
+    """
+
+    task: str
+    items: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.float32]]
+    texts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a candidate has no score."""
+
+    kind: Literal["violation", "merge", "task", "non_finite", "worker", "memory", "timeout"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A genome that was asked for, or a reference, and the recipe that it decodes to.
+
+    `recipe` is None when the genome violates its space; `violations` then says how.
+    """
+
+    id: CandidateId
+    genome: Genome | None
+    recipe: Recipe | None
+    violations: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """The recipe's fingerprint; candidates with the same one share their responses."""
+        return self.recipe.fingerprint if self.recipe is not None else ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An estimator's wish: these items of this task, for this candidate."""
+
+    candidate: CandidateId
+    task: str
+    items: tuple[ItemId, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What travels to a worker: a recipe and, for each task, item ids."""
+
+    id: int
+    candidate: CandidateId
+    recipe: Recipe
+    items: Mapping[str, tuple[ItemId, ...]]
+
+    @property
+    def num_items(self) -> int:
+        """Item evaluations that the job costs."""
+        return sum(len(items) for items in self.items.values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes back: responses, or a failure; and where the time went, in seconds."""
+
+    job: Job
+    responses: tuple[Responses, ...] = ()
+    failure: Failure | None = None
+    worker: str = ""
+    merge_s: float = 0.0
+    measure_s: float = 0.0
+    forward_s: float = 0.0  # the part of measure_s inside the model's forward passes
+
+
+class Measurements:
+    """Every response and failure so far: the one matrix that all statistics are functions of.
+
+    Responses are kept by fingerprint, so that equal recipes share them; failures by candidate.
+    """
+
+    def __init__(self, num_items: Mapping[str, int]) -> None:
+        self.num_items = dict(num_items)  # task -> number of all its items
+        self.failures: dict[CandidateId, Failure] = {}
+        self.item_evaluations = 0
+        self._columns: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
+
+    def add(self, fingerprint: str, responses: Responses) -> None:
+        """Record responses; an item that was answered before keeps its first answer."""
+        columns = self._columns.setdefault((fingerprint, responses.task), {})
+        fresh = self.missing(fingerprint, responses.task, responses.items.tolist())
+        self.item_evaluations += len(fresh)
+        chosen = np.isin(responses.items, fresh)
+        for name, values in responses.columns.items():
+            if name not in columns:
+                columns[name] = np.full(self.num_items[responses.task], np.nan, np.float32)
+            columns[name][responses.items[chosen]] = values[chosen]
+
+    def missing(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
+        """Those of the items that nobody has answered yet."""
+        columns = self._columns.get((fingerprint, task))
+        if not columns:
+            return tuple(items)
+        score = columns["score"]
+        return tuple(item for item in items if np.isnan(score[item]))
+
+    def values(
+        self, fingerprint: str, task: str, items: Sequence[ItemId], column: str = "score"
+    ) -> NDArray[np.float64]:
+        """One column at the items, shape (len(items),), as float64; NaN where not yet answered."""
+        columns = self._columns.get((fingerprint, task), {})
+        if column not in columns:
+            return np.full(len(items), np.nan)
+        return columns[column][np.asarray(items, dtype=np.int64)].astype(np.float64)
+
+
+# --- what it means --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximised: a weighted mean over tasks of one response column.
+
+    `sign` is -1 for what the user wants small; it is applied once, so that everything inside
+    evomerge maximises.
+    """
+
+    name: str
+    weights: Mapping[str, float]  # task -> weight; they sum to 1
+    column: str = "score"
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its standard error, from `num_items` item evaluations."""
+
+    value: float
+    standard_error: float
+    num_items: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One estimate per objective, all maximised.
+
+    `rung` counts the stages that a candidate survived: one dropped at rung r ranks below every
+    survivor of r, whatever their values.
+    """
+
+    objectives: Mapping[str, Estimate]
+    rung: int = 0
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The objectives' values, in their declared order."""
+        return tuple(estimate.value for estimate in self.objectives.values())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a searcher is told of one candidate: a score, or why there is none."""
+
+    id: CandidateId
+    genome: Genome
+    score: Score | None
+    failure: Failure | None = None
+    violation: float = 0.0
+    responses: Mapping[str, Responses] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The candidates of one ask, and what an estimator may compare them with.
+
+    `incumbents` are the best that were told when the cohort was asked, so that racing does not
+    depend on what arrives first. All estimates are pure functions of `measurements`.
+    """
+
+    index: int
+    candidates: tuple[Candidate, ...]
+    incumbents: tuple[Candidate, ...]
+    references: tuple[Candidate, ...]
+    measurements: Measurements
+
+    @property
+    def alive(self) -> tuple[Candidate, ...]:
+        """The candidates that can be measured: no violation, no failure."""
+        failures = self.measurements.failures
+        return tuple(c for c in self.candidates if c.recipe is not None and c.id not in failures)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a searcher may know before it asks.
+
+    `designs` are genomes worth trying first: each expert alone and the uniform merge, where the
+    space can express them.
+    """
+
+    designs: tuple[Genome, ...] = ()
+    objectives: tuple[str, ...] = ("score",)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search stops; what is None does not count."""
+
+    candidates: int | None = None
+    item_evaluations: int | None = None
+    hours: float | None = None

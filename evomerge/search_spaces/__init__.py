@@ -1,0 +1,1 @@
+"""What a genome means."""

@@ -1,0 +1,1 @@
+"""Small families of models that this project trains itself."""
