@@ -1,4 +1,4 @@
-"""YAML files that people write: read safely, with the line of every key, and all problems at once."""
+"""YAML files that people write: read safely, with every key's line, and all problems at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Named places where a test can kill the process, to prove that nothing is lost there.
 
-`EVOMERGE_FAILPOINT=tell.before_commit` kills the driver, as `kill -9` would, when it first comes to
-that place; `tell.before_commit:3` when it comes there for the third time. Unset, it costs one look-up.
+`EVOMERGE_FAILPOINT=tell.before_commit` kills the driver, as `kill -9` would, when it first comes
+to that place; `tell.before_commit:3` when it comes there for the third time. Unset, it costs one
+look-up.
 """
 
 from __future__ import annotations

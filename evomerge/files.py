@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 
 
 def catalogue_folder(kind: str) -> Path:
-    """The folder of a catalogue (`search_spaces`, `fitness`, `experiments`), installed or cloned."""
+    """The folder of a catalogue (`search_spaces`, `fitness`, ...), installed or cloned."""
     package = Path(__file__).resolve().parent
     installed = package / "catalogues" / kind
     return installed if installed.is_dir() else package.parent / kind

@@ -61,8 +61,10 @@ class Searcher(Protocol):
     resumes_on_drift: bool  # may go on from recorded genomes that a replay no longer reproduces
 
     def ask(self, count: int) -> list[Genome]:
-        """At most `count` genomes. An empty list changes nothing; with nothing in flight it means
-        that the search is finished."""
+        """At most `count` genomes.
+
+        An empty list changes nothing; with nothing in flight, the search is finished.
+        """
         ...
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
@@ -113,8 +115,10 @@ class Estimator(Protocol):
     num_incumbents: int  # how many incumbents it wants to measure beside a cohort
 
     def requests(self, cohort: Cohort) -> list[Request]:
-        """What to measure next; called when nothing of the cohort is outstanding. May name
-        incumbents. An empty list means that the cohort is done."""
+        """What to measure next; called when nothing of the cohort is outstanding.
+
+        May name incumbents. An empty list means that the cohort is done.
+        """
         ...
 
     def scores(self, cohort: Cohort) -> Mapping[CandidateId, Score]:
