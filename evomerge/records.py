@@ -1,8 +1,8 @@
 """The nouns of evomerge: plain data that travels between its parts.
 
 A searcher proposes *genomes*; a search space decodes each into a *recipe* (see recipe.py); a job
-measures some items of one candidate; its outcome holds *responses*; an estimator turns the responses
-of a *cohort* into *scores*; the searcher is told *evaluations*.
+measures some items of one candidate; its outcome holds *responses*; an estimator turns the
+responses of a *cohort* into *scores*; the searcher is told *evaluations*.
 """
 
 from __future__ import annotations
@@ -139,12 +139,12 @@ class Outcome:
 class Measurements:
     """Every response and failure so far: the one matrix that all statistics are functions of.
 
-    Responses are kept by fingerprint, so that equal recipes share them; failures by candidate.
+    Both are kept by the recipe's fingerprint: equal recipes share what is known of them.
     """
 
     def __init__(self, num_items: Mapping[str, int]) -> None:
         self.num_items = dict(num_items)  # task -> number of all its items
-        self.failures: dict[CandidateId, Failure] = {}
+        self.failures: dict[str, Failure] = {}
         self.item_evaluations = 0
         self._columns: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
 
@@ -236,21 +236,23 @@ class Evaluation:
 class Cohort:
     """The candidates of one ask, and what an estimator may compare them with.
 
-    `incumbents` are the best that were told when the cohort was asked, so that racing does not
-    depend on what arrives first. All estimates are pure functions of `measurements`.
+    `incumbents` are the best that were told when the cohort was asked, best first, so that racing
+    does not depend on what arrives first. All estimates are pure functions of `measurements`.
     """
 
     index: int
     candidates: tuple[Candidate, ...]
-    incumbents: tuple[Candidate, ...]
-    references: tuple[Candidate, ...]
     measurements: Measurements
+    incumbents: tuple[Candidate, ...] = ()
+    references: tuple[Candidate, ...] = ()
 
     @property
     def alive(self) -> tuple[Candidate, ...]:
         """The candidates that can be measured: no violation, no failure."""
         failures = self.measurements.failures
-        return tuple(c for c in self.candidates if c.recipe is not None and c.id not in failures)
+        return tuple(
+            c for c in self.candidates if c.recipe is not None and c.fingerprint not in failures
+        )
 
 
 @dataclass(frozen=True)

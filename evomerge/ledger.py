@@ -1,0 +1,358 @@
+"""The ledger: everything that happened in a run, in the order in which it happened.
+
+One SQLite file, written by the driver alone and only ever appended to. Its spine is a sequence of
+events; candidates and responses hang on it. A run is resumed by reading it from the start.
+
+    asked      a searcher was asked; its candidates are committed here before any is dispatched
+    measured   one outcome: responses, or a failure
+    told       a cohort's scores, and that the searcher was told them: one transaction
+    scored     a cohort that the budget cut short: scores for the report, told to nobody
+    final      the final table
+    session    a driver started: versions and machine
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import ConfigurationError, DiskFull, LedgerDamaged
+from evomerge.failpoints import failpoint
+from evomerge.recipe import Recipe, canonical_json
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Estimate,
+    Evaluation,
+    Failure,
+    Measurements,
+    Outcome,
+    Responses,
+    Score,
+)
+
+FORMAT = 1
+REFERENCES = -1  # the cohort of what is measured before the search
+FINAL = -2  # the cohort of what is measured after it
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, cohort INTEGER, time REAL NOT NULL,
+    data TEXT NOT NULL);
+CREATE TABLE candidates (
+    id INTEGER PRIMARY KEY, event INTEGER NOT NULL REFERENCES events, label TEXT NOT NULL,
+    genome TEXT, recipe TEXT, fingerprint TEXT NOT NULL, violations TEXT NOT NULL);
+CREATE TABLE responses (
+    event INTEGER NOT NULL REFERENCES events, fingerprint TEXT NOT NULL, task TEXT NOT NULL,
+    items BLOB NOT NULL, columns TEXT NOT NULL, data BLOB NOT NULL, texts TEXT);
+CREATE INDEX events_by_kind ON events (kind, sequence);
+"""
+
+
+class Ledger:
+    """A run's memory: durable on disk, and as objects in the driver."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open a ledger that exists.
+
+        Raises:
+            ConfigurationError: there is none.
+            LedgerDamaged: it is unreadable, or was written by a newer version.
+        """
+        if not path.exists():
+            raise ConfigurationError(f"{path.parent}: no run here (there is no {path.name})")
+        self.path = path
+        uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
+        try:
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._db.execute("PRAGMA foreign_keys = ON")
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+            self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
+        if self.meta.get("format", 0) > FORMAT:
+            raise LedgerDamaged(
+                f"{path}: format {self.meta['format']} is newer than this evomerge's {FORMAT}; "
+                "the file was left untouched"
+            )
+        self.candidates: dict[CandidateId, Candidate] = {}
+        self.measurements = Measurements(self.meta["num_items"])
+        try:
+            self._load()
+        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
+            raise LedgerDamaged(f"{path}: damaged: {error}") from None
+
+    @classmethod
+    def create(cls, path: Path, meta: Mapping[str, Any], num_items: Mapping[str, int]) -> Ledger:
+        """Start a run's ledger; `meta` describes the experiment, `num_items` its tasks.
+
+        The file appears under its name only when it is complete.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".creating")
+        temporary.unlink(missing_ok=True)
+        with _database_errors(path):
+            db = sqlite3.connect(temporary, isolation_level=None)
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(SCHEMA)
+            values = {**meta, "format": FORMAT, "num_items": dict(num_items)}
+            db.execute("BEGIN")
+            db.executemany(
+                "INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()]
+            )
+            db.execute("COMMIT")
+            db.close()
+        temporary.rename(path)
+        return cls(path)
+
+    def close(self) -> None:
+        """Close the file; the objects in memory stay."""
+        self._db.close()
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def asked(self, cohort: int, count: int, candidates: Sequence[Candidate]) -> None:
+        """Commit candidates, before any of them is dispatched."""
+        with self._transaction("ask", "asked", cohort, {"count": count}) as event:
+            self._db.executemany(
+                "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        candidate.id,
+                        event,
+                        candidate.label,
+                        None if candidate.genome is None else canonical_json(candidate.genome),
+                        None if candidate.recipe is None else candidate.recipe.to_json(),
+                        candidate.fingerprint,
+                        json.dumps(candidate.violations),
+                    )
+                    for candidate in candidates
+                ],
+            )
+        self.candidates.update((candidate.id, candidate) for candidate in candidates)
+
+    def measured(self, cohort: int, outcome: Outcome) -> None:
+        """Commit one outcome by itself."""
+        fingerprint = outcome.job.recipe.fingerprint
+        failure = outcome.failure
+        data = {
+            "candidate": outcome.job.candidate,
+            "fingerprint": fingerprint,
+            "num_items": outcome.job.num_items,
+            "worker": outcome.worker,
+            "seconds": [outcome.merge_s, outcome.measure_s, outcome.forward_s],
+            "failure": None if failure is None else asdict(failure),
+        }
+        with self._transaction("result", "measured", cohort, data) as event:
+            self._db.executemany(
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(event, fingerprint, *_pack(responses)) for responses in outcome.responses],
+            )
+        self._remember(fingerprint, failure, outcome.responses)
+
+    def told(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
+        """Commit a cohort's scores together with the fact that the searcher is told them."""
+        data = [_evaluation_data(evaluation) for evaluation in evaluations]
+        with self._transaction("tell", "told", cohort, data):
+            pass
+
+    def scored(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
+        """Commit the scores of a cohort that the budget cut short."""
+        data = [_evaluation_data(evaluation) for evaluation in evaluations]
+        with self._transaction("tell", "scored", cohort, data):
+            pass
+
+    def note(self, kind: str, data: Any) -> None:
+        """Commit an event that nothing hangs on: `session`, `final`."""
+        with self._transaction(kind, kind, None, data):
+            pass
+
+    @contextmanager
+    def _transaction(
+        self, place: str, kind: str, cohort: int | None, data: Any
+    ) -> Iterator[int | None]:
+        with _database_errors(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                event = self._db.execute(
+                    "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
+                    (kind, cohort, time.time(), canonical_json(data)),
+                ).lastrowid
+                yield event
+                failpoint(f"{place}.before_commit")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        failpoint(f"{place}.after_commit")
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def events(self, *kinds: str) -> Iterator[tuple[str, int, Any]]:
+        """(kind, cohort, data) of the events of these kinds, in order."""
+        marks = ", ".join("?" * len(kinds))
+        rows = self._db.execute(
+            f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) ORDER BY sequence",  # noqa: S608
+            kinds,
+        )
+        for kind, cohort, data in rows.fetchall():
+            yield kind, cohort, json.loads(data)
+
+    def asked_ids(self) -> dict[int, list[CandidateId]]:
+        """Cohort -> the ids of its candidates, in the order of asking."""
+        asked: dict[int, list[CandidateId]] = {}
+        for cohort, candidate in self._db.execute(
+            "SELECT cohort, id FROM candidates JOIN events ON event = sequence "
+            "ORDER BY event, candidates.rowid"
+        ):
+            asked.setdefault(cohort, []).append(candidate)
+        return asked
+
+    def evaluation(self, data: Mapping[str, Any]) -> Evaluation:
+        """An evaluation as it was told."""
+        score = data["score"]
+        return Evaluation(
+            id=data["id"],
+            genome=self.candidates[data["id"]].genome,
+            score=None
+            if score is None
+            else Score({k: Estimate(*v) for k, v in score.items()}, data["rung"]),
+            failure=None if data["failure"] is None else Failure(**data["failure"]),
+            violation=data["violation"],
+        )
+
+    def evaluations(self) -> dict[CandidateId, Evaluation]:
+        """The latest evaluation of every candidate that was told or scored."""
+        latest: dict[CandidateId, Evaluation] = {}
+        for _, _, data in self.events("told", "scored"):
+            latest.update((entry["id"], self.evaluation(entry)) for entry in data)
+        return latest
+
+    def final(self) -> dict[str, Any] | None:
+        """The newest final table, if the run has one that nothing was told after."""
+        newest: dict[str, Any] | None = None
+        for kind, _, data in self.events("final", "told", "scored"):
+            newest = data if kind == "final" else None
+        return newest
+
+    def digest(self) -> str:
+        """sha256 of the trajectory: what was asked and what was told, and nothing of when or where.
+
+        A budget that cut a cohort short counts only while nothing was told after it: a run that is
+        extended becomes equal to one that was longer from the start.
+        """
+        told, cut = [], None
+        for kind, cohort, data in self.events("told", "scored"):
+            entry = [
+                [e, self.candidates[e["id"]].genome, self.candidates[e["id"]].fingerprint]
+                for e in data
+            ]
+            if kind == "told":
+                told.append([cohort, entry])
+                cut = None
+            else:
+                cut = [cohort, entry]
+        return hashlib.sha256(canonical_json([told, cut]).encode()).hexdigest()
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        recipes: dict[str, Recipe] = {}
+        for id_, label, genome, recipe, fingerprint, violations in self._db.execute(
+            "SELECT id, label, genome, recipe, fingerprint, violations FROM candidates ORDER BY id"
+        ):
+            if recipe is not None and fingerprint not in recipes:
+                recipes[fingerprint] = Recipe.from_json(recipe)
+            self.candidates[id_] = Candidate(
+                id=id_,
+                genome=None if genome is None else json.loads(genome),
+                recipe=recipes.get(fingerprint),
+                violations=tuple(json.loads(violations)),
+                label=label,
+            )
+        for _, _, data in self.events("measured"):
+            if data["failure"] is not None:
+                self._remember(data["fingerprint"], Failure(**data["failure"]), ())
+        for fingerprint, *packed in self._db.execute(
+            "SELECT fingerprint, task, items, columns, data, texts FROM responses ORDER BY rowid"
+        ):
+            self._remember(fingerprint, None, (_unpack(*packed),))
+
+    def _remember(
+        self, fingerprint: str, failure: Failure | None, responses: Sequence[Responses]
+    ) -> None:
+        if failure is not None:
+            self.measurements.failures.setdefault(fingerprint, failure)
+        for response in responses:
+            self.measurements.add(fingerprint, response)
+
+
+def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
+    score = evaluation.score
+    return {
+        "id": evaluation.id,
+        "score": None
+        if score is None
+        else {
+            name: [estimate.value, estimate.standard_error, estimate.num_items]
+            for name, estimate in score.objectives.items()
+        },
+        "rung": 0 if score is None else score.rung,
+        "failure": None if evaluation.failure is None else asdict(evaluation.failure),
+        "violation": evaluation.violation,
+    }
+
+
+def _pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
+    """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
+    columns, data = [], b""
+    for name, values in responses.columns.items():
+        is_binary = bool(np.isin(values, (0, 1)).all())
+        block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")
+        columns.append([name, "bit" if is_binary else "f4"])
+        data += block.tobytes()
+    texts = None if responses.texts is None else json.dumps(responses.texts)
+    items = responses.items.astype("<u4").tobytes()
+    return responses.task, items, json.dumps(columns), data, texts
+
+
+def _unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | None) -> Responses:
+    ids = np.frombuffer(items, "<u4").astype(np.int64)
+    values: dict[str, NDArray[np.float32]] = {}
+    start = 0
+    for name, kind in json.loads(columns):
+        size = (len(ids) + 7) // 8 if kind == "bit" else 4 * len(ids)
+        block = data[start : start + size]
+        start += size
+        if kind == "bit":
+            bits = np.unpackbits(np.frombuffer(block, np.uint8), count=len(ids))
+            values[name] = bits.astype(np.float32)
+        else:
+            values[name] = np.frombuffer(block, "<f4").astype(np.float32)
+    return Responses(task, ids, values, None if texts is None else tuple(json.loads(texts)))
+
+
+@contextmanager
+def _database_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise DiskFull(
+                f"{path}: no space left on the disk; what was committed is intact"
+            ) from None
+        raise LedgerDamaged(f"{path}: {error}") from None

@@ -1,0 +1,59 @@
+"""One driver a run folder: a lock that the operating system drops when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from evomerge.errors import RunLocked
+
+
+class RunLock:
+    """An exclusive lock on a run folder; the file names who holds it and since when.
+
+    Raises:
+        RunLocked: another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "run.lock"
+        # Opened without truncation: until the lock is ours, the text belongs to its holder.
+        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = self._file.read()
+            self._file.close()
+            raise RunLocked(f"{folder}: {_describe(holder)} works on this run") from None
+        self._file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let the next driver in. The file stays: removing it would race with a waiting driver."""
+        self._file.close()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def _describe(holder: str) -> str:
+    try:
+        facts = json.loads(holder)
+        return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
+    except (ValueError, KeyError):
+        return "another process"
