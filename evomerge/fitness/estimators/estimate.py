@@ -1,0 +1,97 @@
+"""From per-item responses to an objective's value with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evomerge.documents import Document, problems_of
+from evomerge.errors import ConfigurationError
+from evomerge.records import Candidate, Estimate, ItemId, Measurements, Objective, Request
+
+Items = Mapping[str, Sequence[ItemId]]  # task -> item ids
+Options = TypeVar("Options", bound="EstimatorOptions")
+
+
+class EstimatorOptions(BaseModel):
+    """Options of an estimator, as they stand in a fitness file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def parse_options(model: type[Options], options: Mapping[str, Any]) -> Options:
+    """Validate an estimator's options.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        raise ConfigurationError(problems_of(error, model, Document(options))) from None
+
+
+def estimate(
+    objectives: Iterable[Objective], measurements: Measurements, fingerprint: str, items: Items
+) -> dict[str, Estimate]:
+    """Each objective's mean over the items and its standard error.
+
+    Tasks are strata: an objective's value is the weighted mean of its tasks' means, and its
+    variance the weighted sum of theirs (s^2 / n, with n - 1 in s^2).
+    """
+    result = {}
+    for objective in objectives:
+        value, variance, count = 0.0, 0.0, 0
+        for task, weight in objective.weights.items():
+            answers = measurements.values(fingerprint, task, items[task], objective.column)
+            value += weight * float(answers.mean())
+            if len(answers) > 1:
+                variance += weight**2 * float(answers.var(ddof=1)) / len(answers)
+            count += len(answers)
+        result[objective.name] = Estimate(objective.sign * value, float(np.sqrt(variance)), count)
+    return result
+
+
+def difference(
+    objectives: Iterable[Objective],
+    measurements: Measurements,
+    first: str,
+    second: str,
+    items: Items,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First minus second on common items: per objective the mean and its standard error.
+
+    Paired: what makes an item hard for both cancels.
+    """
+    means, errors = [], []
+    for objective in objectives:
+        mean, variance = 0.0, 0.0
+        for task, weight in objective.weights.items():
+            gap = objective.sign * (
+                measurements.values(first, task, items[task], objective.column)
+                - measurements.values(second, task, items[task], objective.column)
+            )
+            mean += weight * float(gap.mean())
+            if len(gap) > 1:
+                variance += weight**2 * float(gap.var(ddof=1)) / len(gap)
+        means.append(mean)
+        errors.append(variance**0.5)
+    return np.array(means), np.array(errors)
+
+
+def missing_requests(
+    candidates: Iterable[Candidate], measurements: Measurements, items: Items
+) -> list[Request]:
+    """What these candidates have not yet answered of the items."""
+    requests = []
+    for candidate in candidates:
+        if candidate.fingerprint in measurements.failures:
+            continue
+        for task, wanted in items.items():
+            if missing := measurements.missing(candidate.fingerprint, task, wanted):
+                requests.append(Request(candidate.id, task, missing))
+    return requests

@@ -1,0 +1,245 @@
+"""The search: ask, measure, score, tell.
+
+Nothing here depends on the order in which outcomes arrive. A cohort (what one ask returned) is told
+as a whole and in the order of asking; the searcher is asked again only after a tell, for as many
+candidates as the window `in_flight` has room for. So the sequence of calls, and with it the whole
+search, is a function of the experiment alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evomerge.errors import LedgerDamaged
+from evomerge.ledger import Ledger
+from evomerge.measurement import Measurer
+from evomerge.pareto import front_ranks
+from evomerge.protocols import Estimator, Observer, Searcher, SearchSpace
+from evomerge.records import (
+    Budget,
+    Candidate,
+    CandidateId,
+    Cohort,
+    Evaluation,
+    Failure,
+    Genome,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Search:
+    """A searcher, a space, an estimator and a ledger at one moment of a search."""
+
+    searcher: Searcher
+    space: SearchSpace
+    estimator: Estimator
+    ledger: Ledger
+    in_flight: int  # candidates that may be asked for and not yet told
+    cohort_size: int  # candidates that are asked for, measured and told together, at most
+    references: tuple[Candidate, ...] = ()
+    observers: Sequence[Observer] = ()
+
+    open: deque[Cohort] = field(default_factory=deque)  # asked, not yet told
+    incumbents: dict[CandidateId, Evaluation] = field(default_factory=dict)  # best first
+    num_asked: int = 0
+    num_cohorts: int = 0
+    num_told: int = 0
+
+
+def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
+    """Search until the budget is spent or the searcher has nothing more to ask.
+
+    Raises:
+        NoWorkersLeft: the pool is empty; the search can be resumed.
+        LedgerDamaged: the replay contradicts the ledger.
+    """
+    started = time.monotonic()
+    replay(search)
+    while not is_spent(budget, search, time.monotonic() - started):
+        fill_window(search)
+        if not search.open:
+            return
+        for cohort in within_budget(search, budget):
+            if not measurer.waiting(cohort.index):
+                measurer.submit(cohort.index, search.estimator.requests(cohort))
+        head = within_budget(search, budget)[:1]
+        if not head:
+            return  # the next cohort lies beyond the budget: it stays asked, for a longer run
+        if measurer.waiting(head[0].index) or search.estimator.requests(head[0]):
+            measurer.collect()
+        elif len(head[0].candidates) < len(search.open[0].candidates):
+            search.ledger.scored(head[0].index, evaluate(search, head[0]))
+            return  # cut short by the budget: scored for the report, told to nobody
+        else:
+            tell(search, evaluate(search, head[0]))
+
+
+def replay(search: Search) -> None:
+    """Make the recorded calls again, so that the searcher is where it was."""
+    asked = search.ledger.asked_ids()
+    for kind, cohort, data in search.ledger.events("asked", "told"):
+        if cohort < 0:
+            continue
+        if kind == "asked":
+            recorded = [search.ledger.candidates[id_] for id_ in asked[cohort]]
+            genomes = search.searcher.ask(data["count"])
+            check_replay(search.searcher, recorded, genomes)
+            open_cohort(search, recorded)
+        else:
+            evaluations = [search.ledger.evaluation(entry) for entry in data]
+            search.searcher.tell(evaluations)
+            close_cohort(search, evaluations)
+
+
+def check_replay(
+    searcher: Searcher, recorded: Sequence[Candidate], genomes: Sequence[Genome]
+) -> None:
+    """Compare re-asked genomes with the recorded ones.
+
+    Raises:
+        LedgerDamaged: they differ, and the searcher cannot go on from recorded genomes.
+    """
+    expected = [candidate.genome for candidate in recorded]
+    if list(genomes) == expected:
+        return
+    message = (
+        f"candidates {recorded[0].id} to {recorded[-1].id} are asked differently now than when the "
+        "run was recorded: another processor or another version of a library (see the ledger's "
+        "session events)"
+    )
+    if len(genomes) != len(expected) or not searcher.resumes_on_drift:
+        raise LedgerDamaged(f"{message}; this searcher cannot go on from there: start a new run")
+    logger.warning("%s; going on from the recorded genomes", message)
+
+
+def fill_window(search: Search) -> None:
+    """Ask for as many candidates as may be in flight, and commit them."""
+    while (room := search.in_flight - sum(len(c.candidates) for c in search.open)) > 0:
+        count = min(room, search.cohort_size)
+        genomes = search.searcher.ask(count)
+        if not genomes:
+            return
+        candidates = [
+            make_candidate(search.space, search.num_asked + number, genome)
+            for number, genome in enumerate(genomes)
+        ]
+        search.ledger.asked(search.num_cohorts, count, candidates)
+        open_cohort(search, candidates)
+        for observer in search.observers:
+            observer.asked(candidates)
+
+
+def make_candidate(space: SearchSpace, id_: CandidateId, genome: Genome) -> Candidate:
+    """Decode a genome, unless it violates its space."""
+    violations = tuple(space.violations(genome))
+    return Candidate(id_, genome, None if violations else space.decode(genome), violations)
+
+
+def open_cohort(search: Search, candidates: Sequence[Candidate]) -> None:
+    """A cohort is compared with those who were best when it was asked."""
+    best = list(search.incumbents)[: search.estimator.num_incumbents]
+    search.open.append(
+        Cohort(
+            index=search.num_cohorts,
+            candidates=tuple(candidates),
+            measurements=search.ledger.measurements,
+            incumbents=tuple(search.ledger.candidates[id_] for id_ in best),
+            references=search.references,
+        )
+    )
+    search.num_cohorts += 1
+    search.num_asked += len(candidates)
+
+
+def within_budget(search: Search, budget: Budget) -> list[Cohort]:
+    """The open cohorts, less the candidates that the budget does not pay for."""
+    limit = search.num_asked if budget.candidates is None else budget.candidates
+    paid = []
+    for cohort in search.open:
+        candidates = tuple(c for c in cohort.candidates if c.id < limit)
+        if candidates:
+            paid.append(
+                cohort
+                if len(candidates) == len(cohort.candidates)
+                else Cohort(
+                    cohort.index,
+                    candidates,
+                    cohort.measurements,
+                    cohort.incumbents,
+                    cohort.references,
+                )
+            )
+    return paid
+
+
+def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
+    """The cohort's evaluations in candidate order; re-scored incumbents come first."""
+    scores = search.estimator.scores(cohort)
+    failures = search.ledger.measurements.failures
+    own = {candidate.id for candidate in cohort.candidates}
+    rescored = [c for c in cohort.incumbents if c.id in scores and c.id not in own]
+    evaluations = []
+    for candidate in (*sorted(rescored, key=lambda c: c.id), *cohort.candidates):
+        failure = failures.get(candidate.fingerprint)
+        if candidate.violations:
+            failure = Failure("violation", "; ".join(candidate.violations))
+        evaluations.append(
+            Evaluation(
+                id=candidate.id,
+                genome=candidate.genome,
+                score=None if failure is not None else scores[candidate.id],
+                failure=failure,
+                violation=float(len(candidate.violations)),
+            )
+        )
+    return evaluations
+
+
+def tell(search: Search, evaluations: Sequence[Evaluation]) -> None:
+    """Commit the scores and the tell together, then tell."""
+    search.ledger.told(search.open[0].index, evaluations)
+    search.searcher.tell(evaluations)
+    close_cohort(search, evaluations)
+    for observer in search.observers:
+        observer.told(evaluations)
+
+
+def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
+    """The best of the old incumbents and the new candidates are the new incumbents."""
+    search.num_told += len(search.open.popleft().candidates)
+    known = search.incumbents | {evaluation.id: evaluation for evaluation in evaluations}
+    best = best_first([e for e in known.values() if e.score is not None])
+    search.incumbents = {e.id: e for e in best[: max(1, search.estimator.num_incumbents)]}
+
+
+def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """By rung, then by Pareto front, then by the mean of the objectives, then by id."""
+    scored = [(e, e.score) for e in evaluations if e.score is not None]
+    if not scored:
+        return []
+    values = np.array([score.values for _, score in scored])
+    rungs = np.array([score.rung for _, score in scored])
+    ranks = np.zeros(len(scored), dtype=np.int64)
+    for rung in np.unique(rungs):
+        ranks[rungs == rung] = front_ranks(values[rungs == rung])
+    ids = np.array([e.id for e, _ in scored])
+    order = np.lexsort((ids, -values.mean(axis=1), ranks, -rungs))
+    return [scored[i][0] for i in order]
+
+
+def is_spent(budget: Budget, search: Search, elapsed_s: float) -> bool:
+    """Whether nothing more may be started."""
+    if budget.candidates is not None and search.num_told >= budget.candidates:
+        return True
+    spent = search.ledger.measurements.item_evaluations
+    if budget.item_evaluations is not None and spent >= budget.item_evaluations:
+        return True
+    return budget.hours is not None and elapsed_s >= 3600 * budget.hours

@@ -1,0 +1,89 @@
+"""Dominance, hypervolume and the knee of a front. Everything is maximised."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
+    """Which points no other point dominates: none is as good everywhere and better somewhere.
+
+    values: shape (points, objectives). Equal points are kept all; a point with a NaN never is, and
+    dominates nobody. Shape of the result: (points,).
+    """
+    points = _points(values)
+    kept: NDArray[np.bool_] = ~np.any(np.isnan(points), axis=1)
+    for i in range(len(points)):
+        if kept[i]:
+            # Whoever i dominates is out. It need not be compared with the others first: what
+            # dominates i dominates those as well.
+            worse = (points <= points[i]).all(axis=1) & (points < points[i]).any(axis=1)
+            kept &= ~worse
+    return kept
+
+
+def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
+    """The volume that is dominated by the points and dominates the reference; exact.
+
+    values: shape (points, objectives); reference: shape (objectives,). Points that are not better
+    than the reference in every objective, and points with a NaN, add nothing. Zitzler & Thiele,
+    Multiobjective Evolutionary Algorithms: A Comparative Case Study and the Strength Pareto
+    Approach, IEEE Transactions on Evolutionary Computation 3 (1999).
+    """
+    points = _points(values)
+    corner = np.asarray(reference, dtype=np.float64)
+    if corner.shape != (points.shape[1],):
+        raise ValueError(f"reference: expected shape ({points.shape[1]},), got {corner.shape}")
+    points = points[(points > corner).all(axis=1)]
+    if len(points) == 0:
+        return 0.0
+    from pymoo.indicators.hv import HV
+
+    return float(HV(ref_point=-corner)(-points))
+
+
+def knee(values: ArrayLike) -> int:
+    """The index of the point where the front bulges most.
+
+    That is the largest distance, towards the better side, from the hyperplane through the best
+    points of each objective, after every objective of the front was scaled to [0, 1]. Das, On
+    Characterizing the "Knee" of the Pareto Curve Based on Normal-Boundary Intersection, Structural
+    Optimization 18 (1999). Where the extremes span no hyperplane, the one through the unit points
+    is taken; ties go to the lowest index.
+
+    values: shape (points, objectives).
+
+    Raises:
+        ValueError: there is no point without a NaN.
+    """
+    points = _points(values)
+    indices = np.flatnonzero(non_dominated(points))
+    if len(indices) == 0:
+        raise ValueError("knee: expected at least one point without a NaN")
+    front = points[indices]
+    spread = np.ptp(front, axis=0)
+    varied = spread > 0
+    if not varied.any():
+        return int(indices[0])
+    scaled = (front[:, varied] - front[:, varied].min(axis=0)) / spread[varied]
+    normal = _normal(scaled[scaled.argmax(axis=0)])
+    distance = scaled @ normal / np.linalg.norm(normal)
+    return int(indices[int(np.argmax(np.round(distance, 12)))])
+
+
+def _normal(extremes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The w of the hyperplane w x = 1 through the rows, if it faces the better side."""
+    ones = np.ones(len(extremes))
+    if np.linalg.matrix_rank(extremes) < len(extremes):
+        return ones
+    normal = np.linalg.solve(extremes, ones)
+    return np.where((normal > 0).all(), normal, ones)
+
+
+def _points(values: ArrayLike) -> NDArray[np.float64]:
+    """The values as float64, shape (points, objectives)."""
+    points = np.asarray(values, dtype=np.float64)
+    if points.ndim != 2:
+        raise ValueError(f"values: expected shape (points, objectives), got {points.shape}")
+    return points

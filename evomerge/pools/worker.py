@@ -1,0 +1,118 @@
+"""The other side: a resident model that takes the shape of each recipe and answers items."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import CandidateError
+from evomerge.recipe import Recipe
+from evomerge.records import Failure, Job, Outcome, Responses
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from evomerge.protocols import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker needs to know, once: small enough to send anywhere.
+
+    models: name -> folder or file (or, for a worker in the driver's process, a state dict).
+    tasks: name -> its entry in the fitness file.
+    build, fitness: a Python user's module and callable; they need a worker in the driver's process.
+    """
+
+    models: Mapping[str, str | Mapping[str, Tensor]]
+    base: str
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int = 1
+    cache_bytes: int = 2_000_000_000
+    allow_pickle: bool = False
+    build: Callable[[], nn.Module] | None = None
+    python_tasks: Mapping[str, Task] = field(default_factory=dict)
+
+    @property
+    def lives_in_memory(self) -> bool:
+        """Whether parts of it exist in the driver's memory alone."""
+        in_memory = any(not isinstance(source, str) for source in self.models.values())
+        return in_memory or self.build is not None or bool(self.python_tasks)
+
+
+class Worker:
+    """Measures jobs, one after another."""
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        import torch
+
+        from evomerge.checkpoints.open import open_checkpoint
+        from evomerge.fitness import make_task
+        from evomerge.merging.resident import Resident
+
+        torch.set_num_threads(spec.threads)
+        self.name = name
+        checkpoints = {
+            model: open_checkpoint(source, name=model, allow_pickle=spec.allow_pickle)
+            for model, source in spec.models.items()
+        }
+        self._model = Resident.open(
+            checkpoints, spec.base, build=spec.build, cache_bytes=spec.cache_bytes
+        )
+        self._tasks: dict[str, Task] = {
+            task: make_task(task, config) for task, config in spec.tasks.items()
+        } | dict(spec.python_tasks)
+
+    def run(self, job: Job) -> Outcome:
+        """Merge and measure; what goes wrong with the candidate comes back as its failure."""
+        start = time.perf_counter()
+        failure, responses, forward_s = self._write(job.recipe), [], 0.0
+        merged = time.perf_counter()
+        for name, items in job.items.items() if failure is None else ():
+            answer = self._respond(name, items)
+            forward_s += self._forward_seconds(name)
+            if isinstance(answer, Failure):
+                failure, responses = answer, []
+                break
+            responses.append(answer)
+        return Outcome(
+            job=job,
+            responses=tuple(responses),
+            failure=failure,
+            worker=self.name,
+            merge_s=merged - start,
+            measure_s=time.perf_counter() - merged,
+            forward_s=forward_s,
+        )
+
+    def _write(self, recipe: Recipe) -> Failure | None:
+        try:
+            self._model.write(recipe)
+        except CandidateError as error:
+            return Failure("merge", str(error))
+        except MemoryError as error:
+            return Failure("memory", str(error) or "out of memory while merging")
+        except Exception as error:
+            logger.exception("a merge failed unexpectedly")
+            return Failure("merge", f"{type(error).__name__}: {error}")
+        return None
+
+    def _respond(self, name: str, items: tuple[int, ...]) -> Responses | Failure:
+        try:
+            return self._tasks[name].respond(self._model, items)
+        except CandidateError as error:
+            return Failure("task", f"{name}: {error}")
+        except MemoryError as error:
+            return Failure("memory", f"{name}: {error or 'out of memory'}")
+        except Exception as error:
+            logger.exception("task %s failed unexpectedly", name)
+            return Failure("task", f"{name}: {type(error).__name__}: {error}")
+
+    def _forward_seconds(self, name: str) -> float:
+        """Seconds of the last `respond` in the model's forward passes, where the task tells."""
+        return float(getattr(self._tasks[name], "forward_s", 0.0))
