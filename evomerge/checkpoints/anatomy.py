@@ -1,0 +1,123 @@
+"""Which layer, and which component of it, every tensor of a model belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+
+from evomerge.checkpoints.module_tree import spots_by_module
+from evomerge.checkpoints.numbering import spots_by_number
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.errors import ModelError, Problem, nearest
+
+COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor's layer (None outside the layers) and component (one of COMPONENTS).
+
+    Inside the layers there are only attention, mlp, norm and other.
+    """
+
+    layer: int | None
+    component: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Every tensor's place.
+
+    Attributes:
+        places: by tensor name.
+        num_layers: layers are counted from 0.
+        roles: by tensor name; counterparts in other layers have the same role.
+        sizes: parameters, by tensor name.
+    """
+
+    places: Mapping[str, Place]
+    num_layers: int
+    roles: Mapping[str, str] = field(repr=False)
+    sizes: Mapping[str, int] = field(repr=False)
+
+    def names_of(self, layer: int | None, component: str) -> tuple[str, ...]:
+        """The tensors of one place, sorted."""
+        return self._by_place.get(Place(layer, component), ())
+
+    def name_in_layer(self, name: str, layer: int) -> str:
+        """The counterpart of a layer's tensor in another layer.
+
+        Raises:
+            ModelError: if the tensor is in no layer, or the other layer has no counterpart.
+        """
+        place = self.places.get(name)
+        if place is None:
+            raise ModelError(Problem(repr(name), "no such tensor", nearest(name, self.places)))
+        if place.layer is None:
+            raise ModelError(Problem(repr(name), "is in no layer"))
+        found = self._by_role.get((self.roles[name], layer))
+        if found is None:
+            raise ModelError(Problem(repr(name), f"layer {layer} has no counterpart"))
+        return found
+
+    def table(self) -> list[tuple[str, str, int, int]]:
+        """Rows of (layers, component, tensors, parameters); layers that look alike share a row.
+
+        The counts of a row are of all its layers together; "-" stands for outside the layers.
+        """
+        counts: dict[int | None, dict[str, tuple[int, int]]] = defaultdict(dict)
+        for place, names in self._by_place.items():
+            total = sum(self.sizes[name] for name in names)
+            counts[place.layer][place.component] = (len(names), total)
+        alike = [
+            [layer for layer, _ in group]
+            for _, group in groupby(
+                [(i, counts[i]) for i in range(self.num_layers)], key=lambda item: item[1]
+            )
+        ]
+        rows = [("-", c, *counts[None][c]) for c in COMPONENTS if c in counts[None]]
+        for layers in alike:
+            first, last = layers[0], layers[-1]
+            label = f"{first}" if first == last else f"{first}-{last}"
+            for component in COMPONENTS:
+                if component in counts[first]:
+                    tensors, size = counts[first][component]
+                    rows.append((label, component, tensors * len(layers), size * len(layers)))
+        return rows
+
+    @cached_property
+    def _by_place(self) -> dict[Place, tuple[str, ...]]:
+        names: dict[Place, list[str]] = defaultdict(list)
+        for name in sorted(self.places):
+            names[self.places[name]].append(name)
+        return {place: tuple(found) for place, found in names.items()}
+
+    @cached_property
+    def _by_role(self) -> dict[tuple[str, int], str]:
+        return {
+            (self.roles[name], place.layer): name
+            for name, place in self.places.items()
+            if place.layer is not None
+        }
+
+
+def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
+    """The anatomy of a model: from its module tree, else from the numbers in its names.
+
+    The names decide where there is no config, or transformers does not know its class.
+    """
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
+    spots = spots_by_module(checkpoint.config, shapes) if checkpoint.config else None
+    if spots is None:
+        spots = spots_by_number(shapes)
+    layers = Counter(spot.layer for spot in spots.values() if spot.layer is not None)
+    return Anatomy(
+        places={name: Place(spot.layer, spot.component) for name, spot in spots.items()},
+        num_layers=max(layers, default=-1) + 1,
+        roles={name: spot.role for name, spot in spots.items()},
+        sizes={name: math.prod(shape) for name, shape in shapes.items()},
+    )

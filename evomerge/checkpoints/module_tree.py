@@ -1,0 +1,219 @@
+"""Layers and components of a transformers model, from the tree of its modules.
+
+The model is built on the meta device, without memory or weights. Its layers are the entries of the
+nn.ModuleList, outside any other, that holds the most parameters; lists beside it with as many
+entries describe the same layers, and a further list of the same class of block (T5), or of an
+encoder-decoder's other half (BART), counts on. No architecture is known by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from evomerge.checkpoints.numbering import Spot, component_by_words, is_vector_weight
+
+_NORM = re.compile(r"norm|^(ln|bn)(_|\d|$)", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_QUERY_KEY_VALUE = re.compile(
+    r"^(w?[qkv]|qkv|query|key|value|query_key_value|[qkv]_(proj|lin)|qkv_proj|c_attn)$",
+    re.IGNORECASE,
+)
+
+
+def spots_by_module(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Spot] | None:
+    """The spot of every stored tensor, or None if transformers cannot build the config's class.
+
+    Files may name tensors with or without the prefix of the headless model ("transformer.",
+    "bert."); what the tree does not have at all goes by the words of its name.
+    """
+    model = _meta_model(config)
+    if model is None:
+        return None
+    tree = _Tree(model)
+    if not any(tree.find(name) for name in shapes):
+        return None
+    spots = {}
+    for name, shape in shapes.items():
+        found = tree.find(name)
+        if found is not None:
+            spots[name] = tree.spot(found)
+            continue
+        layer, role = tree.layer_by_name(name)
+        vector = is_vector_weight(name, shape, shapes)
+        spots[name] = Spot(layer, component_by_words(name, layer, vector=vector), role)
+    return spots
+
+
+def _meta_model(config: Mapping[str, Any]) -> nn.Module | None:
+    """The config's model without memory; None where its class is not in transformers."""
+    import transformers
+
+    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else ""
+    found = getattr(transformers, name, None) if isinstance(name, str) and name else None
+    classes: list[Any] = [transformers.AutoModelForCausalLM, transformers.AutoModel]
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        classes.insert(0, found)
+    try:
+        parsed = transformers.AutoConfig.for_model(config.get("model_type", ""), **settings)
+    except Exception:
+        return None
+    for cls in classes:
+        # A config can ask for anything: whatever fails here, the names still tell the layers.
+        with contextlib.suppress(Exception), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build = cls.from_config if cls in classes[-2:] else cls._from_config
+            model: nn.Module = build(parsed)
+            return model
+    return None
+
+
+class _Tree:
+    """A model's parameters and buffers by name, and its block lists by path."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self._tensors: dict[str, torch.Tensor] = dict(
+            model.named_parameters(remove_duplicate=False)
+        ) | dict(model.named_buffers(remove_duplicate=False))
+        prefix = getattr(model, "base_model_prefix", "")
+        self._prefix = f"{prefix}." if prefix else ""
+        self._has_base = bool(prefix) and prefix in self._modules
+        self._inputs = _parameter_ids(_call(model, "get_input_embeddings"))
+        self._outputs = _parameter_ids(_call(model, "get_output_embeddings"))
+        self.lists = _block_lists(model, self._modules)  # path -> number of its first layer
+
+    def find(self, name: str) -> str | None:
+        """The tree's name for a stored tensor."""
+        for candidate in (name, self._prefix + name, name.removeprefix(self._prefix)):
+            if candidate in self._tensors:
+                return candidate
+        return None
+
+    def spot(self, name: str) -> Spot:
+        """The spot of a tensor of the tree."""
+        layer, role = self.layer_by_name(name)
+        if layer is None:
+            return Spot(None, self._outside(name), role)
+        return Spot(layer, self._inside(name), role)
+
+    def layer_by_name(self, name: str) -> tuple[int | None, str]:
+        """The layer that a name points into, and the tensor's role there."""
+        for path, first in self.lists.items():
+            for start in (path, path.removeprefix(self._prefix), self._prefix + path):
+                match = re.match(re.escape(start) + r"\.(\d+)(?=\.|$)", name)
+                if match:
+                    return first + int(match.group(1)), f"{start}.*{name[match.end() :]}"
+        return None, name
+
+    def _inside(self, name: str) -> str:
+        path = next(p for p in self.lists if name.startswith(p + "."))
+        parts = name.split(".")
+        depth = path.count(".") + 1  # parts of the list's path; its index comes next
+        # From the list's own name inwards: parallel lists say "attentions" there.
+        steps: list[tuple[str, nn.Module | None]] = [(parts[depth - 1], None)]
+        steps += [
+            (parts[i - 1], self._modules[".".join(parts[:i])]) for i in range(depth + 2, len(parts))
+        ]
+        if depth + 2 >= len(parts):  # the list's entries are leaves themselves
+            steps.append(("", self._modules[".".join(parts[: depth + 1])]))
+        if self._is_norm(name, steps[-1]):
+            return "norm"
+        if any(_is_attention(part, module) for part, module in steps):
+            return "attention"
+        tensor = self._tensors[name]
+        loose = len(parts) == depth + 2 and not isinstance(steps[-1][1], nn.Linear)
+        if loose or not isinstance(tensor, nn.Parameter):
+            return "other"  # a gain of the block itself, a mask, a table of frequencies
+        return "mlp"
+
+    def _outside(self, name: str) -> str:
+        tensor = self._tensors[name]
+        parent, _, leaf = name.rpartition(".")
+        module = self._modules[parent]
+        if id(tensor) in self._inputs:  # a tied head is the embedding
+            return "embedding"
+        if self._is_norm(name, (parent.rpartition(".")[2], module)):
+            return "norm"
+        headless = not self._has_base or name.startswith(self._prefix)
+        if id(tensor) in self._outputs or not headless or leaf == "final_logits_bias":
+            return "head"
+        if isinstance(module, nn.Embedding) or re.search("embed", name, re.IGNORECASE):
+            return "embedding"
+        return "other"
+
+    def _is_norm(self, name: str, step: tuple[str, nn.Module | None]) -> bool:
+        part, module = step
+        if module is not None and (_NORM.search(type(module).__name__) or _NORM.search(part)):
+            return True
+        leaf = name.rpartition(".")[2]
+        weight = getattr(module, "weight", None)
+        one_dimensional = isinstance(weight, torch.Tensor) and weight.ndim == 1
+        return leaf in ("weight", "bias") and one_dimensional
+
+
+def _is_attention(part: str, module: nn.Module | None) -> bool:
+    if _ATTENTION.search(part):
+        return True
+    if module is None:
+        return False
+    children = [child for child, _ in module.named_children()]
+    return bool(_ATTENTION.search(type(module).__name__)) or any(
+        _QUERY_KEY_VALUE.match(child) for child in children
+    )
+
+
+def _block_lists(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The paths of the lists whose entries are layers, with the number of the first entry."""
+    lists: dict[str, nn.ModuleList] = {}
+    for path, module in modules.items():
+        nested = any(path.startswith(other + ".") for other in lists)
+        if isinstance(module, nn.ModuleList) and len(module) and not nested:
+            lists[path] = module
+    if not lists:
+        return {}
+    main = max(lists, key=lambda path: sum(p.numel() for p in lists[path].parameters()))
+    block = type(lists[main][0])
+    both_halves = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    numbers: dict[str, int] = {}
+    count = 0
+    for path, entries in lists.items():
+        beside = [
+            p
+            for p in numbers
+            if p.rpartition(".")[0] == path.rpartition(".")[0] and len(lists[p]) == len(entries)
+        ]
+        if beside:
+            numbers[path] = numbers[beside[0]]
+        elif path == main or type(entries[0]) is block or both_halves or _twins(path, main, lists):
+            numbers[path] = count
+            count += len(entries)
+    return numbers
+
+
+def _twins(path: str, main: str, lists: Mapping[str, nn.ModuleList]) -> bool:
+    """Whether a list stands beside the main one and has as many entries."""
+    same_parent = path.rpartition(".")[0] == main.rpartition(".")[0]
+    return same_parent and len(lists[path]) == len(lists[main])
+
+
+def _call(model: nn.Module, method: str) -> nn.Module | None:
+    try:
+        found = getattr(model, method)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _parameter_ids(module: nn.Module | None) -> set[int]:
+    return set() if module is None else {id(p) for p in module.parameters()}
