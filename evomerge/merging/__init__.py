@@ -1,1 +1,12 @@
-"""Operators, and what writes a recipe's tensors into a model."""
+"""Operators, and what writes a recipe's tensors into a model.
+
+The table can be read without importing torch: names, parameters and validation cost nothing.
+"""
+
+from __future__ import annotations
+
+from evomerge.merging.check import check_merge, resolved_parameters
+from evomerge.merging.operator import Operator
+from evomerge.merging.table import OPERATORS
+
+__all__ = ["OPERATORS", "Operator", "check_merge", "resolved_parameters"]

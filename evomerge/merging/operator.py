@@ -1,0 +1,104 @@
+"""What an operator is: a declaration that can be read without torch, and two functions on tensors.
+
+`prepare` does all that does not depend on the free parameters, once; `apply` is what a candidate
+costs. Both see a *block*: one large tensor, or the small tensors of one layer and component laid
+end to end, so that a small model is not merged in hundreds of tiny steps. What is defined per
+tensor (an angle, a threshold, a norm) is computed per *segment*, so results never depend on the
+blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+from evomerge.records import Parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Value = float | bool | str | tuple[float, ...]  # a tuple has one value for each source
+Values = Mapping[str, Value]
+
+CHUNK = 2**18  # entries: float32 scratch for some experts stays inside a core's cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tensors laid end to end, as an operator reads them.
+
+    names, shapes: of the tensors; base: shape (numel,), absent for operators that need none;
+    sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
+    whole_model: the ascending magnitudes of a source's task vector over the whole model.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    base: Tensor | None
+    sources: tuple[Tensor, ...]
+    source_names: tuple[str, ...]
+    mask_seed: int
+    whole_model: Callable[[str], NDArray[np.float32]]
+
+    @property
+    def segments(self) -> tuple[slice, ...]:
+        """Where each tensor lies."""
+        stops = [0, *accumulate(math.prod(shape) for shape in self.shapes)]
+        return tuple(slice(start, stop) for start, stop in pairwise(stops))
+
+    @property
+    def numel(self) -> int:
+        """Entries of all tensors together."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def rows(self) -> list[Tensor]:
+        """The sources: as float32 where they are small, else as they are, converted by chunk."""
+        return [small_as_float(source) for source in self.sources]
+
+
+def small_as_float(tensor: Tensor) -> Tensor:
+    """A float32 copy of a tensor of at most one chunk; a larger one as it is."""
+    return tensor.float() if tensor.numel() <= CHUNK else tensor
+
+
+def chunks(numel: int) -> Iterator[slice]:
+    """Slices of at most CHUNK entries."""
+    for start in range(0, numel, CHUNK):
+        yield slice(start, min(start + CHUNK, numel))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A way to merge tensors.
+
+    prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
+    apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
+    accumulated in float32 and cast once. It raises CandidateError where the parameters make no
+    model.
+    """
+
+    name: str
+    paper: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    needs_base: bool
+    min_sources: int
+    max_sources: int | None
+    prepare: Callable[[Block, Values], Any]
+    apply: Callable[[Any, Values, Tensor], None]
+
+    def parameter(self, name: str) -> Parameter:
+        """The declaration of a parameter.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(name)

@@ -1,0 +1,146 @@
+"""The one model that a worker keeps, with the current candidate's tensors in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.errors import ModelError, Problem, nearest
+from evomerge.merging.blocks import Effective, Group
+from evomerge.merging.materialise import Merger
+from evomerge.recipe import Recipe
+
+CACHE_BYTES = 2 * 2**30
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
+
+class Resident:
+    """A module that recipes are written into, in place.
+
+    Only what changed since the last recipe is written again. The module has no gradients, is in
+    evaluation mode, and must not be changed by anyone else.
+    """
+
+    def __init__(self, module: nn.Module, merger: Merger, tokenizer: Any = None) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.merger = merger
+        self._targets = _targets(module, merger)
+        self._written: dict[Group, Effective | None] = {}
+
+    @classmethod
+    def open(
+        cls,
+        checkpoints: Mapping[str, Checkpoint],
+        base: str,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Resident:
+        """The base's module, on `device`, in `dtype` or else as it is stored.
+
+        build: makes the module of models that are not transformers folders.
+
+        Raises:
+            ModelError: the module cannot be made, or its tensors are not those of the base.
+        """
+        merger = Merger(
+            checkpoints, anatomy_of(checkpoints[base]), base, cache_bytes, device=device
+        )
+        origin = checkpoints[base]
+        if build is not None:
+            module, tokenizer = build(), None
+            _targets(module, merger)
+            state = {name: origin.tensor(name) for name in origin.names}
+            module.load_state_dict(state, strict=False)
+            module = module.to(dtype=dtype) if dtype is not None else module
+        elif origin.path is not None and origin.config:
+            folder = Path(origin.path)
+            module, tokenizer = _from_folder(folder, origin.config, dtype), _tokenizer(folder)
+        else:
+            what = "is no transformers folder, so `build` has to make its module"
+            raise ModelError(Problem(origin.where, what))
+        return cls(module.to(device), merger, tokenizer)
+
+    def write(self, recipe: Recipe) -> int:
+        """Write a recipe's tensors into the module; how many had to be written.
+
+        Raises:
+            ConfigurationError: the recipe cannot be applied; the module is as it was.
+            CandidateError: a merged tensor is not finite, or the parameters make no tensor. What
+                the module holds is then unknown until the next write.
+        """
+        plan = self.merger.plan(recipe)
+        held, self._written = self._written, {}
+        count = 0
+        for group, effective in plan.items():
+            if group not in held or held[group] != effective:
+                self.merger.write(group, effective, self._targets[group])
+                count += len(group.names)
+        self._written = dict(plan)
+        return count
+
+
+def _targets(module: nn.Module, merger: Merger) -> dict[Group, list[Tensor]]:
+    """The module's tensors, group by group.
+
+    Raises:
+        ModelError: naming every tensor that one side lacks, or that has another shape.
+    """
+    state = {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
+    origin = merger.checkpoints[merger.base]
+    problems = []
+    for name in origin.names:
+        where = f"{origin.where}: {name}"
+        if name not in state:
+            problems.append(Problem(where, "the module has no such tensor", nearest(name, state)))
+        elif tuple(state[name].shape) != origin.shape(name):
+            what = f"has shape {origin.shape(name)}, in the module {tuple(state[name].shape)}"
+            problems.append(Problem(where, what))
+    stored = {state[name].data_ptr() for name in origin.names if name in state}
+    problems += [
+        Problem(f"{origin.where}: {name}", "the module needs it and the model has it not")
+        for name, tensor in state.items()
+        if name not in origin.names and tensor.numel() and tensor.data_ptr() not in stored
+    ]
+    if problems:
+        raise ModelError(problems)
+    return {group: [state[name] for name in group.names] for group in merger.groups}
+
+
+def _from_folder(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:
+    """The model class that the config names, else a causal language model, with the weights."""
+    import transformers
+
+    named = next(iter(config.get("architectures") or ()), "")
+    kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+    try:
+        module: nn.Module = kind.from_pretrained(
+            folder, dtype=dtype or "auto", trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(Problem(str(folder), f"transformers cannot load it: {error}")) from error
+    return module
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; None if it has none."""
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        what = f"transformers cannot load its tokenizer: {error}"
+        raise ModelError(Problem(str(folder), what)) from error
