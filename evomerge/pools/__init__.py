@@ -8,9 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.pools.local import InlinePool, LocalPool
+from evomerge.pools.local import InlinePool, LocalPool, warm_up
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Pool
+
+__all__ = ["POOLS", "PoolConfig", "WorkerSpec", "make_pool", "warm_up"]
 
 POOLS = {"local": LocalPool}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -68,8 +69,7 @@ class LocalPool:
         self._queue: deque[Job] = deque()
         self._attempts: dict[int, int] = {}
         self._stillborn = 0  # workers in a row that died before they were ready
-        self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["evomerge.pools.preload"])
+        self._context = _server_context()
         self._seats = [self._start(number) for number in range(workers)]
 
     def submit(self, job: Job) -> None:
@@ -157,6 +157,18 @@ class LocalPool:
         del self._attempts[job.id]
         reason = f"its worker died {attempts} times (last exit code {seat.process.exitcode})"
         return [Outcome(job, failure=Failure("worker", reason), worker=f"local-{number}")]
+
+
+def warm_up() -> None:
+    """Start the process that workers are forked from; its imports run beside the driver's own."""
+    _server_context()
+    multiprocessing.forkserver.ensure_running()
+
+
+def _server_context() -> Any:
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["evomerge.pools.preload"])
+    return context
 
 
 def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from evomerge.fitness.estimators.fixed import FixedItems, Full, Subset
+from evomerge.fitness.estimators.fixed import Full, Subset
 from evomerge.fitness.estimators.racing import Racing
 
-ESTIMATORS: dict[str, type[FixedItems] | type[Racing]] = {
+ESTIMATORS: dict[str, type[Full] | type[Subset] | type[Racing]] = {
     "full": Full,
     "subset": Subset,
     "racing": Racing,

@@ -22,19 +22,11 @@ from evomerge.records import CandidateId, Cohort, Objective, Request, Score
 class FixedItems:
     """The mean over a fixed set of items."""
 
-    summary = ""
     num_incumbents = 0
 
     def __init__(self, objectives: Sequence[Objective], items: Items) -> None:
         self._objectives = tuple(objectives)
         self._items = items
-
-    @classmethod
-    def make(
-        cls, objectives: Sequence[Objective], items: Items, seed: int, options: Mapping[str, Any]
-    ) -> FixedItems:
-        """An estimator from the options of a fitness file."""
-        raise TypeError("made as Full or Subset")
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """Whatever of the items is not answered yet."""
@@ -57,7 +49,7 @@ class Full(FixedItems):
 
     @classmethod
     def make(
-        cls, objectives: Sequence[Objective], items: Items, seed: int, options: Mapping[str, Any]
+        cls, objectives: Sequence[Objective], items: Items, _seed: int, options: Mapping[str, Any]
     ) -> Full:
         """`full` has no options."""
         parse_options(EstimatorOptions, options)
@@ -94,7 +86,8 @@ def draw(items: Items, count: int, seed: int) -> dict[str, tuple[int, ...]]:
     for number, (task, ids) in enumerate(sorted(items.items())):
         if count > len(ids):
             raise ConfigurationError(
-                f"estimator: {count} items were asked for, task {task} has {len(ids)} for the search"
+                f"estimator: {count} items were asked for; "
+                f"task {task} has {len(ids)} for the search"
             )
         order = np.random.default_rng([seed, number]).permutation(len(ids))
         drawn[task] = tuple(int(ids[i]) for i in order[:count])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class RacingOptions(EstimatorOptions):
     @field_validator("rungs")
     @classmethod
     def _rising(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
-        if not rungs or rungs[0] < 2 or any(a >= b for a, b in zip(rungs, rungs[1:], strict=False)):
+        if not rungs or rungs[0] < 2 or any(a >= b for a, b in pairwise(rungs)):
             raise ValueError("rungs must rise, from 2 items or more")
         return rungs
 
@@ -139,7 +140,7 @@ class Racing:
         return rungs
 
     def _items(self, cohort: int, count: int) -> dict[str, tuple[int, ...]]:
-        """The first `count` items of a cohort's window; windows follow each other, round the end."""
+        """The first `count` items of a cohort's window; windows follow each other in a ring."""
         shift = max(cohort, 0) * self._options.rungs[-1] if self._options.rotate else 0
         return {
             task: tuple(order[(shift + i) % len(order)] for i in range(count))

@@ -1,0 +1,1 @@
+"""Experiments: read from YAML, wired together, run."""

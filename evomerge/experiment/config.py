@@ -1,0 +1,306 @@
+"""What an experiment file may say, and the reading of it with everything that it refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from evomerge.documents import Document, parse, read_yaml
+from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.files import catalogue_folder
+from evomerge.fitness import ESTIMATORS, TASKS
+from evomerge.pools import PoolConfig
+from evomerge.recipe import DType
+from evomerge.records import Budget, Objective
+from evomerge.search_spaces import WeightsConfig, parse_space
+from evomerge.searchers import SEARCHERS
+
+T = TypeVar("T")
+
+
+class Strict(BaseModel):
+    """Frozen, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ObjectiveConfig(Strict):
+    """What is good: a weighted mean over tasks of one response column."""
+
+    tasks: dict[str, float] = Field(min_length=1)
+    column: str = "score"
+    minimize: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """`name: task` and `tasks: [a, b]` stand for equal weights."""
+        if isinstance(data, str):
+            return {"tasks": {data: 1.0}}
+        if isinstance(data, Mapping) and isinstance(data.get("tasks"), list):
+            return {**data, "tasks": dict.fromkeys(data["tasks"], 1.0)}
+        return data
+
+    def objective(self, name: str) -> Objective:
+        """With weights that sum to one."""
+        total = sum(self.tasks.values())
+        weights = {task: weight / total for task, weight in self.tasks.items()}
+        return Objective(name, weights, self.column, -1 if self.minimize else 1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _positive(cls, tasks: dict[str, float]) -> dict[str, float]:
+        if any(weight <= 0 for weight in tasks.values()):
+            raise ValueError("task weights must be positive")
+        return tasks
+
+
+class SplitConfig(Strict):
+    """How many items of each task serve what.
+
+    search: for the searcher. fresh: seen by no searcher, to choose among its best.
+    holdout: for the report, after everything is chosen; None is all the rest.
+    """
+
+    search: int = Field(default=240, ge=1)
+    fresh: int = Field(default=240, ge=0)
+    holdout: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class SelectConfig(Strict):
+    """What "best" means: the largest weighted mean of the objectives, or the front's knee."""
+
+    kind: Literal["weights", "knee"] = "weights"
+    weights: dict[str, float] = Field(default_factory=dict)
+    at_least: dict[str, float] = Field(default_factory=dict)
+
+
+class FitnessConfig(Strict):
+    """A fitness file."""
+
+    tasks: dict[str, dict[str, Any]] = Field(min_length=1)
+    objectives: dict[str, ObjectiveConfig] = Field(min_length=1)
+    estimator: dict[str, Any] = Field(default_factory=lambda: {"kind": "full"})
+    split: SplitConfig = SplitConfig()
+    select: SelectConfig = SelectConfig()
+    finalists: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> FitnessConfig:
+        for name, objective in self.objectives.items():
+            for task in objective.tasks:
+                if task not in self.tasks:
+                    hint = nearest(task, self.tasks)
+                    raise ValueError(f"objective {name}: no task {task!r} ({hint})")
+        for name in (*self.select.weights, *self.select.at_least):
+            if name not in self.objectives:
+                hint = nearest(name, self.objectives)
+                raise ValueError(f"select: no objective {name!r} ({hint})")
+        kind = self.estimator.get("kind")
+        if kind not in ESTIMATORS:
+            raise ValueError(f"estimator: unknown kind {kind!r} ({nearest(str(kind), ESTIMATORS)})")
+        for name, task in self.tasks.items():
+            if (kind := task.get("kind", "lm_eval")) not in {*TASKS, "python"}:
+                raise ValueError(f"task {name}: unknown kind {kind!r} ({nearest(kind, TASKS)})")
+        return self
+
+    def all_objectives(self) -> tuple[Objective, ...]:
+        """The objectives in their declared order."""
+        return tuple(config.objective(name) for name, config in self.objectives.items())
+
+
+class BudgetConfig(Strict):
+    """When a search stops: whatever comes first."""
+
+    candidates: int | None = Field(default=None, ge=1)
+    item_evaluations: int | None = Field(default=None, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> BudgetConfig:
+        if self.candidates is None and self.item_evaluations is None and self.hours is None:
+            raise ValueError("at least one of candidates, item_evaluations and hours is needed")
+        return self
+
+    def budget(self) -> Budget:
+        """The same, as the loop reads it."""
+        return Budget(self.candidates, self.item_evaluations, self.hours)
+
+
+class SearcherConfig(BaseModel):
+    """The searcher's kind; what stands beside it are its own options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in SEARCHERS:
+            raise ValueError(f"unknown searcher ({nearest(kind, SEARCHERS)})")
+        return kind
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside the kind."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ExperimentConfig(Strict):
+    """An experiment file, with its space and its fitness in it."""
+
+    name: str = ""
+    base: str
+    experts: dict[str, str] = Field(min_length=1)
+    space: WeightsConfig
+    fitness: FitnessConfig
+    searcher: SearcherConfig
+    budget: BudgetConfig
+    seed: int = Field(default=0, ge=0)
+    in_flight: int | None = Field(default=None, ge=1)
+    cohort: int | None = Field(default=None, ge=1)
+    pool: PoolConfig = PoolConfig()
+    threads_per_worker: int = Field(default=1, ge=1)
+    dtype: DType | None = None
+    allow_pickle_weights: bool = False
+    allow_code: bool = False
+
+    @field_validator("experts")
+    @classmethod
+    def _no_base(cls, experts: dict[str, str]) -> dict[str, str]:
+        if "base" in experts:
+            raise ValueError("`base` is the base model's own name; call the expert something else")
+        return experts
+
+    def models(self) -> dict[str, str]:
+        """Name -> path, with the base under the name `base`."""
+        return {"base": self.base, **self.experts}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the trajectory: everything but the name, the budget and the pool."""
+        data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
+        return {**data, "experts": list(self.experts)}  # models count by their sha256, elsewhere
+
+    def to_yaml(self) -> str:
+        """The resolved experiment, as it is frozen in the run folder."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def read_experiment(path: Path, *, allow_code: bool = False) -> ExperimentConfig:
+    """Read an experiment with the files that it refers to.
+
+    Raises:
+        ConfigurationError: with every problem of every file.
+    """
+    document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        raise ConfigurationError(f"{path}: expected a mapping, got {document.data!r}")
+    problems: list[Problem] = []
+    data = dict(document.data)
+    parts: dict[str, Any] = {}
+    readers: dict[str, Callable[[Document], Any]] = {"space": parse_space, "fitness": read_fitness}
+    catalogues = {"space": "search_spaces", "fitness": "fitness"}
+    for key, reader in readers.items():
+        if key in data:
+            part = _collect(
+                problems,
+                lambda key=key, reader=reader: reader(_refer(document, key, catalogues[key])),
+            )
+            parts[key] = part
+    # A part that failed is replaced by one that holds, so that the rest is checked all the same.
+    data.update({key: part for key, part in parts.items() if part is not None})
+    for key in [key for key, part in parts.items() if part is None]:
+        data.pop(key)
+    broken = {key for key, part in parts.items() if part is None}
+    for key in ("base", "experts"):
+        data[key] = _absolute_models(data.get(key), path.parent) if key in data else None
+        if data[key] is None:
+            data.pop(key)
+    if allow_code:
+        data["allow_code"] = True
+    try:
+        config = parse(ExperimentConfig, Document(data, path, document.lines))
+    except ConfigurationError as error:
+        problems += [p for p in error.problems if not _is_about(p, broken)]
+        config = None
+    if problems or config is None:
+        raise ConfigurationError(problems)
+    return config
+
+
+def read_fitness(document: Document) -> FitnessConfig:
+    """Validate a fitness file; its task files are relative to it.
+
+    Raises:
+        ConfigurationError: with every problem and its line.
+    """
+    folder = document.path.parent if document.path else Path.cwd()
+    if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
+        tasks = {
+            name: {**task, "path": str((folder / task["path"]).resolve())}
+            if isinstance(task, dict) and isinstance(task.get("path"), str)
+            else task
+            for name, task in document.data["tasks"].items()
+        }
+        document = Document({**document.data, "tasks": tasks}, document.path, document.lines)
+    return parse(FitnessConfig, document)
+
+
+def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
+    """A path relative to a file, or a name in the catalogue that comes with evomerge."""
+    if reference.endswith((".yaml", ".yml")):
+        near = (folder / reference).resolve()
+        if near.exists() or "/" in reference:
+            return near
+    catalogue = catalogue_folder(kind)
+    path = catalogue / f"{reference.removesuffix('.yaml').removesuffix('.yml')}.yaml"
+    if not path.exists():
+        names = [p.stem for p in catalogue.glob("*.yaml")]
+        what = f"no such file, and no such name in {kind}"
+        raise ConfigurationError(Problem(reference, what, nearest(reference, names)))
+    return path
+
+
+def _refer(document: Document, key: str, kind: str) -> Document:
+    """The document that a key holds, or refers to."""
+    value = document.data[key]
+    folder = document.path.parent if document.path else Path.cwd()
+    if isinstance(value, str):
+        try:
+            return read_yaml(find_in_catalogue(value, kind, folder))
+        except ConfigurationError as error:
+            place = document.where((key,))
+            raise ConfigurationError(
+                [Problem(f"{place} -> {p.where}", p.what, p.hint) for p in error.problems]
+            ) from None
+    lines = {place[1:]: line for place, line in document.lines.items() if place[:1] == (key,)}
+    return Document(value, document.path, lines)
+
+
+def _absolute_models(value: Any, folder: Path) -> Any:
+    """Paths of models are relative to the experiment's file; zoo references stay as they are."""
+    if isinstance(value, Mapping):
+        return {name: _absolute_models(path, folder) for name, path in value.items()}
+    if not isinstance(value, str) or value.startswith("zoo:"):
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:
+    """The action's result, or None with its problems noted."""
+    try:
+        return action()
+    except EvomergeError as error:
+        problems += error.problems
+        return None
+
+
+def _is_about(problem: Problem, keys: set[str]) -> bool:
+    """Whether a problem only says that a part is missing which is known to be broken."""
+    return any(problem.where.endswith(f" {key}") for key in keys)

@@ -1,0 +1,250 @@
+"""Start a run, go on with one, finish it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
+from evomerge.experiment.config import BudgetConfig, ExperimentConfig
+from evomerge.experiment.wire import InMemory, Parts, wire
+from evomerge.files import write_text
+from evomerge.ledger import Ledger
+from evomerge.lock import RunLock
+from evomerge.loop import Search, best_first, run_search
+from evomerge.measurement import Measurer
+from evomerge.pools import make_pool, warm_up
+from evomerge.protocols import Observer
+from evomerge.records import Candidate
+from evomerge.results.final import Finale, choose_and_report, recommendation
+from evomerge.results.references import grid_cohort, measure_references
+
+LEDGER = "ledger.sqlite"
+EXPERIMENT = "experiment.yaml"
+RECORDED_VERSIONS = ("evomerge", "torch", "transformers", "lm_eval", "numpy", "cma", "pymoo")
+
+
+class Watcher(Observer, Protocol):
+    """An observer that also wants to know what the driver is at."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Something that takes a while goes on: training a zoo, reading a model."""
+
+    def started(self, parts: Parts, ledger: Ledger) -> None:
+        """The parts are there; the ledger is open."""
+
+    def phase(self, name: str) -> None:
+        """`references`, `search`, `finalists` or `holdout` begins."""
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    in_memory: InMemory | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> Path:
+    """Run an experiment in a folder, or go on with the run that is there.
+
+    Returns the folder. A finished run whose budget is spent stays as it is.
+
+    Raises:
+        EvomergeError: of whatever kind; what was measured is in the folder's ledger.
+        Interrupted: SIGINT or SIGTERM.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out), run_log(out / "run.log"), signals():
+        if config.pool.num_workers > 0 and in_memory is None:
+            warm_up()
+
+        def progress(what: str, done: int, total: int) -> None:
+            for watcher in watchers:
+                watcher.progress(what, done, total)
+
+        parts = wire(config, in_memory, progress)
+        for warning in parts.models.warnings:
+            logging.getLogger("evomerge").warning(warning)
+        with closing(open_ledger(out / LEDGER, parts)) as ledger:
+            write_text(out / EXPERIMENT, config.to_yaml())
+            ledger.note("session", session_facts())
+            for watcher in watchers:
+                watcher.started(parts, ledger)
+            pool = make_pool(config.pool, parts.worker, out / "run.log")
+            try:
+                search_and_finish(parts, ledger, Measurer(pool, ledger, watchers), watchers)
+            finally:
+                pool.close()
+    return out
+
+
+def search_and_finish(
+    parts: Parts, ledger: Ledger, measurer: Measurer, watchers: Sequence[Watcher]
+) -> None:
+    """References, search, finalists, holdout; what is recorded already is not done again."""
+
+    def phase(name: str) -> None:
+        for watcher in watchers:
+            watcher.phase(name)
+
+    phase("references")
+    references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
+    population = parts.searcher.population
+    cohort_size = parts.config.cohort or min(population, parts.config.in_flight or population)
+    search = Search(
+        searcher=parts.searcher,
+        space=parts.space,
+        estimator=parts.estimator,
+        ledger=ledger,
+        in_flight=parts.config.in_flight or max(population, cohort_size),
+        cohort_size=cohort_size,
+        references=references,
+        observers=watchers,
+    )
+    phase("search")
+    run_search(search, measurer, parts.config.budget.budget())
+    if ledger.final() is None:
+        finish(parts, search, measurer, references, phase)
+
+
+def finish(
+    parts: Parts,
+    search: Search,
+    measurer: Measurer,
+    references: tuple[Candidate, ...],
+    phase: Any,
+) -> None:
+    """Choose, open the holdout, and record the final table."""
+    ledger = search.ledger
+    finale = Finale(
+        ledger, measurer, parts.objectives, parts.split, parts.select, parts.config.seed
+    )
+    evaluations = ledger.evaluations()
+    table = choose_and_report(
+        finale,
+        ranked=best_first(list(evaluations.values())),
+        num_finalists=parts.config.fitness.finalists,
+        references=references,
+        grid_scores=parts.estimator.scores(grid_cohort(references, ledger)),
+        recommended=recommendation(
+            search.searcher.recommend(), parts.space, ledger, search.num_told
+        ),
+        on_phase=phase,
+    )
+    if table is None:
+        raise EvomergeError(no_candidate_worked(ledger))
+    ledger.note("final", table)
+
+
+def no_candidate_worked(ledger: Ledger) -> list[Problem]:
+    """Why there is nothing to choose from: the reasons, most frequent first."""
+    reasons: dict[str, int] = {}
+    for evaluation in ledger.evaluations().values():
+        if evaluation.failure is not None:
+            reasons[evaluation.failure.reason] = reasons.get(evaluation.failure.reason, 0) + 1
+    shown = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return [Problem("", "no candidate could be measured")] + [
+        Problem(f"{count} candidates", reason) for reason, count in shown
+    ]
+
+
+def open_ledger(path: Path, parts: Parts) -> Ledger:
+    """A new ledger, or the one that is there if it is of the same experiment.
+
+    Raises:
+        ConfigurationError: it belongs to another experiment; says what differs.
+    """
+    if not path.exists():
+        meta = {"identity": parts.identity, "evomerge": version("evomerge")}
+        return Ledger.create(path, meta, parts.num_items)
+    ledger = Ledger(path)
+    recorded, now = ledger.meta["identity"], parts.identity
+    differing = [key for key in sorted({*recorded, *now}) if recorded.get(key) != now.get(key)]
+    if differing:
+        ledger.close()
+        raise ConfigurationError(
+            [
+                Problem(
+                    f"{path.parent} {key}",
+                    f"the run there has {recorded.get(key)}, this experiment {now.get(key)}",
+                )
+                for key in differing
+            ]
+            + [Problem("", "choose another --out, or remove that folder")]
+        )
+    return ledger
+
+
+def read_run_config(folder: Path, budget: int | None = None) -> ExperimentConfig:
+    """The experiment of a run folder, with another budget in candidates if one is given.
+
+    Raises:
+        ConfigurationError: there is no run.
+    """
+    from evomerge.experiment.config import read_experiment
+
+    if not (folder / LEDGER).exists():
+        raise ConfigurationError(f"{folder}: no run here (there is no {LEDGER})")
+    config = read_experiment(folder / EXPERIMENT)
+    if budget is not None:
+        config = config.model_copy(update={"budget": BudgetConfig(candidates=budget)})
+    return config
+
+
+def session_facts() -> dict[str, Any]:
+    """Where and with what the driver runs: what a replay that drifts is explained by."""
+    versions = {}
+    for package in RECORDED_VERSIONS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": platform.processor(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+@contextmanager
+def run_log(path: Path) -> Iterator[None]:
+    """Log to the run's own file for as long as the run goes."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s driver %(levelname)s %(message)s"))
+    root = logging.getLogger("evomerge")
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Interrupted; a second signal ends the process at once."""
+
+    def interrupt(number: int, _frame: Any) -> None:
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    try:
+        previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

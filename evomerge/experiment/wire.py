@@ -1,0 +1,236 @@
+"""The one place that makes an experiment's parts and puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.preflight import check_finite, preflight
+from evomerge.errors import ConfigurationError, EvomergeError, Problem
+from evomerge.experiment.config import ExperimentConfig
+from evomerge.fitness import make_estimator, make_task
+from evomerge.fitness.select import Select
+from evomerge.fitness.split import Split, split_items
+from evomerge.pools.worker import WorkerSpec
+from evomerge.protocols import Estimator, Searcher, SearchSpace, Task
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.records import Facts, Genome, Objective
+from evomerge.search_spaces import make_space
+from evomerge.search_spaces.weights import check_experts
+from evomerge.searchers import make_searcher
+from evomerge.zoo import zoo_path
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """What a Python user hands over instead of paths: state dicts, a module, a fitness."""
+
+    models: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    build: Callable[[], nn.Module] | None = None
+    python_tasks: Mapping[str, Task] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Opened models that are known to fit together."""
+
+    checkpoints: dict[str, Checkpoint]
+    anatomy: Anatomy
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An experiment, ready to run."""
+
+    config: ExperimentConfig
+    models: Models
+    template: Recipe
+    tasks: dict[str, Task]
+    split: Split
+    objectives: tuple[Objective, ...]
+    space: SearchSpace
+    estimator: Estimator
+    searcher: Searcher
+    select: Select
+    worker: WorkerSpec
+
+    @property
+    def num_items(self) -> dict[str, int]:
+        """Task -> length of a response column."""
+        return {name: max(task.items) + 1 for name, task in self.tasks.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the trajectory, with models and tasks by their content."""
+        return {
+            **self.config.identity(),
+            "models": {name: source.sha256 for name, source in self.template.models.items()},
+            "items": {name: task.fingerprint for name, task in self.tasks.items()},
+        }
+
+
+def open_models(
+    config: ExperimentConfig, in_memory: InMemory | None = None, progress: Progress | None = None
+) -> Models:
+    """Open and compare the models; zoo models are trained on first use.
+
+    Raises:
+        ConfigurationError: an unknown zoo.
+        ModelError: everything that is missing, damaged, not finite, or does not fit.
+    """
+    given = (in_memory or InMemory()).models
+    checkpoints: dict[str, Checkpoint] = {}
+    problems: list[Problem] = []
+    error_type: type[EvomergeError] = ConfigurationError
+    for name, path in config.models().items():
+        try:
+            source = given[name] if name in given else resolve(path, progress)
+            checkpoints[name] = open_checkpoint(
+                source, name=name, allow_pickle=config.allow_pickle_weights
+            )
+        except EvomergeError as error:
+            error_type = type(error)
+            problems += [Problem(f"model {name}", str(p)) for p in error.problems]
+    if problems:
+        raise error_type(problems)
+    warnings = preflight(checkpoints, "base")
+    for name, checkpoint in checkpoints.items():
+        report = None if progress is None else partial(progress, f"reading {name}")
+        check_finite(checkpoint, report)
+    return Models(checkpoints, anatomy_of(checkpoints["base"]), tuple(warnings))
+
+
+def resolve(path: str, progress: Progress | None = None) -> str:
+    """A model's folder or file; `zoo:` references are trained on first use."""
+    return str(zoo_path(path, progress)) if path.startswith("zoo:") else path
+
+
+def wire(
+    config: ExperimentConfig, in_memory: InMemory | None = None, progress: Progress | None = None
+) -> Parts:
+    """Make all parts of an experiment; nothing is written and nothing is measured.
+
+    Raises:
+        ConfigurationError, ModelError: with all the problems of the first step that has any.
+    """
+    given = in_memory or InMemory()
+    objectives = config.fitness.all_objectives()
+    check_experts(config.space, tuple(config.experts))
+    tasks = make_tasks(config, given)
+    split = split_items(
+        {name: task.items for name, task in tasks.items()},
+        config.fitness.split.search,
+        config.fitness.split.fresh,
+        config.fitness.split.holdout,
+        config.fitness.split.seed,
+    )
+    estimator = make_estimator(config.fitness.estimator, objectives, split.search, config.seed)
+    models = open_models(config, given, progress)
+    template = make_template(config, models)
+    space = make_space(config.space, template, models.anatomy)
+    facts = Facts(make_designs(space, template), tuple(o.name for o in objectives))
+    return Parts(
+        config=config,
+        models=models,
+        template=template,
+        tasks=tasks,
+        split=split,
+        objectives=objectives,
+        space=space,
+        estimator=estimator,
+        searcher=make_searcher(
+            config.searcher.kind, space, config.seed, facts, config.searcher.options
+        ),
+        select=Select(
+            config.fitness.select.kind,
+            config.fitness.select.weights,
+            config.fitness.select.at_least,
+        ),
+        worker=worker_spec(config, given),
+    )
+
+
+def make_tasks(config: ExperimentConfig, in_memory: InMemory) -> dict[str, Task]:
+    """The tasks of the fitness; python tasks were made by the caller.
+
+    Raises:
+        ConfigurationError: the problems of all tasks at once.
+    """
+    tasks: dict[str, Task] = {}
+    problems: list[Problem] = []
+    for name, entry in task_entries(config).items():
+        try:
+            tasks[name] = in_memory.python_tasks.get(name) or make_task(name, entry)
+        except EvomergeError as error:
+            problems += [Problem(f"task {name}", str(p)) for p in error.problems]
+    if problems:
+        raise ConfigurationError(problems)
+    return tasks
+
+
+def task_entries(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Each task's entry in the fitness file; whether code may run is the experiment's to say."""
+    return {
+        name: {**entry, "allow_code": True} if config.allow_code else entry
+        for name, entry in config.fitness.tasks.items()
+    }
+
+
+def worker_spec(config: ExperimentConfig, in_memory: InMemory) -> WorkerSpec:
+    """What a worker is sent, once."""
+    return WorkerSpec(
+        models={
+            name: in_memory.models.get(name) or resolve(path)
+            for name, path in config.models().items()
+        },
+        base="base",
+        tasks={
+            name: entry
+            for name, entry in task_entries(config).items()
+            if name not in in_memory.python_tasks
+        },
+        threads=config.threads_per_worker,
+        allow_pickle=config.allow_pickle_weights,
+        build=in_memory.build,
+        python_tasks=in_memory.python_tasks,
+    )
+
+
+def make_template(config: ExperimentConfig, models: Models) -> Recipe:
+    """What all recipes of the run share; masks have the run's seed."""
+    sources = {
+        name: ModelSource(path=resolve(path), sha256=models.checkpoints[name].sha256())
+        for name, path in config.models().items()
+    }
+    return Recipe(
+        base="base",
+        models=sources,
+        default=Merge(operator=config.space.operator),
+        dtype=config.dtype,
+        mask_seed=config.seed,
+    )
+
+
+def make_designs(space: SearchSpace, template: Recipe) -> tuple[Genome, ...]:
+    """Each expert alone and the uniform merge, as far as the space can express them."""
+    experts = [name for name in template.models if name != template.base]
+    weights = [{name: float(name == chosen) for name in experts} for chosen in experts]
+    weights.append(dict.fromkeys(experts, round(1 / len(experts), 6)))
+    designs = []
+    for weight in weights:
+        merge = Merge(operator=template.default.operator, parameters={"weight": dict(weight)})
+        try:
+            designs.append(space.encode(Recipe(**{**dict(template), "default": merge})))
+        except ValueError:
+            continue  # this space cannot say it
+    return tuple(designs)

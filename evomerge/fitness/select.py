@@ -1,0 +1,48 @@
+"""What "best" means when there are several objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from evomerge.pareto import knee, non_dominated
+from evomerge.records import Estimate
+
+
+@dataclass(frozen=True)
+class Select:
+    """A choice among estimates of several objectives.
+
+    kind: `weights` takes the largest weighted mean (all objectives alike where no weights are
+    given), `knee` the point of the front where giving up one objective buys least of another.
+    at_least: objective -> what the choice must reach, as far as any does.
+    """
+
+    kind: Literal["weights", "knee"] = "weights"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
+
+    def order(self, estimates: Sequence[Mapping[str, Estimate]]) -> list[int]:
+        """Indices, the chosen one first; ties keep their order."""
+        shortfall = [
+            sum(max(0.0, bound - e[name].value) for name, bound in self.at_least.items())
+            for e in estimates
+        ]
+        scalar = [self._scalar(e) for e in estimates]
+        order = sorted(range(len(estimates)), key=lambda i: (shortfall[i], -scalar[i]))
+        if self.kind == "knee":
+            values = np.array([[e.value for e in row.values()] for row in estimates])
+            on_front = [i for i in np.flatnonzero(non_dominated(values)) if shortfall[i] == 0]
+            if len(on_front) > 2:
+                chosen = int(on_front[knee(values[on_front])])
+                order.remove(chosen)
+                order.insert(0, chosen)
+        return order
+
+    def _scalar(self, estimates: Mapping[str, Estimate]) -> float:
+        weights = self.weights or dict.fromkeys(estimates, 1.0)
+        total = sum(weights.values())
+        return sum(weight * estimates[name].value for name, weight in weights.items()) / total

@@ -1,0 +1,224 @@
+"""The last steps of a run: choose among the finalists on fresh items, then open the holdout.
+
+Where a search overfits is its last choice: the best of many noisy scores is partly luck. So the
+finalists (the best candidates, and the searcher's own recommendation) answer items that no searcher
+saw, the choice is made there, and the holdout only reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.fitness.estimators.estimate import Items, estimate
+from evomerge.fitness.select import Select
+from evomerge.fitness.split import Split
+from evomerge.ledger import FINAL, Ledger
+from evomerge.measurement import Measurer, requests_for
+from evomerge.pareto import non_dominated
+from evomerge.protocols import SearchSpace
+from evomerge.records import Candidate, Estimate, Evaluation, Genome, Objective
+from evomerge.results.intervals import mean_objective, paired_gain
+from evomerge.results.references import ARITHMETIC, grid_cohort
+
+NUM_GRID_FINALISTS = 3
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finale:
+    """What the last choice needs."""
+
+    ledger: Ledger
+    measurer: Measurer
+    objectives: tuple[Objective, ...]
+    split: Split
+    select: Select
+    seed: int
+
+    def best_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
+        """Those that could be measured, the chosen one first, ties by the order given."""
+        alive = [c for c in candidates if self._is_alive(c)]
+        if not alive:
+            return []
+        estimates = [self.estimates(c, items) for c in alive]
+        return [alive[i] for i in self.select.order(estimates)]
+
+    def front_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
+        """Those that no other dominates on these items."""
+        alive = [c for c in candidates if self._is_alive(c)]
+        if not alive:
+            return []
+        values = np.array([[e.value for e in self.estimates(c, items).values()] for c in alive])
+        return [c for c, is_best in zip(alive, non_dominated(values), strict=True) if is_best]
+
+    def estimates(self, candidate: Candidate, items: Items) -> dict[str, Estimate]:
+        """Every objective on these items, which the candidate must have answered."""
+        measurements = self.ledger.measurements
+        return estimate(self.objectives, measurements, candidate.fingerprint, items)
+
+    def _is_alive(self, candidate: Candidate) -> bool:
+        failures = self.ledger.measurements.failures
+        return candidate.recipe is not None and candidate.fingerprint not in failures
+
+
+def choose_and_report(
+    finale: Finale,
+    ranked: Sequence[Evaluation],
+    num_finalists: int,
+    references: Sequence[Candidate],
+    grid_scores: Mapping[int, Any],
+    recommended: Candidate | None,
+    on_phase: Callable[[str], None],
+) -> Json | None:
+    """Measure the finalists and the holdout; the final table as JSON, None without candidates.
+
+    Args:
+        finale: the run's parts.
+        ranked: all evaluated candidates, best first.
+        num_finalists: how many of them are measured again.
+        references: as they were measured before the search.
+        grid_scores: the estimator's scores of the task arithmetic grid.
+        recommended: the searcher's recommendation, as a candidate.
+        on_phase: called with the name of what begins.
+    """
+    ledger, split = finale.ledger, finale.split
+    finalists = pick_finalists(ranked, num_finalists, ledger)
+    if recommended is not None:
+        finalists.append(recommended)
+    if not finalists:
+        return None
+    grid = grid_cohort(references, ledger).candidates
+    in_order = sorted(
+        (c for c in grid if c.id in grid_scores),
+        key=lambda c: (-grid_scores[c.id].rung, -np.mean(grid_scores[c.id].values), -c.id),
+    )
+    rivals = in_order[:NUM_GRID_FINALISTS]
+
+    fresh: Items = split.fresh
+    if not any(fresh.values()):
+        fresh = split.search
+    on_phase("finalists")
+    finale.measurer.measure(FINAL, requests_for([*finalists, *rivals], fresh))
+    best_grid = finale.best_on(rivals, fresh)[:1]
+    chosen = finale.best_on(finalists, fresh)[:1]
+    if not chosen:
+        return None
+    front = finale.front_on(finalists, fresh) if len(finale.objectives) > 1 else []
+
+    compared = [c for c in references if not c.label.startswith(ARITHMETIC)] + best_grid
+    on_phase("holdout")
+    finale.measurer.measure(FINAL, requests_for([*chosen, *front, *compared], split.holdout))
+    return final_table(finale, chosen[0], front, compared, fresh)
+
+
+def pick_finalists(ranked: Sequence[Evaluation], count: int, ledger: Ledger) -> list[Candidate]:
+    """The best candidates, no recipe twice; the best in each single objective come first."""
+    scored = [e for e in ranked if e.score is not None]
+    top = max((e.score.rung for e in scored if e.score), default=0)
+    complete = [e for e in scored if e.score is not None and e.score.rung == top]
+    champions = [
+        max(complete, key=lambda e: e.score.values[k] if e.score else 0.0)
+        for k in range(len(complete[0].score.values) if complete and complete[0].score else 0)
+    ]
+    picked: dict[str, Candidate] = {}
+    for evaluation in (*(champions if len(champions) > 1 else ()), *scored):
+        candidate = ledger.candidates[evaluation.id]
+        if len(picked) < count:
+            picked.setdefault(candidate.fingerprint, candidate)
+    return list(picked.values())
+
+
+def recommendation(
+    genome: Genome | None, space: SearchSpace, ledger: Ledger, num_told: int
+) -> Candidate | None:
+    """The searcher's recommended genome as a candidate, committed before it is measured."""
+    if genome is None or space.violations(genome):
+        return None
+    label = f"recommended after {num_told}"
+    for candidate in ledger.candidates.values():
+        if candidate.label == label:
+            return candidate
+    number = min(ledger.candidates, default=0) - 1
+    candidate = Candidate(number, genome, space.decode(genome), label=label)
+    ledger.asked(FINAL, 1, [candidate])
+    return candidate
+
+
+def final_table(
+    finale: Finale,
+    best: Candidate,
+    front: Sequence[Candidate],
+    references: Sequence[Candidate],
+    fresh: Items,
+) -> Json:
+    """Everything that is reported, as JSON: values on the holdout with standard errors.
+
+    The best reference is the one that is best on the holdout itself, which favours it.
+    """
+    measurements, split = finale.ledger.measurements, finale.split
+    alive = [c for c in references if c.fingerprint not in measurements.failures]
+    rows = {c.label: describe(finale, c, fresh) for c in alive}
+    rival = max(alive, key=lambda c: rows[c.label]["holdout_mean"]["value"])
+    value, low, high = paired_gain(
+        finale.objectives,
+        measurements,
+        best.fingerprint,
+        rival.fingerprint,
+        split.holdout,
+        finale.seed,
+    )
+    return {
+        "best": describe(finale, best, fresh),
+        "front": [describe(finale, c, fresh) for c in front],
+        "references": rows,
+        "gain_over_best_reference": {
+            "reference": rival.label,
+            "value": value,
+            "low": low,
+            "high": high,
+        },
+    }
+
+
+def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
+    """One row: what the search thought of a candidate, what fresh items and the holdout say."""
+    split, row = finale.split, {"candidate": candidate.id, "label": candidate.label}
+    for name, items in {"search": split.search, "fresh": fresh, "holdout": split.holdout}.items():
+        answered = {
+            task: [item for item in ids if item not in set(missing(finale, candidate, task, ids))]
+            for task, ids in items.items()
+        }
+        if all(answered.values()):
+            row[name] = {
+                objective: {
+                    "value": e.value,
+                    "standard_error": e.standard_error,
+                    "num_items": e.num_items,
+                }
+                for objective, e in finale.estimates(candidate, answered).items()
+            }
+            row[f"{name}_mean"] = _mean(finale, candidate, answered)
+    if "search" in row:
+        row["winners_curse"] = row["search_mean"]["value"] - row["holdout_mean"]["value"]
+    return row
+
+
+def missing(finale: Finale, candidate: Candidate, task: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """Those of the items that the candidate has not answered."""
+    return finale.ledger.measurements.missing(candidate.fingerprint, task, ids)
+
+
+def _mean(finale: Finale, candidate: Candidate, items: Items) -> Json:
+    """The mean of the objectives; columns are summed, their errors taken as independent."""
+    parts = [
+        estimate([objective], finale.ledger.measurements, candidate.fingerprint, items)["mean"]
+        for objective in mean_objective(finale.objectives)
+    ]
+    return {
+        "value": sum(p.value for p in parts),
+        "standard_error": sum(p.standard_error**2 for p in parts) ** 0.5,
+    }
