@@ -1,0 +1,430 @@
+"""Tasks of lm-evaluation-harness, compiled once and asked of many candidates.
+
+lm-eval makes the prompts, filters the answers and scores them; the forward passes are ours
+(scoring.py), in batches that depend on the chosen items alone. With the same batches the scores are
+those of `lm_eval.simple_evaluate` to the last bit (in float32).
+
+Not covered: chat templates, tasks with images, rolling log-likelihoods, sampled answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.fitness.choices import ChoicePlan, gold_choices
+from evomerge.fitness.lm_eval_files import (
+    FEWSHOT_SEED,
+    open_task,
+    scores_by_own_code,
+    silent_and_offline,
+)
+from evomerge.fitness.prompts import Encoder, GreedySettings
+from evomerge.fitness.scoring import (
+    ContinuationPlan,
+    ForwardClock,
+    PromptPlan,
+    Tokens,
+    generate,
+    log_likelihoods,
+)
+from evomerge.protocols import ResidentModel
+from evomerge.records import ItemId, Responses
+
+Columns = dict[str, NDArray[np.float32]]
+Plan = TypeVar("Plan")
+
+_KEPT_PLANS = 32  # item sets whose batches are kept
+_KEPT_SCORES = 500_000  # scored answers that are kept
+
+
+class LmEvalTask:
+    """A task of lm-evaluation-harness; fulfils `protocols.Task`.
+
+    Columns of its responses: `score`, the metric's value per item, negated where lm-eval says that
+    less is better. For multiple choice also `choice`, the index of the best choice, and `margin`,
+    the log-likelihood of the gold choice minus that of the best other one, in nats (per character
+    or byte where the metric is). For log-likelihood tasks also `loglikelihood`, in nats. For
+    generation, the texts.
+
+    Args:
+        name: evomerge's name of the task.
+        task: lm-eval's name of it.
+        path: a task file or a folder of them; None for lm-eval's own registry.
+        metric: one of the task's metrics; its first by default.
+        filter: one of the task's filters; its first by default.
+        num_fewshot: examples in the prompt; what the task says by default.
+        batch_size: rows of a forward pass. It changes scores in the last bits, and is fixed.
+        limit: use the first documents only.
+        allow_code: whether the task may run code: `!function`, or what the model writes.
+
+    Raises:
+        ConfigurationError: no such task, metric, filter or data file; or code that is not allowed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        task: str,
+        path: str | Path | None = None,
+        metric: str | None = None,
+        filter: str | None = None,  # noqa: A002 - lm-eval's word for it
+        num_fewshot: int | None = None,
+        batch_size: int = 128,
+        limit: int | None = None,
+        allow_code: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(Problem(name, f"batch_size: expected >= 1, got {batch_size}"))
+        folder = None if path is None else Path(path)
+        self.name = name
+        self.batch_size = batch_size
+        self.clock = ForwardClock()
+        self._task = open_task(task, folder, num_fewshot=num_fewshot, allow_code=allow_code)
+        with silent_and_offline():
+            self._docs = list(itertools.islice(self._task.eval_docs, limit))
+        if not self._docs:
+            raise ConfigurationError(Problem(name, "the task has no items"))
+        _remember_fields(self._task, self._docs)
+        self.settings = GreedySettings.from_kwargs(
+            self._task.get_config("generation_kwargs") or {}, f"{name} generation_kwargs"
+        )
+        self._filter_name, self._filters = self._choose_filter(filter)
+        self.metric = self._choose_metric(metric)
+        better = bool(self._task.higher_is_better().get(self.metric, True))
+        # Per item, lm-eval's perplexity is the log-likelihood: more is better.
+        self._sign = 1.0 if better or self.metric == "perplexity" else -1.0
+        self._runs: dict[tuple[int, int], _LikelihoodRun | _GenerationRun] = {}
+
+    @property
+    def items(self) -> Sequence[ItemId]:
+        """Positions in the task's evaluation documents."""
+        return range(len(self._docs))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the task's configuration, documents, metric and batch size; not of paths."""
+        config = dict(self._task.dump_config())
+        for place in ("dataset_path", "dataset_kwargs", "metadata", "task_alias", "tag"):
+            config.pop(place, None)
+        shots = self._task.get_config("num_fewshot")
+        sampler = getattr(self._task, "sampler", None)
+        content = {
+            "config": config,
+            "documents": self._docs,
+            "examples": list(sampler.df) if shots and sampler is not None else [],
+            "metric": [self.metric, self._filter_name, self.batch_size],
+        }
+        text = json.dumps(content, sort_keys=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds spent in the model's forward passes since it was last set to 0."""
+        return self.clock.seconds
+
+    @forward_s.setter
+    def forward_s(self, seconds: float) -> None:
+        self.clock.seconds = seconds
+
+    def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
+        """Responses in the order of `items`.
+
+        Raises:
+            CandidateError: a logit or a score is not finite.
+            ConfigurationError: the task does not fit the tokenizer or the model's length.
+        """
+        asked = tuple(int(item) for item in items)
+        module, tokenizer = model.module, model.tokenizer
+        if module.training:
+            module.eval()
+        run = self._run(tokenizer, module.config)
+        columns, texts = run.respond(module, asked) if asked else ({"score": _column([])}, None)
+        if not np.isfinite(columns["score"]).all():
+            raise CandidateError(f"{self.name}: {self.metric} is not finite")
+        return Responses(self.name, np.asarray(asked, np.int64), columns, texts)
+
+    # --- what lm-eval does ------------------------------------------------------------------------
+
+    @cached_property
+    def requests(self) -> list[list[Any]]:
+        """lm-eval's instances of every item, made in its order: examples are drawn one by one."""
+        with silent_and_offline():
+            self._task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            return [self._instances(item) for item in self.items]
+
+    def score(self, item: ItemId, answers: Sequence[Any]) -> float:
+        """The metric of one item, given the answer to each of its requests."""
+        value = self._results(item, answers)[self.metric]
+        return self._sign * float(value)
+
+    def gold(self) -> tuple[list[list[int]], list[list[str]]] | None:
+        """Every item's right choices and choices; None where they cannot be told."""
+        if self._task.OUTPUT_TYPE != "multiple_choice":
+            return None
+        with silent_and_offline():
+            return gold_choices(self._task, self._docs)
+
+    @cached_property
+    def depends_on_best_choice_only(self) -> bool:
+        """Whether an item's score is a function of which choice is best, so that it can be kept."""
+        known = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
+        return self.metric in known and not scores_by_own_code(self._task)
+
+    def _instances(self, item: ItemId) -> list[Any]:
+        task, document = self._task, self._docs[item]
+        config = task.config
+        context = task.fewshot_context(
+            document,
+            num_fewshot=config.num_fewshot or 0,
+            system_instruction=None,
+            apply_chat_template=False,
+            fewshot_as_multiturn=False,
+            chat_template=None,
+            gen_prefix=task.doc_to_prefix(document),
+        )
+        made = task.construct_requests(
+            doc=document,
+            ctx=context,
+            metadata=(config["task"], item, config.repeats),
+            apply_chat_template=False,
+            chat_template=None,
+        )
+        return made if isinstance(made, list) else [made]
+
+    def _results(self, item: ItemId, answers: Sequence[Any]) -> Mapping[str, Any]:
+        document = self._docs[item]
+        repeats = self._task.get_config("repeats") or 1
+        filtered: Any = [[answer] * repeats for answer in answers]
+        for step in self._filters:
+            filtered = step.apply(filtered, [document] * len(answers))
+        results: Mapping[str, Any] = self._task.process_results(document, list(filtered))
+        return results
+
+    def _choose_filter(self, wanted: str | None) -> tuple[str, list[Any]]:
+        ensembles = {ensemble.name: ensemble for ensemble in self._task._filters}
+        if wanted is not None and wanted not in ensembles:
+            problem = Problem(
+                f"{self.name} filter", f"unknown filter {wanted!r}", nearest(wanted, ensembles)
+            )
+            raise ConfigurationError(problem)
+        name = next(iter(ensembles)) if wanted is None else wanted
+        return name, [make() for make in ensembles[name].filters]
+
+    def _choose_metric(self, wanted: str | None) -> str:
+        """The metric, after a rehearsal on one item: it must be one number per item."""
+        with silent_and_offline():
+            try:
+                answers = [
+                    "" if request.request_type == "generate_until" else (-1.0 - index, False)
+                    for index, request in enumerate(self._instances(0))
+                ]
+                results = dict(self._results(0, answers))
+            except Exception:
+                # A task's own code may choke on made-up answers; the first candidate will tell.
+                results = dict.fromkeys(self._task.aggregation(), 0.0)
+        numeric = [key for key, value in results.items() if _is_number(value)]
+        chosen = wanted or next(iter(numeric or results))
+        if chosen not in numeric:
+            what = "is computed over all items at once" if chosen in results else "unknown metric"
+            problem = Problem(
+                f"{self.name} metric", f"{chosen!r}: {what}", nearest(chosen, numeric)
+            )
+            raise ConfigurationError(problem)
+        return chosen
+
+    def _run(self, tokenizer: Any, config: Any) -> _LikelihoodRun | _GenerationRun:
+        encoder = Encoder(tokenizer, config)
+        key = (id(tokenizer), encoder.max_length)
+        if key not in self._runs:
+            # The run holds the tokenizer, so that its id cannot be taken by another.
+            generates = self._task.OUTPUT_TYPE == "generate_until"
+            self._runs[key] = (_GenerationRun if generates else _LikelihoodRun)(self, encoder)
+        return self._runs[key]
+
+
+class _LikelihoodRun:
+    """A task of log-likelihoods, for one tokenizer."""
+
+    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
+        self.task = task
+        self.encoder = encoder
+        self.gold = task.gold()
+        self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
+        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
+        self._scores: dict[tuple[Any, ...], float] = {}
+
+    def respond(
+        self, module: torch.nn.Module, items: tuple[ItemId, ...]
+    ) -> tuple[Columns, tuple[str, ...] | None]:
+        plan, bounds, choices = self._plans(items)
+        sums, greedy = log_likelihoods(module, plan, self.task.clock)
+        columns: Columns = {}
+        if choices is not None:
+            best, columns["margin"], columns["choice"] = choices.compare(sums, greedy)
+        elif plan.num_requests == len(items):
+            columns["loglikelihood"] = sums
+        if choices is not None and self.task.depends_on_best_choice_only:
+            keys = list(zip(items, best, strict=True))
+        else:
+            keys = []
+        columns["score"] = self._score(items, keys, sums.tolist(), greedy.tolist(), bounds)
+        return columns, None
+
+    def _score(
+        self,
+        items: tuple[ItemId, ...],
+        keys: list[tuple[Any, ...]],
+        sums: list[float],
+        greedy: list[bool],
+        bounds: list[int],
+    ) -> NDArray[np.float32]:
+        scores = []
+        for place, item in enumerate(items):
+            value = self._scores.get(keys[place]) if keys else None
+            if value is None:
+                span = slice(bounds[place], bounds[place + 1])
+                value = self.task.score(item, list(zip(sums[span], greedy[span], strict=True)))
+                if keys:
+                    self._scores[keys[place]] = value
+            scores.append(value)
+        return _column(scores)
+
+    def _plan(
+        self, items: tuple[ItemId, ...]
+    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
+        pairs = [self._encoded(item) for item in items]
+        bounds = [0, *itertools.accumulate(map(len, pairs))]
+        flat = [pair for of_item in pairs for pair in of_item]
+        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
+        if self.gold is None:
+            return plan, bounds, None
+        right, texts = self.gold
+        choices = ChoicePlan(
+            [right[item] for item in items], [texts[item] for item in items], self.task.metric
+        )
+        return plan, bounds, choices
+
+    def _encoded(self, item: ItemId) -> list[tuple[Tokens, Tokens]]:
+        if item not in self._pairs:
+            self._pairs[item] = [
+                self.encoder.pair(*request.args) for request in self.task.requests[item]
+            ]
+        return self._pairs[item]
+
+
+class _GenerationRun:
+    """A task of generated answers, for one tokenizer."""
+
+    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
+        self.task = task
+        self.encoder = encoder
+        longest = task.settings.max_new_tokens
+        if longest >= encoder.max_length:
+            what = f"max_gen_toks: {longest} leaves no room in {encoder.max_length} positions"
+            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
+        self.stop = encoder.stop_rule(task.settings.until)
+        self._plans = _Kept[PromptPlan](self._plan)
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float]] = {}
+
+    def respond(
+        self, module: torch.nn.Module, items: tuple[ItemId, ...]
+    ) -> tuple[Columns, tuple[str, ...] | None]:
+        answers = generate(module, self._plans(items), self.stop, self.task.clock)
+        if len(self._answers) > _KEPT_SCORES:
+            self._answers.clear()
+        texts, scores = [], []
+        for key in zip(items, answers, strict=True):
+            if key not in self._answers:
+                text = self.stop.text(key[1])
+                self._answers[key] = (text, self.task.score(key[0], [text]))
+            text, score = self._answers[key]
+            texts.append(text)
+            scores.append(score)
+        return {"score": _column(scores)}, tuple(texts)
+
+    def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
+        texts = [self.task.requests[item][0].args[0] for item in items]
+        prompts = [self.encoder.encode(text) for text in texts]
+        # The longest first, as in HFLM: what does not fit in memory fails at once.
+        order = sorted(range(len(items)), key=lambda i: (-len(prompts[i]), texts[i]))
+        return PromptPlan(
+            prompts,
+            order,
+            self.task.batch_size,
+            self.task.settings.max_new_tokens,
+            self.encoder.max_length,
+            self.encoder.pad_id,
+        )
+
+
+class _Kept(Generic[Plan]):
+    """Plans by item set; the one that was not used for longest is forgotten."""
+
+    def __init__(self, make: Callable[[tuple[ItemId, ...]], Plan]) -> None:
+        self._make = make
+        self._plans: OrderedDict[tuple[ItemId, ...], Plan] = OrderedDict()
+
+    def __call__(self, items: tuple[ItemId, ...]) -> Plan:
+        if items not in self._plans:
+            self._plans[items] = self._make(items)
+            if len(self._plans) > _KEPT_PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(items)
+        return self._plans[items]
+
+
+def _remember_fields(task: Any, documents: Sequence[Any]) -> None:
+    """Keep what lm-eval renders of a document: it compiles the template at every call."""
+    places = {id(document): place for place, document in enumerate(documents)}
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        render = getattr(task, name, None)
+        if render is not None:
+            setattr(task, name, _remembering(render, places))
+
+
+def _remembering(render: Callable[..., Any], places: Mapping[int, int]) -> Callable[..., Any]:
+    known: dict[int, Any] = {}
+
+    def recall(document: Any, *template: Any, **templates: Any) -> Any:
+        place = places.get(id(document))
+        if place is None or any(template) or any(templates.values()):
+            return render(document, *template, **templates)
+        if place not in known:
+            known[place] = render(document)
+        return known[place]
+
+    return recall
+
+
+def _column(values: Sequence[float]) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float | np.number | np.bool_)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot hold, as text that does not change from process to process."""
+    if callable(value):
+        try:
+            return inspect.getsource(value)
+        except (OSError, TypeError):
+            return getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
