@@ -14,7 +14,7 @@ from pydantic import Field
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.generation import Generations
+from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import OrderKey, is_scored, order_key, total_order
 
@@ -36,7 +36,8 @@ class CmaEs:
     learnt changes nothing: a distribution cannot forget.
 
     Bounds are pycma's smooth transformation. Its random numbers come from the seed (pycma's own
-    default is numpy's global state), and it reads and writes no file.
+    default is numpy's global state), it reads and writes no file, and its linear algebra runs on
+    one thread: with some hundred genes, the eigenvectors depend on the number of threads.
     """
 
     kind: ClassVar[str] = "cma_es"
@@ -100,7 +101,8 @@ class CmaEs:
         """A generation of pycma's (see `Breeder`)."""
         if self._finished:
             return []
-        self._asked = [np.clip(x, 0.0, 1.0) for x in self._strategy.ask()]
+        with self._blas.limit(limits=1):
+            self._asked = [np.clip(x, 0.0, 1.0) for x in self._strategy.ask()]
         return [x[: self._num_genes].tolist() for x in self._asked]
 
     def learn(self, generation: list[Evaluation]) -> None:
@@ -111,7 +113,8 @@ class CmaEs:
         told = [x.copy() for x in self._asked]
         for x, evaluation in zip(told, generation, strict=True):
             x[: self._num_genes] = np.clip(evaluation.genome, 0.0, 1.0)
-        self._strategy.tell(told, positions.tolist())
+        with self._blas.limit(limits=1):
+            self._strategy.tell(told, positions.tolist())
         best = order_key(generation[order[0]])
         self._best = best if self._best is None else min(self._best, best)
         if self._strategy.stop() or self._is_flat([generation[i] for i in order]):
@@ -123,7 +126,9 @@ class CmaEs:
     def _start(self, population: int) -> None:
         """A fresh distribution."""
         import cma
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
+        self._blas = ThreadpoolController().select(user_api="blas")
         self.population = population
         self._best = None
         self._best_values = deque(maxlen=10 + math.ceil(30 * self._num_genes / population))
@@ -132,6 +137,8 @@ class CmaEs:
             "popsize": population,
             "bounds": [0.0, 1.0],
             "CMA_diagonal": self._num_genes > DIAGONAL_ABOVE if diagonal == "auto" else diagonal,
+            # From 300 genes on, pycma would take TPA, which draws from numpy's global generator.
+            "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
             "randn": lambda *shape: self._generator.standard_normal(shape),
             "seed": np.nan,  # touch no generator
             "signals_filename": "",
@@ -196,7 +203,7 @@ def _first_mean(
                     "use x0: center, or a list of values",
                 )
             )
-        mean[:num_genes] = np.clip(np.mean([np.asarray(d) for d in facts.designs], axis=0), 0, 1)
+        mean[:num_genes] = read_designs(facts.designs, num_genes).mean(axis=0)
     elif not isinstance(x0, str):
         if len(x0) != num_genes or not all(0 <= value <= 1 for value in x0):
             raise ConfigurationError(

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evomerge.records import CandidateId, Evaluation, Genome
 
 
@@ -73,3 +76,18 @@ class Generations:
             self._genomes, self._handed_out, self._told = [], 0, {}
             self._finished.update(told)
             self._breeder.learn([told[candidate] for candidate in sorted(told)])
+
+
+def read_designs(designs: Sequence[Genome], num_genes: int) -> NDArray[np.float64]:
+    """The designs in the cube, each once, in order; shape (different designs, num_genes).
+
+    Raises:
+        ValueError: a design has another length than the space, or a value that is not finite.
+    """
+    different: dict[tuple[float, ...], None] = {}
+    for design in designs:
+        values = np.asarray(design, dtype=np.float64)
+        if values.shape != (num_genes,) or not np.isfinite(values).all():
+            raise ValueError(f"designs: expected {num_genes} finite values, got {design!r}")
+        different[tuple(np.clip(values, 0.0, 1.0).tolist())] = None
+    return np.array(list(different), dtype=np.float64).reshape(-1, num_genes)

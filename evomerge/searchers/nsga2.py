@@ -12,7 +12,7 @@ from pydantic import Field
 from evomerge.pareto import non_dominated
 from evomerge.protocols import SearchSpace
 from evomerge.records import CandidateId, Evaluation, Facts, Genome
-from evomerge.searchers.generation import Generations
+from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored, order_key
 
@@ -112,8 +112,7 @@ class Nsga2:
 
     def _first_generation(self, designs: Sequence[Genome]) -> NDArray[np.float64]:
         """Each different design, then random genomes; shape (>= population, num_genes)."""
-        different = {tuple(np.clip(np.asarray(d, float), 0, 1).tolist()): None for d in designs}
-        known = np.array(list(different), dtype=np.float64).reshape(-1, self._num_genes)
+        known = read_designs(designs, self._num_genes)
         num_random = max(self.population - len(known), 0)
         return np.vstack([known, self._generator.random((num_random, self._num_genes))])
 

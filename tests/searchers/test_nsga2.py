@@ -1,0 +1,154 @@
+"""NSGA-II: who survives, against brute force; designs, re-scored elites, generations that run dry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searcher_calls import Setting, bowls, evaluation
+
+from evomerge.records import Evaluation, Genome
+from evomerge.searchers.nsga2 import Nsga2, standing
+from evomerge.searchers.order import is_scored, order_key
+
+
+def made(num_objectives: int = 2, designs: tuple[Genome, ...] = (), **options: Any) -> Nsga2:
+    options = {"population": 8, **options}
+    setting = Setting("nsga2", 3, 5, num_objectives, designs, options)
+    searcher = setting.make()
+    assert isinstance(searcher, Nsga2)
+    return searcher
+
+
+def tell_next(searcher: Nsga2, first_id: int, *, rungs: Any = None) -> list[Evaluation]:
+    genomes = searcher.ask(100)
+    told = [
+        evaluation(
+            first_id + i,
+            genome,
+            bowls(genome, searcher._num_objectives),
+            rung=rungs[i] if rungs else 0,
+        )
+        for i, genome in enumerate(genomes)
+    ]
+    searcher.tell(told)
+    return told
+
+
+def test_the_first_generation_is_the_designs_then_random_genomes() -> None:
+    designs = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1.2])
+    first = made(designs=designs).ask(100)
+    assert first[:3] == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1.0]]
+    assert len(first) == 8
+    assert len(made(designs=designs, population=2).ask(100)) == 3
+
+
+def test_with_one_objective_the_best_survive() -> None:
+    searcher, told = made(1), []
+    for generation in range(6):
+        told += tell_next(searcher, 8 * generation)
+        best = sorted(told, key=order_key)[:8]
+        assert set(searcher._evaluations) == {e.id for e in best}
+
+
+def test_a_dropped_candidate_survives_only_where_finalists_are_missing() -> None:
+    searcher = made()
+    first = tell_next(searcher, 0, rungs=[2, 0, 1, 2, 0, 1, 2, 0])
+    second = tell_next(searcher, 8, rungs=[0, 0, 1, 0, 2, 0, 2, 0])
+    kept = [e for e in first + second if e.id in searcher._evaluations]
+    rungs = sorted(e.score.rung for e in kept if e.score)
+    assert rungs == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+def test_a_rescored_elite_is_judged_by_its_new_scores() -> None:
+    searcher = made(1)
+    first = tell_next(searcher, 0)
+    best = min(first, key=order_key)
+    searcher.tell([evaluation(best.id, best.genome, [-100.0])])
+    tell_next(searcher, 8)
+    assert best.id not in searcher._evaluations
+    worse = made(1)
+    tell_next(worse, 0)
+    worse.tell([evaluation(best.id, best.genome, None)])
+    tell_next(worse, 8)
+    assert best.id not in worse._evaluations
+
+
+def test_scores_of_the_dead_change_nothing() -> None:
+    quiet, disturbed = made(1), made(1)
+    for generation in range(3):
+        told = tell_next(quiet, 8 * generation)
+        assert tell_next(disturbed, 8 * generation) == told
+    dead = min(set(range(24)) - set(disturbed._evaluations))
+    disturbed.tell([evaluation(dead, [0.0] * 3, [1000.0])])
+    assert disturbed.ask(100) == quiet.ask(100)
+
+
+def test_where_no_new_children_can_be_bred_strangers_fill_the_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searcher = made()
+    tell_next(searcher, 0)
+    algorithm = searcher._algorithm
+    bred = algorithm.ask()
+    for first_id, available in ((8, None), (16, bred[:3])):
+        monkeypatch.setattr(algorithm, "ask", lambda available=available: available)
+        genomes = searcher.ask(100)
+        assert len({tuple(genome) for genome in genomes}) == 8
+        searcher.tell([evaluation(first_id + i, g, bowls(g, 2)) for i, g in enumerate(genomes)])
+    monkeypatch.undo()
+    assert len(searcher.ask(100)) == 8
+
+
+def test_pymoo_giving_up_does_not_stop_the_search() -> None:
+    # Nothing is crossed, and a mutation of this index moves nothing: all children are clones.
+    searcher = made(crossover_probability=0.0, mutation_eta=1e18)
+    for generation in range(5):
+        assert len(tell_next(searcher, 8 * generation)) == 8
+
+
+coarse = st.sampled_from([0.0, 0.5, 1.0])
+
+
+@st.composite
+def evaluations(draw: st.DrawFn) -> list[Evaluation]:
+    ids = draw(st.lists(st.integers(0, 40), unique=True, min_size=1, max_size=10))
+    return [
+        evaluation(
+            i,
+            [0.5],
+            draw(st.none() | st.tuples(coarse, coarse)),
+            rung=draw(st.integers(0, 2)),
+            violation=draw(st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.0])),
+        )
+        for i in ids
+    ]
+
+
+@settings(deadline=None)
+@given(evaluations())
+def test_standing(some: list[Evaluation]) -> None:
+    values, violations = standing(some, 2)
+    assert np.isfinite(values).all()
+    positive = sorted(violations[violations > 0])
+    assert positive == list(range(1, len(positive) + 1))
+    for i, a in enumerate(some):
+        if a.score and is_scored(a):
+            assert values[i].tolist() == list(a.score.values)
+        for j, b in enumerate(some):
+            key_a, key_b = order_key(a)[:3], order_key(b)[:3]
+            if key_a < key_b:
+                assert violations[i] < violations[j]
+            elif key_a == key_b and violations[i] and a.score and b.score:
+                x, y = np.array(a.score.values), np.array(b.score.values)
+                if (x >= y).all() and (x > y).any():
+                    assert violations[i] < violations[j]
+    valid = [e for e in some if e.score and e.violation == 0]
+    top = max((e.score.rung for e in valid if e.score), default=None)
+    compared = {e.id for e in valid if e.score and e.score.rung == top}
+    assert compared == {
+        e.id for e, violation in zip(some, violations, strict=True) if not violation
+    }

@@ -1,0 +1,111 @@
+"""Dominance, hypervolume and knee against brute force, geometry and moocore."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from evomerge.pareto import hypervolume, knee, non_dominated
+
+# Few different coordinates, so that equal points and ties in one objective are common.
+grids = st.integers(1, 4).flatmap(
+    lambda m: st.lists(st.lists(st.integers(0, 4), min_size=m, max_size=m), min_size=1, max_size=12)
+)
+
+
+def dominates(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return bool((a >= b).all() and (a > b).any())
+
+
+@given(grids)
+def test_non_dominated_is_what_nobody_dominates(points: list[list[int]]) -> None:
+    values = np.array(points, float)
+    expected = [not any(dominates(b, a) for b in values) for a in values]
+    assert non_dominated(values).tolist() == expected
+    oracle = moocore.is_nondominated(values, maximise=True, keep_weakly=True)
+    assert np.array_equal(non_dominated(values), oracle)
+
+
+def test_a_nan_is_never_in_the_front_and_pushes_nobody_out() -> None:
+    values = [[np.nan, 9.0], [1.0, 2.0], [9.0, np.nan], [2.0, 1.0], [1.0, 1.0]]
+    assert non_dominated(values).tolist() == [False, True, False, True, False]
+    assert non_dominated(np.empty((0, 2))).tolist() == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(grids)
+def test_hypervolume_counts_the_unit_cells_below_the_points(points: list[list[int]]) -> None:
+    values = np.array(points, float)
+    num_objectives = values.shape[1]
+    cells = itertools.product(range(4), repeat=num_objectives)
+    covered = sum((values >= np.array(cell) + 1).all(axis=1).any() for cell in cells)
+    assert hypervolume(values, np.zeros(num_objectives)) == pytest.approx(covered, abs=1e-9)
+
+
+def test_hypervolume_agrees_with_moocore_away_from_the_grid() -> None:
+    generator = np.random.default_rng(0)
+    for num_objectives in (2, 3, 4):
+        values = generator.normal(size=(60, num_objectives))
+        oracle = moocore.hypervolume(values, ref=np.full(num_objectives, -0.5), maximise=True)
+        assert hypervolume(values, np.full(num_objectives, -0.5)) == pytest.approx(oracle)
+
+
+def test_hypervolume_of_nothing_better_than_the_reference_is_zero() -> None:
+    assert hypervolume([[0.0, 5.0], [np.nan, 9.0]], [0.0, 0.0]) == 0.0
+    assert hypervolume(np.empty((0, 3)), [0.0, 0.0, 0.0]) == 0.0
+    with pytest.raises(ValueError, match=r"expected shape \(2,\), got \(3,\)"):
+        hypervolume([[1.0, 2.0]], [0.0, 0.0, 0.0])
+
+
+def test_the_knee_of_a_quarter_circle_is_at_45_degrees() -> None:
+    angles = np.linspace(0, np.pi / 2, 91)
+    circle = np.column_stack([np.cos(angles), np.sin(angles)])
+    assert knee(circle) == 45
+    # Its scale, its origin and what is dominated do not matter.
+    assert knee(np.vstack([circle * [1000, 0.01] + [-3, 70], [[-1e9, -1e9]]])) == 45
+
+
+def test_the_knee_of_a_sphere_s_octant_is_in_its_middle() -> None:
+    grid = np.linspace(0, 1, 9)
+    raw = np.array([x for x in itertools.product(grid, repeat=3) if sum(x) > 0])
+    sphere = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    found = sphere[knee(sphere)]
+    assert found == pytest.approx(np.full(3, 3**-0.5))
+
+
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_two_objectives_against_the_distance_from_a_line(
+    points: list[tuple[int, int]], shuffler: Any
+) -> None:
+    values = np.array(points, float)
+    front = np.unique(values[non_dominated(values)], axis=0)
+    (x0, y0), (x1, y1) = front[0], front[-1]  # the ends: ascending in x
+    bulges = [(x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) for x, y in front]
+    best = front[np.isclose(bulges, max(bulges))]
+    assert (values[knee(values)] == best).all(axis=1).any()
+    shuffler.shuffle(points)
+    again = np.array(points, float)
+    assert (again[knee(again)] == best).all(axis=1).any()
+
+
+def test_the_knee_of_degenerate_fronts() -> None:
+    assert knee([[1.0, 2.0]]) == 0
+    assert knee([[0.0, 0.0], [3.0, 3.0], [3.0, 3.0]]) == 1
+    assert knee([[np.nan, 1.0], [0.5, 0.5]]) == 1
+    assert knee([[1.0], [4.0], [2.0]]) == 1
+    # The third objective does not differ, and the second extreme is the first.
+    assert knee([[0.0, 1.0, 5.0], [1.0, 0.0, 5.0], [0.7, 0.7, 5.0]]) == 2
+    with pytest.raises(ValueError, match="at least one point"):
+        knee(np.empty((0, 2)))
+    with pytest.raises(ValueError, match="expected shape"):
+        knee([1.0, 2.0])
