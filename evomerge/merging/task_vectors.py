@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from evomerge.errors import CandidateError
 from evomerge.merging import consensus, sparsify
-from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
+from evomerge.merging.operator import CHUNK, Block, Operator, Values, chunks, small_as_float
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class _Prepared:
     draws: Tensor | None  # (sources, numel) int16; for random
     mass: list[list[float]]  # [source][segment], the sum of |tau|; for random
     nbytes: int
+    sparse: Tensor | None = None  # (sources, numel), of the densities last asked for; where small
+    sparse_key: tuple[tuple[float, ...], int] | None = None
     factors: dict[tuple[float, ...], list[list[float]]] = field(default_factory=dict)
 
 
@@ -74,6 +76,9 @@ def _prepare(row: _Row, block: Block, values: Values) -> _Prepared:
         _prepare_magnitudes(prepared, block, values)
     elif row.sparsify == "random":
         _prepare_draws(prepared, block)
+    if row.sparsify != "none" and block.numel <= CHUNK:
+        prepared.sparse = torch.empty_like(tau)
+        prepared.nbytes += tau.nbytes
     return prepared
 
 
@@ -136,7 +141,7 @@ def _apply(row: _Row, prepared: _Prepared, values: Values, out: Tensor) -> None:
                 taus, signs, normalize, by_weight if compat == "mergekit" else None
             )
         else:
-            total = taus.sum(0)
+            total = consensus.add_up(taus)
         out[part].copy_(base.add(total, alpha=scale))
 
 
@@ -163,17 +168,37 @@ def _divisor(row: _Row, compat: Compat, weights: tuple[float, ...]) -> float:
 
 def _weighted(row: _Row, prepared: _Prepared, values: Values, part: slice) -> Tensor:
     """The sparsified task vectors times their weights, shape (sources, entries); owned."""
+    weights = prepared.tau.new_tensor(values["weight"])[:, None]  # (sources, 1)
+    if row.sparsify == "none":
+        return prepared.tau[:, part] * weights
+    taus = _sparse(prepared, cast("tuple[float, ...]", values["density"]), part)
+    factors = _rescale(prepared, values) if row.sparsify == "random" else None
+    if factors is None:
+        return taus * weights
+    table = weights * taus.new_tensor(factors)  # (sources, segments)
+    if len(prepared.segments) == 1:
+        return taus * table
+    scaled = taus.clone()
+    for i, (start, stop) in enumerate(_within(prepared, part)):
+        scaled[:, start:stop].mul_(table[:, i : i + 1])
+    return scaled
+
+
+def _sparse(prepared: _Prepared, densities: tuple[float, ...], part: slice) -> Tensor:
+    """The sparsified task vectors, shape (sources, entries); not owned."""
     import torch
 
-    weights = cast("tuple[float, ...]", values["weight"])
-    if row.sparsify == "none":
-        return prepared.tau[:, part] * prepared.tau.new_tensor(weights)[:, None]
-    densities = cast("tuple[float, ...]", values["density"])
-    taus = torch.empty_like(prepared.tau[:, part], memory_format=torch.contiguous_format)
+    key = (densities, part.start)
+    if prepared.sparse is not None and prepared.sparse_key == key:
+        return prepared.sparse
+    taus = prepared.sparse
+    if taus is None:
+        taus = torch.empty_like(prepared.tau[:, part], memory_format=torch.contiguous_format)
+    prepared.sparse_key = None
     for k, (tau, density) in enumerate(zip(prepared.tau, densities, strict=True)):
         if density >= 1:
             taus[k] = tau[part]
-        elif row.sparsify == "random" and prepared.draws is not None:
+        elif prepared.draws is not None:
             sparsify.drop_into(tau[part], prepared.draws[k, part], density, taus[k])
         else:
             for (start, stop), ascending in zip(
@@ -181,12 +206,7 @@ def _weighted(row: _Row, prepared: _Prepared, values: Values, part: slice) -> Te
             ):
                 inside = slice(start + part.start, stop + part.start)
                 sparsify.trim_into(tau[inside], ascending, density, taus[k, start:stop])
-    factors = _rescale(prepared, values) if row.sparsify == "random" else None
-    if factors is None:
-        return taus.mul_(taus.new_tensor(weights)[:, None])
-    table = taus.new_tensor(factors).mul_(taus.new_tensor(weights)[:, None])
-    for i, (start, stop) in enumerate(_within(prepared, part)):
-        taus[:, start:stop].mul_(table[:, i : i + 1])
+    prepared.sparse_key = key
     return taus
 
 
@@ -239,15 +259,13 @@ def _fill_majority(
     row: _Row, prepared: _Prepared, values: Values, part: slice, signs: Tensor
 ) -> None:
     """Give the zeros among a part's signs the sign that most of their tensor's entries elected."""
-    import torch
-
     for (start, stop), segment in zip(_within(prepared, part), prepared.segments, strict=True):
         if len(prepared.segments) > 1:
             tally = float(signs[start:stop].sum())
         else:
             parts = chunks(segment.stop)
             tally = sum(
-                float(torch.sign(_weighted(row, prepared, values, one).sum(0)).sum())
+                float(consensus.add_up(_weighted(row, prepared, values, one)).sign_().sum())
                 for one in parts
             )
         inside = signs[start:stop]
