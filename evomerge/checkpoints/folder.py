@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,10 @@ def read_pickle(path: Path, *, allow_pickle: bool) -> Stored:
         raise ModelError(Problem(str(path), "is a pickle, which could run code", _PICKLE_HINT))
     StoredFile.of(path)
     try:
-        state = _load_weights(path)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle protocols
+            state = _load_weights(path)
+    except Exception as error:  # a damaged pickle can end in any
         what = (str(error).splitlines() or ["damaged"])[0][:200]
         raise ModelError(Problem(str(path), f"cannot be read as weights only: {what}")) from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
