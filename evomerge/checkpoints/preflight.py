@@ -142,7 +142,7 @@ def _compare_configs(
     if not one.config or not base.config:
         return [], []
     mine, theirs = _flat(one.config), _flat(base.config)
-    if any(_matters(key) for key in mine.keys() ^ theirs.keys()):
+    if any(_matters(key) and (mine | theirs)[key] for key in mine.keys() ^ theirs.keys()):
         # Versions of transformers differ in what they leave out: compare with their defaults in.
         mine, theirs = _flat(_completed(one.config)), _flat(_completed(base.config))
     problems, warnings = [], []
@@ -190,12 +190,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
                 flat[f"rope.{'rope_type' if inner == 'type' else inner}"] = setting
         elif key == "rope_theta":
             flat["rope.rope_theta"] = value
-        elif key.startswith("rope_"):
+        elif str(key).startswith("rope_"):
             continue  # null: no scaling
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not _HARMLESS.match(str(key)):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     if not prefix and any(key.startswith("rope.") for key in flat):
         flat.setdefault("rope.rope_type", "default")
-    return {k: (float(v) if type(v) is int else v) for k, v in flat.items()}
+    return flat

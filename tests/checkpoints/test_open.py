@@ -30,7 +30,7 @@ def state() -> dict[str, torch.Tensor]:
 def write_sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     folder.mkdir()
     weight_map = {}
-    for i, (name, tensor) in enumerate(tensors.items()):
+    for i, name in enumerate(tensors):
         weight_map[name] = f"s{i % 3}.safetensors"
     for shard in set(weight_map.values()):
         part = {name: t for name, t in tensors.items() if weight_map[name] == shard}
@@ -107,7 +107,7 @@ def test_unaligned_data_is_read(tmp_path: Path) -> None:
 
 def test_an_unknown_tensor_has_a_hint() -> None:
     checkpoint = open_checkpoint({"layer.weight": torch.ones(1)}, name="x")
-    with pytest.raises(ModelError, match="did you mean 'layer.weight'"):
+    with pytest.raises(ModelError, match=r"did you mean 'layer\.weight'"):
         checkpoint.tensor("layer.weigth")
 
 
