@@ -83,7 +83,7 @@ def train(
     tokens = encoded(
         training_items(generator_name(seed, stage.name), stage.weights, stage.steps * BATCH_SIZE)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), fused=True)
     model.train()
     for step, batch in enumerate(torch.split(tokens, BATCH_SIZE)):
         for group in optimizer.param_groups:
