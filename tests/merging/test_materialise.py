@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_states import merger_of, recipe_of
+
+from evomerge.errors import CandidateError, ConfigurationError, ModelError
+from evomerge.merging import OPERATORS
+from evomerge.merging.cache import Cache
+from evomerge.merging.materialise import check_recipe
+from evomerge.recipe import Recipe
+
+PARAMETERS = {"slerp": {"t": 0.3}}
+
+
+def layered(family, **changes):
+    data = {
+        "base": "base",
+        "models": {name: name for name in family},
+        "default": {"operator": "task_arithmetic", "parameters": {"weight": 0.3}},
+        "slots": [{"layer": 0}, {"layer": 1, "merges": {"mlp": {"operator": "linear"}}}],
+        "outside": {"embedding": {"parameters": {"weight": {"a": 1, "b": 0, "c": 0}}}},
+    }
+    return Recipe.model_validate(data | changes)
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+def test_one_tensor_alone_equals_its_part_of_the_whole(family, operator):
+    sources = ["a", "b", "c"][: OPERATORS[operator].max_sources]
+    recipe = recipe_of(family, operator, sources, **PARAMETERS.get(operator, {}))
+    merger = merger_of(family)
+    for name, whole in merger.tensors(recipe):
+        alone = torch.empty_like(whole)
+        merger.merge_tensor(recipe, name, alone)
+        torch.testing.assert_close(alone, whole, atol=1e-6, rtol=1e-6)
+
+
+def test_every_tensor_takes_the_merge_of_its_place(family):
+    merged = dict(merger_of(family).tensors(layered(family)))
+    torch.testing.assert_close(merged["embed.weight"], family["a"]["embed.weight"])
+    name = "layers.1.mlp.up.weight"
+    mean = torch.stack([family[m][name] for m in "abc"]).mean(0)
+    torch.testing.assert_close(merged[name], mean)
+    name = "layers.0.mlp.up.weight"
+    base = family["base"][name]
+    torch.testing.assert_close(
+        merged[name], base + 0.3 * sum(family[m][name] - base for m in "abc")
+    )
+
+
+def test_integers_and_what_only_the_base_has_are_copied(family):
+    merged = dict(merger_of(family).tensors(recipe_of(family, "linear")))
+    assert merged["steps"].item() == 0
+    assert merged["steps"].dtype == torch.int64
+    assert merged["only_here"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_arithmetic_is_in_float32_and_cast_once(family, dtype):
+    low = {
+        model: {
+            name: value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+        for model, state in family.items()
+    }
+    high = {
+        m: {n: v.float() if v.is_floating_point() else v for n, v in s.items()}
+        for m, s in low.items()
+    }
+    for operator in ("linear", "task_arithmetic", "ties"):
+        merged = dict(merger_of(low).tensors(recipe_of(low, operator, weight=0.4)))
+        exact = dict(merger_of(high).tensors(recipe_of(high, operator, weight=0.4)))
+        for name, value in merged.items():
+            assert torch.equal(value, exact[name].to(value.dtype))
+
+
+def test_the_recipes_dtype_is_that_of_the_output(family):
+    recipe = recipe_of(family, "linear").model_copy(update={"dtype": "bfloat16"})
+    merged = dict(merger_of(family).tensors(recipe))
+    assert merged["head.weight"].dtype == torch.bfloat16
+    assert merged["steps"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 500, 2**24])
+def test_the_cache_changes_nothing_but_time(family, cache_bytes):
+    merger = merger_of(family, cache_bytes)
+    for weight in (0.1, 0.5, 0.1):
+        for operator in ("ties", "dare_ties", "linear"):
+            recipe = recipe_of(family, operator, weight=weight)
+            fresh = dict(merger_of(family).tensors(recipe))
+            for name, value in merger.tensors(recipe):
+                assert torch.equal(value, fresh[name])
+    assert merger._cache.used_bytes <= cache_bytes
+
+
+def test_the_cache_keeps_what_fits_of_a_walk_that_does_not():
+    class Data:
+        nbytes = 4
+
+    made = []
+    cache = Cache(budget_bytes=8)
+    for _ in range(3):
+        cache.next_candidate()
+        for key in "abc":
+            cache.get(key, lambda key=key: made.append(key) or Data())
+    assert made == ["a", "b", "c", "c", "c"]
+    for _ in range(3):  # two candidates later, what they did not use gives way
+        cache.next_candidate()
+        cache.get("d", lambda: made.append("d") or Data())
+    assert made[5:] in (["d"], ["d", "d"], ["d", "d", "d"])
+    assert cache.used_bytes == 8
+
+
+def test_a_tensor_that_is_not_finite_is_named(family):
+    family["b"]["layers.1.mlp.up.weight"][2, 1] = float("inf")
+    with pytest.raises(CandidateError, match=r"layers\.1\.mlp\.up\.weight: .*not finite"):
+        dict(merger_of(family).tensors(recipe_of(family, "linear")))
+
+
+def test_what_overflows_the_output_dtype_is_not_finite(family):
+    half = {m: {"x": torch.full((3,), 30000.0, dtype=torch.float16)} for m in ("base", "a", "b")}
+    with pytest.raises(CandidateError, match=r"x: .*not finite"):
+        dict(merger_of(half).tensors(recipe_of(half, "linear", normalize=False, weight=2)))
+
+
+def test_all_problems_of_a_recipe_are_told_with_their_places(family):
+    recipe = layered(family, outside={"head": {"operator": "tise"}, "norm": {"operator": "linaer"}})
+    merger = merger_of(family)
+    problems = check_recipe(recipe, merger.anatomy)
+    assert any("outside head" in str(problem) and "'ties'" in str(problem) for problem in problems)
+    with pytest.raises(ConfigurationError):
+        merger.plan(recipe)
+
+
+@pytest.mark.parametrize("layers", [[0], [1, 0], [0, 0], [0, 1, 1]])
+def test_layer_structure_is_refused_for_now(family, layers):
+    recipe = layered(family, slots=[{"layer": layer} for layer in layers])
+    merger = merger_of(family)
+    assert "not supported" in str(check_recipe(recipe, merger.anatomy)[0])
+    with pytest.raises(ConfigurationError, match="layer structure"):
+        merger.plan(recipe)
+
+
+def test_shapes_that_differ_and_names_that_are_unknown_are_errors(family):
+    family["b"]["head.weight"] = torch.zeros(2, 4)
+    merger = merger_of(family)
+    recipe = recipe_of(family, "linear")
+    with pytest.raises(ModelError, match=r"b: head\.weight: expected shape \(3, 4\)"):
+        dict(merger.tensors(recipe))
+    with pytest.raises(ModelError, match=r"embed\.weight"):
+        merger.merge_tensor(recipe, "embd.weight", torch.zeros(1))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_states import recipe_of
+from torch import nn
+
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.errors import CandidateError, ModelError
+from evomerge.merging.materialise import Merger
+from evomerge.merging.resident import Resident
+
+MODELS = ("base", "a", "b")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.second = nn.Linear(8, 4)
+
+
+def checkpoints(models=MODELS, net=Net):
+    states = {}
+    for i, name in enumerate(models):
+        torch.manual_seed(i)
+        states[name] = net().state_dict()
+    return {name: open_checkpoint(state, name=name) for name, state in states.items()}
+
+
+def recipe(operator="task_arithmetic", **parameters):
+    return recipe_of(MODELS, operator, **parameters)
+
+
+def test_the_module_holds_the_recipe_whatever_was_written_before():
+    opened = checkpoints()
+    resident = Resident.open(opened, "base", build=Net)
+    fresh = Merger(opened, anatomy_of(opened["base"]), "base", 0)
+    for one in [
+        recipe(weight=0.5),
+        recipe("ties"),
+        recipe("dare_ties", density=0.5),
+        recipe("ties"),
+    ]:
+        resident.write(one)
+        state = resident.module.state_dict()
+        for name, expected in fresh.tensors(one):
+            assert torch.equal(state[name], expected), name
+
+
+def test_only_what_changed_is_written():
+    resident = Resident.open(checkpoints(), "base", build=Net)
+    everything = len(resident.module.state_dict())
+    assert resident.write(recipe(weight=0.5)) == everything
+    assert resident.write(recipe(weight=0.5)) == 0
+    assert resident.write(recipe(weight={"a": 0.5, "b": 0.5})) == 0
+    copied = 1  # the counter of batches
+    assert resident.write(recipe(weight=0.6)) == everything - copied
+
+
+def test_after_an_error_everything_is_written_again():
+    resident = Resident.open(checkpoints(), "base", build=Net)
+    good, bad = recipe("linear"), recipe("linear", weight={"a": 1, "b": -1})
+    resident.write(good)
+    with pytest.raises(CandidateError):
+        resident.write(bad)
+    assert resident.write(good) == len(resident.module.state_dict())
+
+
+def test_the_module_is_for_inference():
+    module = Resident.open(checkpoints(), "base", build=Net, dtype=torch.bfloat16).module
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert module.first.weight.dtype == torch.bfloat16
+
+
+def test_a_module_that_does_not_fit_is_refused_with_all_differences():
+    class Other(Net):
+        def __init__(self):
+            super().__init__()
+            self.second = nn.Linear(8, 5)
+            self.third = nn.Linear(2, 2)
+
+    with pytest.raises(ModelError) as caught:
+        Resident.open(checkpoints(), "base", build=Other)
+    assert len(caught.value.problems) == 4
+    with pytest.raises(ModelError, match="build"):
+        Resident.open(checkpoints(), "base")
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("llamas")
+    for i, name in enumerate(MODELS):
+        torch.manual_seed(i)
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+    return folder
+
+
+def test_a_transformers_folder_is_opened_and_its_ties_stay(llamas):
+    from transformers import LlamaForCausalLM
+
+    opened = {name: open_checkpoint(llamas / name, name=name) for name in MODELS}
+    resident = Resident.open(opened, "base")
+    assert resident.tokenizer is None
+    resident.write(recipe(weight={"a": 1, "b": 0}))
+    module = resident.module
+    assert module.lm_head.weight.data_ptr() == module.model.embed_tokens.weight.data_ptr()
+    expert = LlamaForCausalLM.from_pretrained(llamas / "a").eval()
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(module(tokens).logits, expert(tokens).logits, atol=1e-5, rtol=1e-5)
+    resident.write(recipe(weight=0))
+    base = LlamaForCausalLM.from_pretrained(llamas / "base").eval()
+    assert torch.equal(module(tokens).logits, base(tokens).logits)
+
+
+def test_weights_that_are_missing_are_told(llamas, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(llamas / "base", tmp_path / "base")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    opened = {"base": open_checkpoint(tmp_path / "base", name="base")}
+    with pytest.raises(ModelError, match=r"model\.norm\.weight"):
+        Resident.open(opened, "base")
