@@ -172,7 +172,7 @@ def standing(
     best = min(keys)
     is_valid = best[:2] == (False, 0.0)
     others = [i for i, key in enumerate(keys) if key != best or not is_valid]
-    fronts = _fronts(values, keys)
+    fronts = _fronts(values, keys, others)
     others.sort(key=lambda i: (*keys[i], fronts[i], evaluations[i].id))
     violations = np.zeros(len(evaluations))
     violations[others] = np.arange(1, len(others) + 1)
@@ -181,16 +181,16 @@ def standing(
     return np.where(scored[:, None], values, worst), violations
 
 
-def _fronts(values: NDArray[np.float64], keys: list[tuple[bool, float, int]]) -> NDArray[np.int64]:
-    """The number of its front, from 0, among those with the same key; shape (n,)."""
-    fronts = np.zeros(len(keys), dtype=np.int64)
-    for key in set(keys):
-        left = np.array([i for i, other in enumerate(keys) if other == key])
-        if key[0]:
-            continue  # without scores there is nothing to compare
+def _fronts(
+    values: NDArray[np.float64], keys: list[tuple[bool, float, int]], members: list[int]
+) -> dict[int, int]:
+    """For each member the number of its front, from 0, among the members with the same key."""
+    fronts = dict.fromkeys(members, 0)
+    for key in {keys[i] for i in members if not keys[i][0]}:  # without a score there is no front
+        left = np.array([i for i in members if keys[i] == key])
         front = 0
         while len(left):
             best = non_dominated(values[left])
-            fronts[left[best]] = front
+            fronts.update((int(i), front) for i in left[best])
             left, front = left[~best], front + 1
     return fronts

@@ -12,13 +12,10 @@ OrderKey = tuple[bool, float, int, float, int]
 
 def is_scored(evaluation: Evaluation) -> bool:
     """Whether there is a score, and every value of it is finite."""
-    score = evaluation.score
-    return (
-        score is not None
-        and evaluation.failure is None
-        and bool(score.values)
-        and all(math.isfinite(value) for value in score.values)
-    )
+    if evaluation.score is None or evaluation.failure is not None:
+        return False
+    values = evaluation.score.values
+    return bool(values) and all(map(math.isfinite, values))
 
 
 def order_key(evaluation: Evaluation) -> OrderKey:
