@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import os
+import random
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -56,11 +57,16 @@ def open_task(
 
 @contextlib.contextmanager
 def silent_and_offline() -> Iterator[None]:
-    """No network, no progress bars, no chatter of the libraries below."""
+    """No network, no progress bars, no chatter of the libraries below.
+
+    lm-eval draws a random name for every task that it opens, used or not, from the global generator
+    of `random`; that is put back as it was.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
     logger = logging.getLogger("lm_eval")
     level = logger.level
+    generator = random.getstate()
     sink = io.StringIO()
     with (
         contextlib.redirect_stdout(sink),
@@ -79,6 +85,7 @@ def silent_and_offline() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            random.setstate(generator)
 
 
 def scores_by_own_code(task: Any) -> bool:

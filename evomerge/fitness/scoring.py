@@ -205,21 +205,41 @@ class StopRule:
         specials = set(tokenizer.all_special_ids)
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         size = max(vocabulary_size, len(texts))
-        self.ends = torch.zeros(size, dtype=torch.bool)
-        self.ends[list(end_ids)] = True
-        self.stops = torch.zeros(size, dtype=torch.bool)
-        self.doubtful = torch.zeros(size, dtype=torch.bool)
+        self._ends = np.zeros(size, np.bool_)
+        self._ends[list(end_ids)] = True
+        self._stops = np.zeros(size, np.bool_)
+        self._doubtful = np.zeros(size, np.bool_)
         last = {string[-1] for string in self.strings}
         # A blank may be stripped where a token stands alone, and half a character has no text.
         always = any(character == " " or ord(character) > 127 for character in last)
         for token, text in enumerate(texts):
             if token in specials:
-                self.ends[token] |= text in self.strings
+                self._ends[token] |= text in self.strings
             elif any(string in text for string in self.strings):
-                self.stops[token] = True
+                self._stops[token] = True
             elif always or not last.isdisjoint(text):
-                self.doubtful[token] = True
-        self.any_event = self.ends | self.stops | self.doubtful
+                self._doubtful[token] = True
+
+    def mark(
+        self, tokens: NDArray[np.int64], running: NDArray[np.bool_], ends: NDArray[np.int64]
+    ) -> None:
+        """Note in `running` and `ends` which answers the newest tokens bring to an end.
+
+        Args:
+            tokens: (rows, steps) of every answer so far.
+            running: (rows,) whether an answer goes on.
+            ends: (rows,) its length; an end token is not part of it.
+        """
+        newest, step = tokens[:, -1], tokens.shape[1] - 1
+        over = self._ends[newest] & running
+        ends[over] = step
+        running &= ~over
+        over = self._stops[newest] & running
+        for row in np.flatnonzero(self._doubtful[newest] & running).tolist():
+            text = self.tokenizer.decode(tokens[row].tolist(), skip_special_tokens=True)
+            over[row] = any(string in text for string in self.strings)
+        ends[over] = step + 1
+        running &= ~over
 
     def text(self, tokens: Sequence[int]) -> str:
         """The answer's text up to the first stop string."""
@@ -227,11 +247,6 @@ class StopRule:
         for string in self.strings:
             text = text.split(string)[0]
         return text
-
-    def stopped(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of the tokens holds a stop string."""
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(string in text for string in self.strings)
 
 
 @dataclass(frozen=True)
@@ -313,9 +328,10 @@ def _decode(
     rows, width = batch.input_ids.shape
     ids, positions = batch.input_ids.to(device), batch.position_ids.to(device)
     mask = None if batch.mask is None else batch.mask.to(device)
-    made = torch.zeros((rows, max_new_tokens), dtype=torch.long)
-    ends = [max_new_tokens] * rows
-    running = torch.ones(rows, dtype=torch.bool)
+    made = np.zeros((rows, max_new_tokens), np.int64)
+    ends = np.full(rows, max_new_tokens)
+    running = np.ones(rows, np.bool_)
+    best_logits = []
     inputs: dict[str, Any] = {"use_cache": True}
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
@@ -328,32 +344,17 @@ def _decode(
         with clock:
             output = module(ids, **inputs)
         inputs["past_key_values"] = output.past_key_values
-        next_ids = _greedy(output.logits[:, -1])
-        ids, positions = next_ids.unsqueeze(1), positions[:, -1:] + 1
-        chosen = next_ids.cpu()
-        made[:, step] = chosen
-        events = stop.any_event[chosen] & running
-        if bool(events.any()):
-            for row in events.nonzero()[:, 0].tolist():
-                token = int(chosen[row])
-                if stop.ends[token]:
-                    ends[row] = step
-                elif stop.stops[token] or stop.stopped(made[row, : step + 1].tolist()):
-                    ends[row] = step + 1
-                else:
-                    continue
-                running[row] = False
-            if not bool(running.any()):
-                break
-    return made[:, : step + 1].tolist(), ends
-
-
-def _greedy(logits: Tensor) -> Tensor:
-    """The best token of every row; logits of shape (rows, vocabulary)."""
-    best = logits.argmax(-1)
-    if not bool(torch.isfinite(logits.gather(-1, best.unsqueeze(-1))).all()):
+        logits = output.logits[:, -1]  # (rows, vocabulary)
+        ids, positions = logits.argmax(-1, keepdim=True), positions[:, -1:] + 1
+        best_logits.append(logits.gather(-1, ids))
+        made[:, step] = ids[:, 0].cpu().numpy()
+        stop.mark(made[:, : step + 1], running, ends)
+        if not running.any():
+            break
+    # argmax picks NaN and infinity, so what is not finite shows in the best logits.
+    if not bool(torch.isfinite(torch.cat(best_logits, 1)).all()):
         raise CandidateError("a logit is not finite")
-    return best
+    return made[:, : step + 1].tolist(), ends.tolist()
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -1,0 +1,379 @@
+"""The oracle is lm-evaluation-harness itself: its evaluator around its own model class."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.files import catalogue_folder
+from evomerge.fitness.lm_eval_task import LmEvalTask
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass
+class Resident:
+    module: Any
+    tokenizer: Any
+
+
+def character_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    pad, bos_token, eos = specials = ["<pad>", "<s>", "</s>"]
+    characters = [*string.ascii_letters, *string.digits, "=", "\n", " ", ".", ":"]
+    vocabulary = {token: index for index, token in enumerate(specials + characters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    options = {"bos_token": bos_token} if bos else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=eos,
+        clean_up_tokenization_spaces=False,
+        **options,
+    )
+
+
+def random_llama(seed: int, vocab_size: int, positions: int = 128) -> LlamaForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
+            initializer_range=0.4,  # far from uniform, so that answers differ and sometimes end
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def resident() -> Resident:
+    tokenizer = character_tokenizer()
+    return Resident(random_llama(3, len(tokenizer)), tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def global_generators():
+    """lm-eval's evaluator reseeds the global generators; keep that to itself."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+
+
+def lm_eval_samples(
+    model: Resident,
+    folder: Path,
+    task: str,
+    *,
+    batch_size: int,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """lm-eval's own record of every item, in the order of the documents."""
+    import os
+
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    evaluator.add_env_info = lambda storage: None  # half a second for a list of packages
+    here = Path.cwd()
+    os.chdir(folder)  # lm-eval reads data files relative to where it is started
+    try:
+        results = evaluator.simple_evaluate(
+            model=HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch_size),
+            tasks=[task],
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+            bootstrap_iters=0,
+        )
+    finally:
+        os.chdir(here)
+    return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+
+
+def asset(task: str, **options: Any) -> LmEvalTask:
+    return LmEvalTask(task, task=f"assets_{task}", path=ASSETS, **options)
+
+
+def log_likelihoods(sample: dict[str, Any]) -> list[float]:
+    return [answer[0] for answer in sample["filtered_resps"]]
+
+
+# --- equal to lm-eval -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_fewshot", "bos"), [(0, False), (2, False), (2, True)])
+def test_generation_is_lm_evals_to_the_last_bit(num_fewshot, bos):
+    tokenizer = character_tokenizer(bos)
+    model = Resident(random_llama(3, len(tokenizer)), tokenizer)
+    theirs = lm_eval_samples(model, ASSETS, "assets_copy", batch_size=16, num_fewshot=num_fewshot)
+    task = asset("copy", batch_size=16, num_fewshot=num_fewshot)
+    ours = task.respond(model, task.items)
+    assert list(ours.texts) == [sample["filtered_resps"][0] for sample in theirs]
+    assert ours.columns["score"].tolist() == [sample["exact_match"] for sample in theirs]
+    assert len(set(ours.texts)) > 5  # the model answers differently, or the test shows nothing
+    assert len({len(text) for text in ours.texts}) > 2  # and some answers end early
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+def test_choices_are_lm_evals_to_the_last_bit(resident, num_fewshot):
+    theirs = lm_eval_samples(
+        resident, ASSETS, "assets_pick", batch_size=16, num_fewshot=num_fewshot
+    )
+    for metric in ("acc", "acc_norm"):
+        task = asset("pick", batch_size=16, num_fewshot=num_fewshot, metric=metric)
+        ours = task.respond(resident, task.items)
+        assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
+        assert 0 < ours.columns["score"].mean() < 1
+        margins, best = [], []
+        for sample in theirs:
+            lengths = [
+                len(choice) if metric == "acc_norm" else 1 for choice in sample["doc"]["choices"]
+            ]
+            values = np.array(log_likelihoods(sample)) / lengths
+            gold = sample["doc"]["gold"]
+            margins.append(np.float32(values[gold] - np.delete(values, gold).max()))
+            best.append(values.argmax())
+        assert ours.columns["margin"].tolist() == margins
+        assert ours.columns["choice"].tolist() == best
+
+
+def test_log_likelihoods_are_lm_evals_to_the_last_bit(resident):
+    theirs = lm_eval_samples(resident, ASSETS, "assets_finish", batch_size=16)
+    for metric in ("perplexity", "acc"):
+        task = asset("finish", batch_size=16, metric=metric)
+        ours = task.respond(resident, task.items)
+        assert ours.columns["score"].tolist() == [np.float32(sample[metric]) for sample in theirs]
+        assert ours.columns["loglikelihood"].tolist() == [log_likelihoods(s)[0] for s in theirs]
+
+
+@pytest.mark.parametrize("name", ["copy", "pick"])
+def test_what_does_not_fit_loses_its_beginning_as_in_lm_eval(name):
+    tokenizer = character_tokenizer()
+    model = Resident(random_llama(3, len(tokenizer), positions=20), tokenizer)
+    theirs = lm_eval_samples(model, ASSETS, f"assets_{name}", batch_size=16, num_fewshot=2)
+    task = asset(name, batch_size=16, num_fewshot=2)
+    metric = "exact_match" if name == "copy" else "acc"
+    ours = task.respond(model, task.items)
+    assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
+    if name == "copy":
+        assert list(ours.texts) == [sample["filtered_resps"][0] for sample in theirs]
+
+
+@pytest.mark.parametrize("name", ["copy", "pick", "finish"])
+def test_other_batches_change_nothing_but_last_bits(resident, name):
+    whole = asset(name, batch_size=64).respond(resident, range(40))
+    chosen = [31, 2, 17, 5, 38, 0]
+    part = asset(name, batch_size=4).respond(resident, chosen)
+    assert part.items.tolist() == chosen
+    assert part.columns.keys() == whole.columns.keys()
+    for column, values in part.columns.items():
+        exact = column in ("score", "choice") and name != "finish"
+        np.testing.assert_allclose(
+            values, whole.columns[column][chosen], rtol=0, atol=0 if exact else 1e-4
+        )
+    if whole.texts is not None:
+        assert part.texts == tuple(whole.texts[item] for item in chosen)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sort",
+        "sort_choice",
+        pytest.param("back", marks=pytest.mark.slow),
+        pytest.param("rot", marks=pytest.mark.slow),
+    ],
+)
+def test_the_tiny_tasks_are_lm_evals(tiny_zoo: Path, name):
+    folder = catalogue_folder("fitness") / "tasks" / "tiny"
+    model = Resident(
+        AutoModelForCausalLM.from_pretrained(tiny_zoo / "sort"),
+        AutoTokenizer.from_pretrained(tiny_zoo / "sort"),
+    )
+    theirs = lm_eval_samples(model, folder, f"evomerge_tiny_{name}", batch_size=48, limit=64)
+    task = LmEvalTask(name, task=f"evomerge_tiny_{name}", path=folder, batch_size=48, limit=64)
+    ours = task.respond(model, task.items)
+    assert ours.columns["score"].tolist() == [sample[task.metric] for sample in theirs]
+    if ours.texts is not None:
+        assert list(ours.texts) == [sample["filtered_resps"][0] for sample in theirs]
+
+
+# --- what is promised beside ----------------------------------------------------------------------
+
+
+def test_answers_do_not_depend_on_what_was_asked_before(resident):
+    task = asset("copy", batch_size=8)
+    first = task.respond(resident, [3, 1, 2])
+    task.respond(Resident(random_llama(4, 70), resident.tokenizer), range(40))
+    again = task.respond(resident, [3, 1, 2])
+    assert first.texts == again.texts
+    assert task.respond(resident, []).columns["score"].shape == (0,)
+
+
+def test_global_generators_are_left_alone(resident):
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    for name in ("copy", "pick"):
+        asset(name, num_fewshot=2).respond(resident, [0, 1])
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert before == after
+
+
+def test_nothing_is_printed(capfd):
+    tokenizer = character_tokenizer()
+    asset("copy", num_fewshot=2).respond(Resident(random_llama(3, 70), tokenizer), [0])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["copy", "pick", "finish"])
+def test_a_broken_model_is_a_failure_and_not_a_champion(name):
+    tokenizer = character_tokenizer()
+    broken = random_llama(3, len(tokenizer))
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    task = asset(name)
+    with pytest.raises(CandidateError, match="not finite"):
+        task.respond(Resident(broken, tokenizer), task.items)
+
+
+def test_a_broken_model_would_be_perfect_in_lm_eval_where_gold_stands_first(tmp_path):
+    """Why the check is there."""
+    rows = [f'{{"question": "{c}=", "choices": ["a", "b"], "gold": 0}}' for c in "abcd"]
+    (tmp_path / "pick.json").write_text("\n".join(rows))
+    (tmp_path / "pick_shots.json").write_text("\n".join(rows))
+    (tmp_path / "pick.yaml").write_text((ASSETS / "pick.yaml").read_text())
+    tokenizer = character_tokenizer()
+    broken = random_llama(3, len(tokenizer))
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    model = Resident(broken, tokenizer)
+    theirs = lm_eval_samples(model, tmp_path, "assets_pick", batch_size=4)
+    assert [sample["acc"] for sample in theirs] == [1.0] * 4
+    task = LmEvalTask("pick", task="assets_pick", path=tmp_path)
+    with pytest.raises(CandidateError, match="not finite"):
+        task.respond(model, task.items)
+
+
+def test_forward_seconds_are_counted_and_reset(resident):
+    task = asset("copy")
+    task.respond(resident, task.items)
+    assert task.forward_s > 0
+    task.forward_s = 0.0
+    assert task.forward_s == 0.0
+
+
+def test_the_fingerprint_follows_what_is_asked_and_nothing_else(tmp_path):
+    for name in ("copy.yaml", "copy.json", "copy_shots.json"):
+        (tmp_path / name).write_text((ASSETS / name).read_text())
+    here = asset("copy").fingerprint
+    assert LmEvalTask("other name", task="assets_copy", path=tmp_path).fingerprint == here
+    lines = (tmp_path / "copy.json").read_text().splitlines()
+    (tmp_path / "copy.json").write_text("\n".join(lines[:-1]))
+    others = {
+        LmEvalTask("copy", task="assets_copy", path=tmp_path).fingerprint,
+        asset("copy", batch_size=4).fingerprint,
+        asset("copy", num_fewshot=2).fingerprint,
+        asset("pick").fingerprint,
+        asset("pick", metric="acc_norm").fingerprint,
+    }
+    assert len(others | {here}) == 6
+
+
+def test_a_limit_takes_the_first_items(resident):
+    task = asset("copy", limit=5, num_fewshot=2)
+    assert list(task.items) == [0, 1, 2, 3, 4]
+    whole = asset("copy", num_fewshot=2, batch_size=5).respond(resident, range(5))
+    assert task.respond(resident, range(5)).texts == whole.texts
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def refusal(**options: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        LmEvalTask("mine", **({"path": ASSETS} | options))
+    return str(caught.value)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    assert "did you mean 'assets_copy'" in refusal(task="assets_cpoy")
+    assert "did you mean 'acc_norm'" in refusal(task="assets_pick", metric="acc_nrom")
+    assert "unknown filter 'strict'" in refusal(task="assets_pick", filter="strict")
+    assert "no such file or folder" in refusal(task="x", path=ASSETS / "nowhere")
+
+
+def test_code_runs_only_where_it_is_allowed():
+    message = refusal(task="assets_code")
+    assert "code.yaml:3 process_docs" in message
+    assert "keep_half of" in message
+    assert "code_here.py" in message
+    assert len(asset("code", allow_code=True).items) == 20
+
+
+def changed(folder: Path, old: str, new: str, name: str = "copy") -> dict[str, Any]:
+    for data in (f"{name}.json", f"{name}_shots.json"):
+        (folder / data).write_text((ASSETS / data).read_text())
+    text = (ASSETS / f"{name}.yaml").read_text()
+    assert old in text
+    (folder / f"{name}.yaml").write_text(text.replace(old, new))
+    return {"task": f"assets_{name}", "path": folder / f"{name}.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("test: copy.json", "test: cpoy.json", "did you mean 'copy.json'"),
+        ("do_sample: false", "temperature: 0.7", "would be sampled"),
+        ("do_sample: false", "num_beams: 4", "not supported: num_beams: 4"),
+        ("generate_until", "loglikelihood_rolling", "not supported yet: loglikelihood_rolling"),
+        ("dataset_path: json", "dataset_path: someone/data", "offline"),
+        ("metadata:", "num_fewshot: 0\nmetadata:", "fixed at 0"),
+        ("task: assets_copy", "task: [assets_copy", "not valid YAML"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_its_place(tmp_path, old, new, message):
+    options = changed(tmp_path, old, new)
+    text = refusal(**options, num_fewshot=2)
+    assert message in text
+    assert str(tmp_path) in text or "generation_kwargs" in text
+
+
+def test_a_metric_over_all_items_at_once_is_refused(tmp_path):
+    options = changed(tmp_path, "metric: acc_norm", "metric: f1", name="pick")
+    assert "all items at once" in refusal(**options, metric="f1")
+
+
+def test_answers_longer_than_the_model_are_refused(resident):
+    short = Resident(random_llama(3, 70, positions=6), resident.tokenizer)
+    with pytest.raises(ConfigurationError, match="leaves no room"):
+        asset("copy").respond(short, [0])
