@@ -57,3 +57,18 @@ def _describe(holder: str) -> str:
         return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
     except (ValueError, KeyError):
         return "another process"
+
+
+def holder(folder: Path) -> dict[str, object] | None:
+    """Who works on a run folder now; None if nobody does."""
+    path = folder / "run.lock"
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                facts: dict[str, object] = json.loads(file.read() or "{}")
+                return facts
+    except FileNotFoundError:
+        pass
+    return None

@@ -14,12 +14,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from evomerge.errors import LedgerDamaged
 from evomerge.ledger import Ledger
 from evomerge.measurement import Measurer
-from evomerge.pareto import front_ranks
+from evomerge.pareto import best_first
 from evomerge.protocols import Estimator, Observer, Searcher, SearchSpace
 from evomerge.records import (
     Budget,
@@ -218,21 +216,6 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
     known = search.incumbents | {evaluation.id: evaluation for evaluation in evaluations}
     best = best_first([e for e in known.values() if e.score is not None])
     search.incumbents = {e.id: e for e in best[: max(1, search.estimator.num_incumbents)]}
-
-
-def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """By rung, then by Pareto front, then by the mean of the objectives, then by id."""
-    scored = [(e, e.score) for e in evaluations if e.score is not None]
-    if not scored:
-        return []
-    values = np.array([score.values for _, score in scored])
-    rungs = np.array([score.rung for _, score in scored])
-    ranks = np.zeros(len(scored), dtype=np.int64)
-    for rung in np.unique(rungs):
-        ranks[rungs == rung] = front_ranks(values[rungs == rung])
-    ids = np.array([e.id for e, _ in scored])
-    order = np.lexsort((ids, -values.mean(axis=1), ranks, -rungs))
-    return [scored[i][0] for i in order]
 
 
 def is_spent(budget: Budget, search: Search, elapsed_s: float) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from evomerge.records import Evaluation
 
 
 def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
@@ -105,3 +109,18 @@ def front_ranks(values: ArrayLike) -> NDArray[np.int64]:
         ranks[left[best]] = rank
         left = left[~best]
     return ranks
+
+
+def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """By rung, then by Pareto front, then by the mean of the objectives, then by id."""
+    scored = [(e, e.score) for e in evaluations if e.score is not None]
+    if not scored:
+        return []
+    values = np.array([score.values for _, score in scored])
+    rungs = np.array([score.rung for _, score in scored])
+    ranks = np.zeros(len(scored), dtype=np.int64)
+    for rung in np.unique(rungs):
+        ranks[rungs == rung] = front_ranks(values[rungs == rung])
+    ids = np.array([e.id for e, _ in scored])
+    order = np.lexsort((ids, -values.mean(axis=1), ranks, -rungs))
+    return [scored[i][0] for i in order]

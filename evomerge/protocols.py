@@ -125,6 +125,10 @@ class Estimator(Protocol):
         """Scores of the cohort's living candidates; may re-score incumbents."""
         ...
 
+    def expected_items(self, num_candidates: int) -> int:
+        """Item evaluations that a cohort of this size costs, for plans."""
+        ...
+
 
 class Pool(Protocol):
     """Runs jobs. What it returns does not depend on how many workers it has."""

@@ -192,43 +192,44 @@ class ExperimentConfig(Strict):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
-def read_experiment(path: Path, *, allow_code: bool = False) -> ExperimentConfig:
-    """Read an experiment with the files that it refers to.
+def read_experiment(path: Path) -> ExperimentConfig:
+    """Read an experiment file with the files that it refers to.
 
     Raises:
         ConfigurationError: with every problem of every file.
     """
-    document = read_yaml(path)
+    return parse_experiment(read_yaml(path))
+
+
+def parse_experiment(document: Document) -> ExperimentConfig:
+    """Validate an experiment with the files that it refers to; paths are relative to its own.
+
+    Raises:
+        ConfigurationError: with every problem of every file.
+    """
     if not isinstance(document.data, dict):
-        raise ConfigurationError(f"{path}: expected a mapping, got {document.data!r}")
+        where = document.where(())
+        raise ConfigurationError(Problem(where, f"expected a mapping, got {document.data!r}"))
+    folder = document.path.parent if document.path else Path.cwd()
     problems: list[Problem] = []
     data = dict(document.data)
-    parts: dict[str, Any] = {}
     readers: dict[str, Callable[[Document], Any]] = {"space": parse_space, "fitness": read_fitness}
-    catalogues = {"space": "search_spaces", "fitness": "fitness"}
+    broken = set()
     for key, reader in readers.items():
         if key in data:
-            part = _collect(
-                problems,
-                lambda key=key, reader=reader: reader(_refer(document, key, catalogues[key])),
-            )
-            parts[key] = part
-    # A part that failed is replaced by one that holds, so that the rest is checked all the same.
-    data.update({key: part for key, part in parts.items() if part is not None})
-    for key in [key for key, part in parts.items() if part is None]:
-        data.pop(key)
-    broken = {key for key, part in parts.items() if part is None}
-    for key in ("base", "experts"):
-        data[key] = _absolute_models(data.get(key), path.parent) if key in data else None
-        if data[key] is None:
-            data.pop(key)
-    if allow_code:
-        data["allow_code"] = True
+            part = _collect(problems, lambda key=key, reader=reader: reader(_refer(document, key)))
+            if part is None:
+                broken.add(key)  # its problems are known; the rest is checked all the same
+                del data[key]
+            else:
+                data[key] = part
+    for key in {"base", "experts"} & set(data):
+        data[key] = _absolute_models(data[key], folder)
+    config = None
     try:
-        config = parse(ExperimentConfig, Document(data, path, document.lines))
+        config = parse(ExperimentConfig, Document(data, document.path, document.lines))
     except ConfigurationError as error:
-        problems += [p for p in error.problems if not _is_about(p, broken)]
-        config = None
+        problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
@@ -267,9 +268,10 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
     return path
 
 
-def _refer(document: Document, key: str, kind: str) -> Document:
+def _refer(document: Document, key: str) -> Document:
     """The document that a key holds, or refers to."""
     value = document.data[key]
+    kind = {"space": "search_spaces", "fitness": "fitness"}[key]
     folder = document.path.parent if document.path else Path.cwd()
     if isinstance(value, str):
         try:
@@ -287,7 +289,7 @@ def _absolute_models(value: Any, folder: Path) -> Any:
     """Paths of models are relative to the experiment's file; zoo references stay as they are."""
     if isinstance(value, Mapping):
         return {name: _absolute_models(path, folder) for name, path in value.items()}
-    if not isinstance(value, str) or value.startswith("zoo:"):
+    if not isinstance(value, str) or value.startswith(("zoo:", "memory:")):
         return value
     return str((folder / Path(value).expanduser()).resolve())
 
@@ -299,8 +301,3 @@ def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:
     except EvomergeError as error:
         problems += error.problems
         return None
-
-
-def _is_about(problem: Problem, keys: set[str]) -> bool:
-    """Whether a problem only says that a part is missing which is known to be broken."""
-    return any(problem.where.endswith(f" {key}") for key in keys)

@@ -7,24 +7,26 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
-from evomerge.experiment.config import BudgetConfig, ExperimentConfig
+from evomerge.experiment.config import BudgetConfig, ExperimentConfig, read_experiment
 from evomerge.experiment.wire import InMemory, Parts, wire
 from evomerge.files import write_text
 from evomerge.ledger import Ledger
 from evomerge.lock import RunLock
-from evomerge.loop import Search, best_first, run_search
+from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer
+from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
 from evomerge.protocols import Observer
 from evomerge.records import Candidate
 from evomerge.results.final import Finale, choose_and_report, recommendation
+from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references
 
 LEDGER = "ledger.sqlite"
@@ -79,14 +81,14 @@ def run_experiment(
                 watcher.started(parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
-                search_and_finish(parts, ledger, Measurer(pool, ledger, watchers), watchers)
+                search_and_finish(parts, Measurer(pool, ledger, watchers), ledger, out, watchers)
             finally:
                 pool.close()
     return out
 
 
 def search_and_finish(
-    parts: Parts, ledger: Ledger, measurer: Measurer, watchers: Sequence[Watcher]
+    parts: Parts, measurer: Measurer, ledger: Ledger, out: Path, watchers: Sequence[Watcher]
 ) -> None:
     """References, search, finalists, holdout; what is recorded already is not done again."""
 
@@ -111,7 +113,7 @@ def search_and_finish(
     phase("search")
     run_search(search, measurer, parts.config.budget.budget())
     if ledger.final() is None:
-        finish(parts, search, measurer, references, phase)
+        finish(parts, search, measurer, references, phase, out)
 
 
 def finish(
@@ -119,7 +121,8 @@ def finish(
     search: Search,
     measurer: Measurer,
     references: tuple[Candidate, ...],
-    phase: Any,
+    phase: Callable[[str], None],
+    out: Path,
 ) -> None:
     """Choose, open the holdout, and record the final table."""
     ledger = search.ledger
@@ -141,6 +144,7 @@ def finish(
     if table is None:
         raise EvomergeError(no_candidate_worked(ledger))
     ledger.note("final", table)
+    write_pictures(out, list(evaluations.values()), table)
 
 
 def no_candidate_worked(ledger: Ledger) -> list[Problem]:
@@ -188,8 +192,6 @@ def read_run_config(folder: Path, budget: int | None = None) -> ExperimentConfig
     Raises:
         ConfigurationError: there is no run.
     """
-    from evomerge.experiment.config import read_experiment
-
     if not (folder / LEDGER).exists():
         raise ConfigurationError(f"{folder}: no run here (there is no {LEDGER})")
     config = read_experiment(folder / EXPERIMENT)

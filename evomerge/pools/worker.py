@@ -74,8 +74,9 @@ class Worker:
         failure, responses, forward_s = self._write(job.recipe), [], 0.0
         merged = time.perf_counter()
         for name, items in job.items.items() if failure is None else ():
+            before = self._forward_seconds(name)
             answer = self._respond(name, items)
-            forward_s += self._forward_seconds(name)
+            forward_s += self._forward_seconds(name) - before
             if isinstance(answer, Failure):
                 failure, responses = answer, []
                 break
@@ -114,5 +115,5 @@ class Worker:
             return Failure("task", f"{name}: {type(error).__name__}: {error}")
 
     def _forward_seconds(self, name: str) -> float:
-        """Seconds of the last `respond` in the model's forward passes, where the task tells."""
+        """Seconds that a task has spent in forward passes so far, where it tells."""
         return float(getattr(self._tasks[name], "forward_s", 0.0))

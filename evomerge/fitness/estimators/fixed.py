@@ -28,6 +28,10 @@ class FixedItems:
         self._objectives = tuple(objectives)
         self._items = items
 
+    def expected_items(self, num_candidates: int) -> int:
+        """Item evaluations that a cohort of this size costs."""
+        return num_candidates * sum(map(len, self._items.values()))
+
     def requests(self, cohort: Cohort) -> list[Request]:
         """Whatever of the items is not answered yet."""
         return missing_requests(cohort.alive, cohort.measurements, self._items)

@@ -96,6 +96,15 @@ class Racing:
         order = {task: draw({task: ids}, len(ids), seed)[task] for task, ids in items.items()}
         return cls(objectives, order, parsed)
 
+    def expected_items(self, num_candidates: int) -> int:
+        """Item evaluations that a cohort of this size costs if no incumbent ends a race early."""
+        total, answered = 0, 0
+        for count in self._options.rungs:
+            total += (num_candidates + self.num_incumbents) * (count - answered) * len(self._order)
+            answered = count
+            num_candidates = math.ceil(self._options.keep * num_candidates)
+        return total
+
     def requests(self, cohort: Cohort) -> list[Request]:
         """What the first unfinished rung still lacks."""
         for rung in self._race(cohort):

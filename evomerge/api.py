@@ -1,0 +1,267 @@
+"""The engine from Python: search, merge, and a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.documents import Document
+from evomerge.errors import ConfigurationError
+from evomerge.experiment.config import ExperimentConfig, parse_experiment
+from evomerge.experiment.recipes import open_recipe_models
+from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
+from evomerge.experiment.wire import InMemory, open_models, resolve
+from evomerge.fitness.python_task import PythonFitness
+from evomerge.ledger import Ledger
+from evomerge.pareto import best_first
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.records import Candidate, CandidateId
+from evomerge.results.export import export_model, merged_tensors
+from evomerge.results.status import status
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Source = str | Path | Mapping[str, "Tensor"]
+Fitness = str | Path | Mapping[str, Any] | Callable[..., Mapping[str, Any]]
+
+
+class Run:
+    """A run folder, read from its ledger.
+
+    Attributes:
+        folder: the run folder.
+        config: its experiment, resolved.
+        ledger: everything that happened.
+    """
+
+    def __init__(self, folder: str | Path, *, in_memory: InMemory | None = None) -> None:
+        """Open a run.
+
+        in_memory: the models, if they were handed over as state dicts.
+
+        Raises:
+            ConfigurationError: there is no run in the folder.
+            LedgerDamaged: its ledger cannot be read.
+        """
+        self.folder = Path(folder)
+        self.config: ExperimentConfig = read_run_config(self.folder)
+        self.ledger = Ledger(self.folder / LEDGER, read_only=True)
+        self._in_memory = in_memory
+
+    def status(self) -> dict[str, Any]:
+        """State, counts, incumbent and final table, as `evomerge status --json` prints them."""
+        return status(self.folder, self.ledger)
+
+    def best(self) -> Candidate:
+        """The chosen candidate; before a run is finished, the best by its search score.
+
+        Raises:
+            ConfigurationError: nothing was measured yet.
+        """
+        if (final := self.ledger.final()) is not None:
+            return self.ledger.candidates[final["best"]["candidate"]]
+        ranked = best_first(list(self.ledger.evaluations().values()))
+        if not ranked:
+            raise ConfigurationError(f"{self.folder}: no candidate has a score yet")
+        return self.ledger.candidates[ranked[0].id]
+
+    def front(self) -> list[dict[str, Any]]:
+        """The front's rows of the final table; with one objective, the best alone.
+
+        Raises:
+            ConfigurationError: the run is not finished.
+        """
+        final = self.ledger.final()
+        if final is None:
+            raise ConfigurationError(
+                f"{self.folder}: not finished; `evomerge resume {self.folder}` goes on"
+            )
+        rows: list[dict[str, Any]] = final["front"] or [final["best"]]
+        return rows
+
+    def candidate(self, id_: CandidateId) -> Candidate:
+        """A candidate by its id.
+
+        Raises:
+            ConfigurationError: there is none, or it has no recipe.
+        """
+        found = self.ledger.candidates.get(id_)
+        if found is None or found.recipe is None:
+            last = max(self.ledger.candidates, default=-1)
+            raise ConfigurationError(f"{self.folder}: no candidate {id_} to merge (last: {last})")
+        return found
+
+    def merge(self, candidate: Candidate | CandidateId | None = None) -> dict[str, Tensor]:
+        """The merged state dict of a candidate; the best if none is given."""
+        return merged_tensors(self._recipe(candidate), self._checkpoints())
+
+    def export(
+        self, candidate: Candidate | CandidateId | None = None, folder: str | Path = "models/best"
+    ) -> Path:
+        """Write a candidate as a model folder; the best if none is given."""
+        chosen = self._chosen(candidate)
+        row = self._rows().get(chosen.id)
+        return export_model(self._recipe(chosen), self._checkpoints(), Path(folder), row)
+
+    def _chosen(self, candidate: Candidate | CandidateId | None) -> Candidate:
+        if candidate is None:
+            return self.best()
+        return self.candidate(candidate) if isinstance(candidate, int) else candidate
+
+    def _recipe(self, candidate: Candidate | CandidateId | None) -> Recipe:
+        recipe = self._chosen(candidate).recipe
+        if recipe is None:
+            raise ConfigurationError("the candidate violates its space and has no recipe")
+        return recipe
+
+    def _checkpoints(self) -> dict[str, Checkpoint]:
+        return open_models(self.config, self._in_memory).checkpoints
+
+    def _rows(self) -> dict[CandidateId, dict[str, Any]]:
+        final = self.ledger.final()
+        if final is None:
+            return {}
+        rows = [final["best"], *final["front"], *final["references"].values()]
+        return {row["candidate"]: row for row in rows}
+
+
+def search(
+    models: Mapping[str, Source],
+    base: Source,
+    *,
+    space: str | Path | Mapping[str, Any] = "per_expert",
+    fitness: Fitness,
+    searcher: str | Mapping[str, Any] = "cma_es",
+    budget: int | Mapping[str, Any] = 200,
+    seed: int = 0,
+    out: str | Path,
+    build: Callable[[], nn.Module] | None = None,
+    split: Mapping[str, Any] | None = None,
+    watchers: Sequence[Watcher] = (),
+    **options: Any,
+) -> Run:
+    """Search for a merge: the same engine as `evomerge run`.
+
+    Args:
+        models: the experts, name -> folder, file, hub-style path, or state dict.
+        base: the model that they were fine-tuned from.
+        space: a search space file, its name in the catalogue, or its content.
+        fitness: a fitness file, its name, its content, or a Python callable
+            `fitness(module_or_state_dict) -> {objective: per-item scores, or one number}`.
+        searcher: a kind, or a mapping with `kind` and options.
+        budget: candidates, or a mapping with candidates, item_evaluations, hours.
+        seed: decides every random choice.
+        out: the run folder; a run of the same experiment that is there goes on.
+        build: makes the module that the state dicts fit; without it a callable fitness gets the
+            state dict itself.
+        split: how many items serve search, fresh choice and holdout (callable fitness only).
+        watchers: told of everything that happens.
+        options: other keys of an experiment file: in_flight, cohort, pool, dtype, ...
+
+    Raises:
+        ConfigurationError, ModelError: what is wrong with the input, all of it at once.
+    """
+    sources = {"base": base, **models}
+    in_memory = {name: s for name, s in sources.items() if isinstance(s, Mapping)}
+    data: dict[str, Any] = {
+        "base": _path_of(base, "base"),
+        "experts": {name: _path_of(source, name) for name, source in models.items()},
+        "space": space if isinstance(space, Mapping) else str(space),
+        "searcher": {"kind": searcher} if isinstance(searcher, str) else dict(searcher),
+        "budget": {"candidates": budget} if isinstance(budget, int) else dict(budget),
+        "seed": seed,
+        **options,
+    }
+    given = InMemory(in_memory, build)
+    if callable(fitness):
+        tasks = PythonFitness(fitness, "module" if build else "state_dict").probe(
+            _open_resident(sources, build)
+        )
+        data["fitness"] = {
+            "tasks": {name: {"kind": "python"} for name in tasks},
+            "objectives": {name: name for name in tasks},
+            "split": dict(split or _default_split(min(len(t.items) for t in tasks.values()))),
+        }
+        given = InMemory(in_memory, build, tasks)
+    else:
+        data["fitness"] = fitness if isinstance(fitness, Mapping) else str(fitness)
+    config = parse_experiment(Document(data))
+    folder = run_experiment(
+        config,
+        Path(out),
+        in_memory=given if in_memory or build or given.python_tasks else None,
+        watchers=watchers,
+    )
+    return Run(folder, in_memory=given)
+
+
+def merge(
+    models: Mapping[str, Source],
+    operator: str,
+    *,
+    base: str | Path | Mapping[str, Tensor],
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Tensor]:
+    """Merge without a search; the merged state dict, and a model folder if `out` is given.
+
+    Args:
+        models: name -> folder, file or state dict.
+        operator: a name from `evomerge operators`.
+        base: the base model, or its name in `models`.
+        parameters: the operator's; per-source ones may be a mapping name -> value.
+        seed: of random masks.
+        dtype: of the result; the base's own if None.
+        out: a folder to write.
+
+    Raises:
+        ConfigurationError: the operator or a parameter is unknown or out of bounds.
+        ModelError: a model cannot be read or does not fit.
+    """
+    sources: dict[str, Source] = dict(models)
+    name = base if isinstance(base, str) and base in sources else "base"
+    if name == "base" and "base" not in sources:
+        sources["base"] = base
+    recipe = Recipe(
+        base=str(name),
+        models={key: ModelSource(path=_path_of(source, key)) for key, source in sources.items()},
+        default=Merge(
+            operator=operator,
+            sources=tuple(key for key in sources if key != name),
+            parameters=dict(parameters or {}),
+        ),
+        dtype=dtype,  # type: ignore[arg-type]
+        mask_seed=seed,
+    )
+    checkpoints = open_recipe_models(recipe, sources)
+    if out is not None:
+        export_model(recipe, checkpoints, Path(out))
+    return merged_tensors(recipe, checkpoints)
+
+
+def _path_of(source: Source, name: str) -> str:
+    if isinstance(source, Mapping):
+        return f"memory:{name}"
+    text = str(source)
+    return text if text.startswith("zoo:") else str(Path(text).expanduser().resolve())
+
+
+def _default_split(num_items: int) -> dict[str, int]:
+    """40 % for the search, 20 % fresh, 40 % holdout."""
+    if num_items < 5:
+        return {"search": 1, "fresh": 0}
+    return {"search": int(0.4 * num_items), "fresh": int(0.2 * num_items)}
+
+
+def _open_resident(sources: Mapping[str, Source], build: Callable[[], nn.Module] | None) -> Any:
+    """The base as a resident model: what a callable fitness is tried on."""
+    from evomerge.merging.resident import Resident
+
+    base = sources["base"]
+    where = base if isinstance(base, Mapping) else resolve(str(base))
+    return Resident.open({"base": open_checkpoint(where, name="base")}, "base", build=build)

@@ -1,0 +1,363 @@
+"""The command line: parse, call, print. What a verb does is elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evomerge.api import Run
+
+app = typer.Typer(
+    name="evomerge",
+    help="Search for the best way to merge fine-tuned models.\n\n"
+    "Start with `evomerge run quickstart`: it trains a family of tiny models, searches for a merge "
+    "of them, and says whether the search was worth it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
+ExperimentFile = Annotated[
+    str,
+    typer.Argument(help="An experiment file, or its name in the catalogue.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Candidates, instead of the file's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the file's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; 0 measures in the driver itself.")
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option(help="Let task files run the code that they name.")
+    ] = False,
+) -> None:
+    """Search for a merge. A run of the same experiment that is there goes on."""
+    config = _read_experiment(experiment)
+    changes: dict[str, Any] = {}
+    if budget is not None:
+        changes["budget"] = {"candidates": budget}
+    if seed is not None:
+        changes["seed"] = seed
+    if workers is not None:
+        changes["pool"] = {"kind": "local", "workers": workers}
+    if allow_code:
+        changes["allow_code"] = True
+    _drive(_changed(config, changes), out or Path("runs") / (config.name or Path(experiment).stem))
+
+
+@app.command()
+def resume(
+    folder: RunFolder,
+    budget: Annotated[int | None, typer.Option(help="A larger budget, in candidates.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, instead of before.")] = None,
+) -> None:
+    """Go on with a run that was stopped, or give a finished one more candidates."""
+    from evomerge.experiment.run import read_run_config
+
+    config = read_run_config(folder)
+    if any(path.startswith("memory:") for path in config.models().values()) or any(
+        task.get("kind") == "python" for task in config.fitness.tasks.values()
+    ):
+        raise ConfigurationError(
+            f"{folder}: this run was started from Python with models or a fitness that live in "
+            "memory; call evomerge.search again with the same arguments and the same out="
+        )
+    changes: dict[str, Any] = {}
+    if budget is not None:
+        changes["budget"] = {"candidates": budget}
+    if workers is not None:
+        changes["pool"] = {"kind": "local", "workers": workers}
+    _drive(_changed(config, changes), folder)
+
+
+@app.command()
+def status(folder: RunFolder, as_json: AsJson = False) -> None:
+    """How far a run is, what it has found, and whether the search was worth it."""
+    facts = _open_run(folder).status()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    console = _console()
+    console.print(
+        f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
+        f"{facts['item_evaluations']:,} item evaluations"
+    )
+    if facts["incumbent"]:
+        values = ", ".join(
+            f"{name} {e['value']:.3f}" for name, e in facts["incumbent"]["objectives"].items()
+        )
+        console.print(f"best by the search: candidate {facts['incumbent']['candidate']} ({values})")
+    if facts["final"]:
+        _print_final(console, facts["final"])
+    elif facts["state"] == "stopped":
+        console.print(f"go on with: evomerge resume {folder}")
+
+
+@app.command()
+def front(
+    folder: RunFolder,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The Pareto front on the holdout; with one objective, the best alone."""
+    rows = _open_run(folder).front()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    names = list(rows[0]["holdout"])
+    header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
+    cells = [
+        [row["candidate"]]
+        + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
+        for row in rows
+    ]
+    if as_csv:
+        csv.writer(sys.stdout).writerows([header, *cells])
+        return
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in cells:
+        table.add_row(str(row[0]), *(f"{value:.3f}" for value in row[1:]))
+    _console().print(table)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: OutFolder,
+    best: Annotated[bool, typer.Option("--best", help="The chosen candidate (default).")] = False,
+    front: Annotated[bool, typer.Option("--front", help="The whole front, a folder each.")] = False,
+    candidate: Annotated[int | None, typer.Option(help="The candidate with this number.")] = None,
+) -> None:
+    """Write found models as Hugging Face folders, with cards and recipes."""
+    if best + front + (candidate is not None) > 1:
+        raise ConfigurationError("choose one of --best, --front and --candidate")
+    source = _open_run(folder)
+    console = _console()
+    if front:
+        for row in source.front():
+            console.print(f"wrote {source.export(row['candidate'], out / str(row['candidate']))}")
+    else:
+        console.print(f"wrote {source.export(candidate, out)}")
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
+    out: OutFolder,
+) -> None:
+    """Merge by hand: build the model that a recipe describes."""
+    from evomerge.api import open_recipe_models, read_recipe
+    from evomerge.errors import CandidateError
+    from evomerge.results.export import export_model
+
+    parsed = read_recipe(recipe)
+    try:
+        folder = export_model(parsed, open_recipe_models(parsed), out)
+    except CandidateError as error:
+        raise ConfigurationError(Problem(str(recipe), str(error))) from None
+    _console().print(f"wrote {folder}")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="A model folder, or a recipe file.")],
+    fitness: Annotated[str, typer.Option(help="A fitness file, or its name in the catalogue.")],
+    as_json: AsJson = False,
+) -> None:
+    """Score my own merge on the same items as a search would."""
+    from evomerge.experiment.score import score_model
+
+    rows = score_model(model, fitness)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("objective", *rows)
+    for name in next(iter(rows.values())):
+        cells = (f"{r[name]['value']:.3f} ± {r[name]['standard_error']:.3f}" for r in rows.values())
+        table.add_row(name, *cells)
+    _console().print(table)
+
+
+@app.command()
+def plan(experiment: ExperimentFile) -> None:
+    """A dry run: dimensions, jobs, item evaluations, bytes, and hours from a short trial."""
+    from evomerge.experiment.plan import plan_experiment
+
+    console = _console()
+    for label, value in plan_experiment(_read_experiment(experiment)).items():
+        console.print(f"{label:<28} {value}", highlight=False)
+
+
+@app.command()
+def validate(experiment: ExperimentFile) -> None:
+    """Check an experiment and everything that it refers to; show the models' anatomy."""
+    from rich.table import Table
+
+    from evomerge.experiment.wire import wire
+
+    parts = wire(_read_experiment(experiment))
+    console = _console()
+    table = Table("layers", "component", "tensors", "parameters")
+    for layers, component, tensors, parameters in parts.models.anatomy.table():
+        table.add_row(str(layers), str(component), str(tensors), f"{parameters:,}")
+    console.print(table)
+    for warning in parts.models.warnings:
+        console.print(f"warning: {warning}")
+    genes = parts.space.genes
+    names = ", ".join(gene.name for gene in genes[:4])
+    console.print(f"{len(genes)} genes ({names}{', ...' if len(genes) > 4 else ''})")
+    console.print("valid")
+
+
+@app.command()
+def digest(folder: RunFolder) -> None:
+    """The sha256 of a run's trajectory: equal runs have equal digests."""
+    print(_open_run(folder).ledger.digest())
+
+
+@app.command()
+def zoo(
+    family: Annotated[str, typer.Argument(help="The family's name.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Every seed makes another family.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Default: the user's cache folder.")] = None,
+) -> None:
+    """Train a small family of models to try things on (half a minute)."""
+    from evomerge.errors import nearest
+    from evomerge.terminal import TerminalView
+    from evomerge.zoo import ZOOS
+
+    if family not in ZOOS:
+        raise ConfigurationError(Problem(family, "no such family", nearest(family, ZOOS)))
+    console = _console()
+    with TerminalView(console) as view:
+        folder = ZOOS[family](out, seed=seed, progress=view.progress)
+    console.print(f"{folder}: {', '.join(ZOOS[family].models)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what a run would use."""
+    from evomerge.experiment.doctor import examine
+
+    console = _console()
+    for label, value in examine().items():
+        console.print(f"{label:<16} {value}", highlight=False)
+
+
+@app.command()
+def operators() -> None:
+    """The merge operators, with their parameters."""
+    from rich.table import Table
+
+    from evomerge.merging import OPERATORS
+
+    table = Table("operator", "what it does", "parameters")
+    for name, operator in OPERATORS.items():
+        table.add_row(name, operator.summary, ", ".join(p.name for p in operator.parameters))
+    _console().print(table)
+
+
+def main() -> None:
+    """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+    except EvomergeError as error:
+        sys.exit(_complain(error))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(error: EvomergeError) -> int:
+    problems = error.problems
+    if len(problems) > 1:
+        print(f"evomerge: {len(problems)} problems", file=sys.stderr)
+    for problem in problems:
+        print(f"evomerge: {problem}" if len(problems) == 1 else f"  {problem}", file=sys.stderr)
+    return error.exit_code
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def _open_run(folder: Path) -> Run:
+    from evomerge.api import Run
+
+    return Run(folder)
+
+
+def _read_experiment(reference: str) -> Any:
+    from evomerge.experiment.config import find_in_catalogue, read_experiment
+
+    path = Path(reference)
+    if not path.exists():
+        path = find_in_catalogue(reference, "experiments", Path.cwd())
+    return read_experiment(path)
+
+
+def _changed(config: Any, changes: dict[str, Any]) -> Any:
+    """The experiment with some keys changed and checked again."""
+    return type(config).model_validate({**dict(config), **changes}) if changes else config
+
+
+def _drive(config: Any, out: Path) -> None:
+    """Run with a view, then print the final table and what to do next."""
+    from evomerge.experiment.run import run_experiment
+    from evomerge.terminal import TerminalView
+
+    console = _console()
+    try:
+        with TerminalView(console) as view:
+            run_experiment(config, out, watchers=[view])
+    except Interrupted:
+        console.print(f"\ninterrupted; nothing is lost. Go on with: evomerge resume {out}")
+        raise
+    final = _open_run(out).status()["final"]
+    _print_final(console, final)
+    pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
+    console.print(f"Run folder: {out} (pictures: {pictures})")
+    console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
+
+
+def _print_final(console: Console, final: dict[str, Any]) -> None:
+    from evomerge.terminal import final_table, summary
+
+    console.print(final_table(final))
+    console.print(summary(final), highlight=False)

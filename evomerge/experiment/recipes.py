@@ -1,0 +1,63 @@
+"""Recipes that people write: read, checked, and their models opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.preflight import preflight
+from evomerge.documents import parse, read_yaml
+from evomerge.errors import ConfigurationError, Problem
+from evomerge.experiment.wire import resolve
+from evomerge.merging.check import check_merge
+from evomerge.recipe import Merge, Recipe
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe file; its models' paths are relative to it.
+
+    Raises:
+        ConfigurationError: every problem of the file.
+    """
+    document = read_yaml(Path(path))
+    if isinstance(document.data, dict) and isinstance(document.data.get("models"), dict):
+        for name, source in document.data["models"].items():
+            where = source.get("path") if isinstance(source, dict) else source
+            if isinstance(where, str) and not where.startswith("zoo:"):
+                absolute = str((Path(path).parent / Path(where).expanduser()).resolve())
+                document.data["models"][name] = (
+                    {**source, "path": absolute} if isinstance(source, dict) else absolute
+                )
+    return parse(Recipe, document)
+
+
+def open_recipe_models(
+    recipe: Recipe, sources: Mapping[str, Any] | None = None
+) -> dict[str, Checkpoint]:
+    """The opened models of a recipe, after its operators and the models were checked.
+
+    Raises:
+        ConfigurationError, ModelError: everything that is wrong.
+    """
+    experts = tuple(name for name in recipe.models if name != recipe.base)
+    merges: Iterable[Merge] = (
+        recipe.default,
+        *(merge.over(recipe.default) for merge in recipe.outside.values()),
+        *(merge.over(recipe.default) for s in recipe.slots or () for merge in s.merges.values()),
+    )
+    problems: dict[str, Problem] = {}
+    for merge_ in merges:
+        complete = merge_ if merge_.sources is not None else Merge(sources=experts).over(merge_)
+        complete = complete.over(merge_)
+        problems.update((str(p), p) for p in check_merge(complete, recipe.base))
+    if problems:
+        raise ConfigurationError(problems.values())
+    checkpoints = {}
+    for name, source in recipe.models.items():
+        given = (sources or {}).get(name)
+        where: Any = given if isinstance(given, Mapping) else resolve(source.path)
+        checkpoints[name] = open_checkpoint(where, name=name)
+    preflight(checkpoints, recipe.base)
+    return checkpoints

@@ -1,0 +1,96 @@
+"""Score a model that no search made, on the items that a search would use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evomerge.documents import read_yaml
+from evomerge.errors import CandidateError, ModelError, Problem
+from evomerge.experiment.config import FitnessConfig, find_in_catalogue, read_fitness
+from evomerge.experiment.recipes import read_recipe
+from evomerge.experiment.wire import resolve
+from evomerge.fitness import make_task
+from evomerge.fitness.estimators.estimate import Items, estimate
+from evomerge.fitness.split import split_items
+from evomerge.pools.worker import Worker, WorkerSpec
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.records import Job, Measurements
+
+
+def score_recipe(
+    recipe: Recipe, config: FitnessConfig, items: dict[str, Items]
+) -> dict[str, dict[str, Any]]:
+    """Part of the split -> objective -> value, standard error and number of items.
+
+    Raises:
+        ModelError: the model cannot be merged or measured.
+    """
+    models = {name: resolve(source.path) for name, source in recipe.models.items()}
+    worker = Worker(WorkerSpec(models, recipe.base, config.tasks), "driver")
+    sizes = {
+        task: 1 + max(max(part[task], default=0) for part in items.values())
+        for task in config.tasks
+    }
+    measurements = Measurements(sizes)
+    rows: dict[str, dict[str, Any]] = {}
+    for number, (part, wanted) in enumerate(items.items()):
+        asked = {task: tuple(ids) for task, ids in wanted.items() if ids}
+        if not asked:
+            continue
+        outcome = worker.run(Job(number, 0, recipe, asked))
+        if outcome.failure is not None:
+            raise ModelError(Problem("", outcome.failure.reason))
+        for responses in outcome.responses:
+            measurements.add(recipe.fingerprint, responses)
+        rows[part] = {
+            name: {
+                "value": e.value,
+                "standard_error": e.standard_error,
+                "num_items": e.num_items,
+            }
+            for name, e in estimate(
+                config.all_objectives(), measurements, recipe.fingerprint, asked
+            ).items()
+        }
+    return rows
+
+
+def score_model(model: str, fitness: str) -> dict[str, dict[str, Any]]:
+    """Score a folder, a zoo model or a recipe file with a fitness file.
+
+    Raises:
+        ConfigurationError, ModelError: what cannot be read or measured.
+    """
+    path = Path(fitness)
+    if not path.exists():
+        path = find_in_catalogue(fitness, "fitness", Path.cwd())
+    config = read_fitness(read_yaml(path))
+    tasks = {name: make_task(name, entry) for name, entry in config.tasks.items()}
+    split = split_items(
+        {name: task.items for name, task in tasks.items()},
+        config.split.search,
+        config.split.fresh,
+        config.split.holdout,
+        config.split.seed,
+    )
+    items: dict[str, Items] = {
+        "search": split.search,
+        "fresh": split.fresh,
+        "holdout": split.holdout,
+    }
+    try:
+        return score_recipe(recipe_of(model), config, items)
+    except CandidateError as error:
+        raise ModelError(Problem(model, str(error))) from None
+
+
+def recipe_of(model: str) -> Recipe:
+    """The recipe of a recipe file; for a model, the one that changes nothing."""
+    if model.endswith((".yaml", ".yml")):
+        return read_recipe(Path(model))
+    return Recipe(
+        base="base",
+        models={"base": ModelSource(path=model)},
+        default=Merge(operator="linear", sources=("base",), parameters={"weight": 1.0}),
+    )

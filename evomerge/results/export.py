@@ -1,0 +1,133 @@
+"""A candidate as an ordinary model folder, with a card that says where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.write import write_model
+from evomerge.merging.materialise import Merger
+from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CACHE_BYTES = 0  # one pass over the model: nothing is needed twice
+
+
+def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
+    """The whole merged state dict, in memory, in the recipe's output dtype.
+
+    Raises:
+        CandidateError: a merged tensor is not finite.
+    """
+    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, CACHE_BYTES)
+    dtype = output_dtype(recipe)
+    return {
+        name: tensor.clone() if dtype is None else tensor.to(dtype, copy=True)
+        for name, tensor in merger.tensors(recipe)
+    }
+
+
+def export_model(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    folder: Path,
+    row: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a merged model that plain transformers loads; at most a shard is in memory.
+
+    Args:
+        recipe: what to merge.
+        checkpoints: the opened models, by the recipe's names.
+        folder: a new folder, or one that evomerge wrote before.
+        row: the candidate's row of the final table, for the card.
+    """
+    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, CACHE_BYTES)
+    return write_model(
+        folder,
+        merger.tensors(recipe),
+        like=checkpoints[recipe.base],
+        tokenizer_from=checkpoints[recipe.tokenizer or recipe.base],
+        dtype=output_dtype(recipe),
+        extra_files={
+            "README.md": model_card(recipe, folder.name, row),
+            "evomerge_recipe.yaml": recipe_yaml(recipe),
+        },
+    )
+
+
+def output_dtype(recipe: Recipe) -> Any:
+    """The recipe's dtype as torch's; None keeps each tensor's own."""
+    import torch
+
+    return None if recipe.dtype is None else getattr(torch, recipe.dtype)
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe as `evomerge merge` reads it."""
+    data = recipe.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False)
+
+
+def model_card(recipe: Recipe, name: str, row: Mapping[str, Any] | None) -> str:
+    """The README.md of an exported model, in the hub's format."""
+    front = {
+        "base_model": [source.path for source in recipe.models.values()],
+        "base_model_relation": "merge",
+        "tags": ["merge", "evomerge"],
+        "library_name": "transformers",
+    }
+    models = "\n".join(
+        f"- `{label}`: {source.path}"
+        + (f" (sha256 of its tensors {source.sha256[:16]}...)" if source.sha256 else "")
+        for label, source in recipe.models.items()
+    )
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {name}
+
+A merge made with evomerge. `evomerge merge evomerge_recipe.yaml --out FOLDER` makes it again.
+
+## Models
+
+{models}
+{scores_section(row)}
+## Recipe
+
+```yaml
+{recipe_yaml(recipe).strip()}
+```
+"""
+
+
+def scores_section(row: Mapping[str, Any] | None) -> str:
+    """The candidate's scores as a table; the search's own are estimates that it was chosen by."""
+    if row is None:
+        return ""
+    columns = [name for name in ("search", "fresh", "holdout") if name in row]
+    lines = [
+        "",
+        "## Scores",
+        "",
+        "Mean ± standard error. The candidate was found on the search items and chosen on the "
+        "fresh ones; only the holdout is unbiased.",
+        "",
+        "| objective | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for objective in row[columns[-1]]:
+        cells = [
+            f"{row[name][objective]['value']:.3f} ± {row[name][objective]['standard_error']:.3f}"
+            f" ({row[name][objective]['num_items']} items)"
+            for name in columns
+        ]
+        lines.append(f"| {objective} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

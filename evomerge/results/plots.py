@@ -1,0 +1,144 @@
+"""Pictures of a run: how it converged, and its front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.files import atomic_path
+from evomerge.records import Evaluation
+
+# Okabe & Ito's palette, which colour-blind people can tell apart.
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9a9a9a", "#222222"
+SIZE = (7.2, 4.2)  # inches
+
+
+def write_pictures(
+    folder: Path, evaluations: Sequence[Evaluation], final: Mapping[str, Any]
+) -> list[Path]:
+    """`convergence.png`, and `front.png` where there are several objectives."""
+    scored = sorted((e for e in evaluations if e.score is not None), key=lambda e: e.id)
+    pictures = [draw_convergence(folder / "convergence.png", scored, final)]
+    if final["front"]:
+        pictures.append(draw_front(folder / "front.png", scored, final))
+    return pictures
+
+
+def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
+    """Each candidate's search score, the best so far, and the references as lines."""
+    figure, axes = _figure(1)
+    axis = axes[0]
+    ids = np.array([e.id for e in scored])
+    means = np.array([np.mean(e.score.values) for e in scored if e.score])
+    rungs = np.array([e.score.rung for e in scored if e.score])
+    complete = rungs == rungs.max()
+    axis.plot(ids[~complete], means[~complete], ".", color=GREY, alpha=0.6, label="dropped early")
+    axis.plot(ids[complete], means[complete], ".", color=BLUE, alpha=0.7, label="candidate")
+    if not (~complete).any():
+        axis.lines[0].remove()
+    best = np.maximum.accumulate(np.where(complete, means, -np.inf))
+    axis.step(ids, best, where="post", color=BLUE, linewidth=1.5, label="best so far (search)")
+    rows = {"found": final["best"], **final["references"]}
+    heights = _apart([row["holdout_mean"]["value"] for row in rows.values()])
+    for (label, row), height in zip(rows.items(), heights, strict=True):
+        color = ORANGE if label == "found" else BLACK
+        value = row["holdout_mean"]["value"]
+        axis.axhline(value, color=color, linewidth=1, linestyle="--")
+        axis.annotate(
+            f"{label} {value:.3f}",
+            (1.01, height),
+            xycoords=("axes fraction", "data"),
+            color=color,
+            fontsize=8,
+            va="center",
+        )
+    axis.set_xlabel("candidate")
+    axis.set_ylabel("mean of the objectives")
+    axis.set_title("Search scores; dashed: on the holdout", loc="left", fontsize=10)
+    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
+    """The front on the holdout, pair by pair of objectives, with one standard error."""
+    names = list(final["best"]["holdout"])
+    pairs = list(combinations(names, 2))[:3]
+    figure, axes = _figure(len(pairs))
+    clouds = {n: [e.score.objectives[n].value for e in scored if e.score] for n in names}
+    for axis, (x, y) in zip(axes, pairs, strict=True):
+        axis.plot(clouds[x], clouds[y], ".", color=GREY, alpha=0.35, label="candidates (search)")
+        _crosses(axis, final["front"], x, y, color=BLUE, label="front (holdout)")
+        _crosses(axis, [final["best"]], x, y, color=ORANGE, label="chosen (holdout)", size=8)
+        rivals = final["references"]
+        _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
+        for label, row in rivals.items():
+            axis.annotate(
+                label.replace("task_arithmetic", "arithmetic"),
+                (row["holdout"][x]["value"], row["holdout"][y]["value"]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+    axes[0].legend(fontsize=7, frameon=False, loc="lower left")
+    return _save(figure, path)
+
+
+def _crosses(
+    axis: Any,
+    rows: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str,
+    *,
+    color: str,
+    label: str,
+    marker: str = "o",
+    size: float = 4,
+) -> None:
+    """Points of the holdout with one standard error in both directions."""
+    axis.errorbar(
+        [row["holdout"][x]["value"] for row in rows],
+        [row["holdout"][y]["value"] for row in rows],
+        xerr=[row["holdout"][x]["standard_error"] for row in rows],
+        yerr=[row["holdout"][y]["standard_error"] for row in rows],
+        fmt=marker,
+        markersize=size,
+        linewidth=0.8,
+        color=color,
+        label=label,
+    )
+
+
+def _figure(columns: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width = SIZE[0] if columns == 1 else 4.4 * columns
+    figure = Figure(figsize=(width, SIZE[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return path
+
+
+def _apart(values: Sequence[float], gap: float = 0.028) -> NDArray[np.float64]:
+    """Heights near the values, for labels that must not overlap."""
+    heights = np.array(values, dtype=np.float64)
+    order = np.argsort(heights)
+    for below, above in zip(order, order[1:], strict=False):
+        heights[above] = max(heights[above], heights[below] + gap)
+    return heights

@@ -1,0 +1,40 @@
+"""What a run folder says of itself, read from the ledger alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evomerge.ledger import Ledger
+from evomerge.lock import holder
+from evomerge.pareto import best_first
+from evomerge.records import Evaluation, Score
+
+
+def status(folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """State, counts, the incumbent and, once it is there, the final table; as JSON."""
+    evaluations = ledger.evaluations()
+    final = ledger.final()
+    driver = holder(folder)
+    best = best_first([e for e in evaluations.values() if e.score is not None])
+    return {
+        "state": "running" if driver else "finished" if final else "stopped",
+        "driver": driver,
+        "candidates": len(evaluations),
+        "failed": sum(e.failure is not None for e in evaluations.values()),
+        "item_evaluations": ledger.measurements.item_evaluations,
+        "incumbent": incumbent(best[0]) if best else None,
+        "final": final,
+    }
+
+
+def incumbent(evaluation: Evaluation) -> dict[str, Any]:
+    """The best candidate so far, by its search score."""
+    score = evaluation.score or Score({})
+    return {
+        "candidate": evaluation.id,
+        "objectives": {
+            name: {"value": e.value, "standard_error": e.standard_error, "num_items": e.num_items}
+            for name, e in score.objectives.items()
+        },
+    }

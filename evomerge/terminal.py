@@ -1,0 +1,174 @@
+"""What the command line shows: progress while something goes on, tables when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from evomerge.experiment.wire import Parts
+from evomerge.ledger import Ledger
+from evomerge.records import Candidate, Evaluation, Outcome
+
+PLAIN_EVERY_S = 10.0  # how often a search speaks where there is no terminal to draw on
+
+
+class TerminalView:
+    """A progress bar on a terminal; a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._ledger: Ledger | None = None
+        self._budget: int | None = None
+        self._phase = ""
+        self._best = ""
+        self._num_told = 0
+        self._num_failed = 0
+        self._last_plain = time.monotonic()
+
+    def __enter__(self) -> TerminalView:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A bar for it."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total, facts="")
+            self._plain(f"{what} ...")
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def started(self, parts: Parts, ledger: Ledger) -> None:
+        """Note what the run is to reach."""
+        self._ledger = ledger
+        self._budget = parts.config.budget.candidates
+        told = ledger.evaluations()
+        self._num_told = len(told)
+        self._console.print(
+            f"{len(parts.config.experts)} experts, {len(parts.space.genes)} genes, "
+            f"{parts.config.searcher.kind}, {', '.join(o.name for o in parts.objectives)}; "
+            f"{sum(map(len, parts.split.search.values()))} search, "
+            f"{sum(map(len, parts.split.fresh.values()))} fresh, "
+            f"{sum(map(len, parts.split.holdout.values()))} holdout items"
+            + (f"; {len(told)} candidates are recorded already" if told else "")
+        )
+
+    def phase(self, name: str) -> None:
+        """A bar for each phase."""
+        if self._phase in self._tasks:
+            bar = self._tasks[self._phase]
+            self._bars.update(bar, total=1, completed=1)
+        self._phase = name
+        total = self._budget if name == "search" else None
+        self._tasks[name] = self._bars.add_task(name, total=total, facts="")
+        if name == "search":
+            self._bars.update(self._tasks[name], completed=self._num_told)
+        self._plain(f"{name} ...")
+
+    def asked(self, candidates: Sequence[Candidate]) -> None:
+        """Nothing to show yet."""
+
+    def measured(self, outcome: Outcome) -> None:
+        """Count items; say why a candidate failed."""
+        if outcome.failure is not None:
+            self._num_failed += 1
+            self._console.print(f"candidate {outcome.job.candidate}: {outcome.failure.reason}")
+        if self._phase in self._tasks:
+            self._bars.update(self._tasks[self._phase], facts=self._facts())
+
+    def told(self, evaluations: Sequence[Evaluation]) -> None:
+        """Show the incumbent."""
+        if self._ledger is None:
+            return
+        scored = [e for e in evaluations if e.score is not None]
+        if scored:
+            top = max(
+                scored, key=lambda e: (e.score.rung, np.mean(e.score.values)) if e.score else 0
+            )
+            mean = float(np.mean(top.score.values)) if top.score else 0.0
+            self._best = f"generation's best {mean:.3f}"
+        self._num_told = 1 + max(e.id for e in evaluations)
+        self._bars.update(self._tasks["search"], completed=self._num_told, facts=self._facts())
+        if time.monotonic() - self._last_plain > PLAIN_EVERY_S:
+            self._plain(f"{self._num_told} candidates, {self._facts()}")
+
+    def _facts(self) -> str:
+        items = self._ledger.measurements.item_evaluations if self._ledger is not None else 0
+        facts = [f"{items:,} items", self._best if self._phase == "search" else ""]
+        if self._num_failed:
+            facts.append(f"{self._num_failed} failed")
+        return ", ".join(filter(None, facts))
+
+    def _plain(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(text)
+            self._last_plain = time.monotonic()
+
+
+def final_table(final: Mapping[str, Any]) -> Table:
+    """The final table: holdout values with standard errors, and what the search had thought."""
+    names = list(final["best"]["holdout"])
+    table = Table(title="Holdout: value ± standard error", title_justify="left")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    if len(names) > 1:
+        table.add_column("mean", justify="right")
+    table.add_column("on search items", justify="right")
+
+    def add(label: str, row: Mapping[str, Any], style: str = "") -> None:
+        cells = [_cell(row["holdout"][name]) for name in names]
+        if len(names) > 1:
+            cells.append(_cell(row["holdout_mean"]))
+        seen = row.get("search_mean")
+        table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
+
+    for label, row in final["references"].items():
+        add(label, row)
+    table.add_section()
+    best = final["best"]
+    for row in final["front"]:
+        if row["candidate"] != best["candidate"]:
+            add(_name(row), row)
+    add(f"best: {_name(best)}", best, style="bold")
+    return table
+
+
+def summary(final: Mapping[str, Any]) -> str:
+    """The gain over the best reference and the winner's curse, in words."""
+    gain, best = final["gain_over_best_reference"], final["best"]
+    sure = "" if gain["low"] > 0 or gain["high"] < 0 else "; the interval contains 0"
+    lines = [
+        f"Gain over the best reference ({gain['reference']}): {gain['value']:+.3f} on the mean of "
+        f"the objectives, 95 % paired bootstrap interval [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        f"{sure}."
+    ]
+    if "winners_curse" in best:
+        lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
+    return "\n".join(lines)
+
+
+def _cell(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} ± {estimate['standard_error']:.3f}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["label"] or f"candidate {row['candidate']}")
