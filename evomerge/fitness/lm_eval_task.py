@@ -107,6 +107,7 @@ class LmEvalTask:
         better = bool(self._task.higher_is_better().get(self.metric, True))
         # Per item, lm-eval's perplexity is the log-likelihood: more is better.
         self._sign = 1.0 if better or self.metric == "perplexity" else -1.0
+        self._requests: dict[ItemId, list[Any]] = {}
         self._runs: dict[tuple[int, int], _LikelihoodRun | _GenerationRun] = {}
 
     @property
@@ -159,12 +160,17 @@ class LmEvalTask:
 
     # --- what lm-eval does ------------------------------------------------------------------------
 
-    @cached_property
-    def requests(self) -> list[list[Any]]:
-        """lm-eval's instances of every item, made in its order: examples are drawn one by one."""
-        with silent_and_offline():
-            self._task.set_fewshot_seed(seed=FEWSHOT_SEED)
-            return [self._instances(item) for item in self.items]
+    def requests(self, item: ItemId) -> list[Any]:
+        """lm-eval's instances of one item."""
+        if item not in self._requests:
+            with silent_and_offline():
+                if self._task.get_config("num_fewshot"):
+                    # Examples are drawn from one generator, one item after the other.
+                    self._task.set_fewshot_seed(seed=FEWSHOT_SEED)
+                    self._requests = {place: self._instances(place) for place in self.items}
+                else:
+                    self._requests[item] = self._instances(item)
+        return self._requests[item]
 
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
@@ -321,7 +327,7 @@ class _LikelihoodRun:
     def _encoded(self, item: ItemId) -> list[tuple[Tokens, Tokens]]:
         if item not in self._pairs:
             self._pairs[item] = [
-                self.encoder.pair(*request.args) for request in self.task.requests[item]
+                self.encoder.pair(*request.args) for request in self.task.requests(item)
             ]
         return self._pairs[item]
 
@@ -357,7 +363,7 @@ class _GenerationRun:
         return {"score": _column(scores)}, tuple(texts)
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
-        texts = [self.task.requests[item][0].args[0] for item in items]
+        texts = [self.task.requests(item)[0].args[0] for item in items]
         prompts = [self.encoder.encode(text) for text in texts]
         # The longest first, as in HFLM: what does not fit in memory fails at once.
         order = sorted(range(len(items)), key=lambda i: (-len(prompts[i]), texts[i]))
