@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,13 +151,13 @@ def search(
         base: the model that they were fine-tuned from.
         space: a search space file, its name in the catalogue, or its content.
         fitness: a fitness file, its name, its content, or a Python callable
-            `fitness(module_or_state_dict) -> {objective: per-item scores, or one number}`.
+            `fitness(model) -> {objective: per-item scores, or one number}`; the model is a module
+            where there is one (`build`, or a transformers folder), else the state dict.
         searcher: a kind, or a mapping with `kind` and options.
         budget: candidates, or a mapping with candidates, item_evaluations, hours.
         seed: decides every random choice.
         out: the run folder; a run of the same experiment that is there goes on.
-        build: makes the module that the state dicts fit; without it a callable fitness gets the
-            state dict itself.
+        build: makes the module that the state dicts fit.
         split: how many items serve search, fresh choice and holdout (callable fitness only).
         watchers: told of everything that happens.
         options: other keys of an experiment file: in_flight, cohort, pool, dtype, ...
@@ -177,9 +178,9 @@ def search(
     }
     given = InMemory(in_memory, build)
     if callable(fitness):
-        tasks = PythonFitness(fitness, "module" if build else "state_dict").probe(
-            _open_resident(sources, build)
-        )
+        build = build or _bare_builder(base)
+        python = PythonFitness(fitness, "state_dict" if isinstance(build, partial) else "module")
+        tasks = python.tasks(python.measure(_open_resident(sources, build)))
         data["fitness"] = {
             "tasks": {name: {"kind": "python"} for name in tasks},
             "objectives": {name: name for name in tasks},
@@ -256,6 +257,19 @@ def _default_split(num_items: int) -> dict[str, int]:
     if num_items < 5:
         return {"search": 1, "fresh": 0}
     return {"search": int(0.4 * num_items), "fresh": int(0.2 * num_items)}
+
+
+def _bare_builder(base: Source) -> Callable[[], nn.Module] | None:
+    """Without a module, a fitness is given the tensors alone; a folder brings its module."""
+    from evomerge.merging.bare import BareModule
+
+    if isinstance(base, Mapping):
+        return partial(BareModule, base)
+    path = resolve(str(base))
+    if Path(path).is_dir():
+        return None
+    checkpoint = open_checkpoint(path, name="base")
+    return partial(BareModule, {name: checkpoint.tensor(name) for name in checkpoint.names})
 
 
 def _open_resident(sources: Mapping[str, Source], build: Callable[[], nn.Module] | None) -> Any:

@@ -166,8 +166,8 @@ def merge(
     out: OutFolder,
 ) -> None:
     """Merge by hand: build the model that a recipe describes."""
-    from evomerge.api import open_recipe_models, read_recipe
     from evomerge.errors import CandidateError
+    from evomerge.experiment.recipes import open_recipe_models, read_recipe
     from evomerge.results.export import export_model
 
     parsed = read_recipe(recipe)
