@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evomerge.ledger import Ledger
 from evomerge.protocols import Observer, Pool
@@ -93,7 +93,9 @@ class Measurer:
         return self._ledger.candidates[candidate]
 
 
-def requests_for(candidates: Iterable[Candidate], items: dict[str, Sequence[int]]) -> list[Request]:
+def requests_for(
+    candidates: Iterable[Candidate], items: Mapping[str, Sequence[int]]
+) -> list[Request]:
     """All the items, for every candidate that can be measured."""
     return [
         Request(candidate.id, task, tuple(ids))

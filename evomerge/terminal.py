@@ -13,6 +13,7 @@ from rich.table import Table
 
 from evomerge.experiment.wire import Parts
 from evomerge.ledger import Ledger
+from evomerge.pareto import best_first
 from evomerge.records import Candidate, Evaluation, Outcome
 
 PLAIN_EVERY_S = 10.0  # how often a search speaks where there is no terminal to draw on
@@ -100,11 +101,8 @@ class TerminalView:
             return
         scored = [e for e in evaluations if e.score is not None]
         if scored:
-            top = max(
-                scored, key=lambda e: (e.score.rung, np.mean(e.score.values)) if e.score else 0
-            )
-            mean = float(np.mean(top.score.values)) if top.score else 0.0
-            self._best = f"generation's best {mean:.3f}"
+            best = best_first(scored)[0].score
+            self._best = f"generation's best {np.mean(best.values):.3f}" if best else ""
         self._num_told = 1 + max(e.id for e in evaluations)
         self._bars.update(self._tasks["search"], completed=self._num_told, facts=self._facts())
         if time.monotonic() - self._last_plain > PLAIN_EVERY_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from evomerge.documents import Document, parse, read_yaml
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.files import catalogue_folder
-from evomerge.fitness import ESTIMATORS, TASKS
+from evomerge.fitness import TASKS
+from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.pools import PoolConfig
 from evomerge.recipe import DType
 from evomerge.records import Budget, Objective
-from evomerge.search_spaces import WeightsConfig, parse_space
+from evomerge.search_spaces import parse_space
+from evomerge.search_spaces.weights import WeightsConfig
 from evomerge.searchers import SEARCHERS
 
 T = TypeVar("T")
@@ -104,8 +107,8 @@ class FitnessConfig(Strict):
         kind = self.estimator.get("kind")
         if kind not in ESTIMATORS:
             raise ValueError(f"estimator: unknown kind {kind!r} ({nearest(str(kind), ESTIMATORS)})")
-        for name, task in self.tasks.items():
-            if (kind := task.get("kind", "lm_eval")) not in {*TASKS, "python"}:
+        for name, entry in self.tasks.items():
+            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, "python"}:
                 raise ValueError(f"task {name}: unknown kind {kind!r} ({nearest(kind, TASKS)})")
         return self
 
@@ -217,7 +220,7 @@ def parse_experiment(document: Document) -> ExperimentConfig:
     broken = set()
     for key, reader in readers.items():
         if key in data:
-            part = _collect(problems, lambda key=key, reader=reader: reader(_refer(document, key)))
+            part = _collect(problems, partial(_read_part, document, key, reader))
             if part is None:
                 broken.add(key)  # its problems are known; the rest is checked all the same
                 del data[key]
@@ -266,6 +269,10 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
         what = f"no such file, and no such name in {kind}"
         raise ConfigurationError(Problem(reference, what, nearest(reference, names)))
     return path
+
+
+def _read_part(document: Document, key: str, reader: Callable[[Document], T]) -> T:
+    return reader(_refer(document, key))
 
 
 def _refer(document: Document, key: str) -> Document:

@@ -71,7 +71,8 @@ class Worker:
     def run(self, job: Job) -> Outcome:
         """Merge and measure; what goes wrong with the candidate comes back as its failure."""
         start = time.perf_counter()
-        failure, responses, forward_s = self._write(job.recipe), [], 0.0
+        responses: list[Responses] = []
+        failure, forward_s = self._write(job.recipe), 0.0
         merged = time.perf_counter()
         for name, items in job.items.items() if failure is None else ():
             before = self._forward_seconds(name)

@@ -186,7 +186,8 @@ def final_table(
 
 def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     """One row: what the search thought of a candidate, what fresh items and the holdout say."""
-    split, row = finale.split, {"candidate": candidate.id, "label": candidate.label}
+    split = finale.split
+    row: Json = {"candidate": candidate.id, "label": candidate.label}
     for name, items in {"search": split.search, "fresh": fresh, "holdout": split.holdout}.items():
         answered = {
             task: [item for item in ids if item not in set(missing(finale, candidate, task, ids))]

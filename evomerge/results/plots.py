@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,6 @@ def _apart(values: Sequence[float], gap: float = 0.028) -> NDArray[np.float64]:
     """Heights near the values, for labels that must not overlap."""
     heights = np.array(values, dtype=np.float64)
     order = np.argsort(heights)
-    for below, above in zip(order, order[1:], strict=False):
+    for below, above in pairwise(order):
         heights[above] = max(heights[above], heights[below] + gap)
     return heights

@@ -1,0 +1,48 @@
+# `make quickstart` and `make test` need nothing but Python 3.11 or later and make.
+# They make a virtual environment in .venv with the tested versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-slow lint coverage longest clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## the virtual environment with everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "evomerge needs Python 3.11 or later; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(INSTALLED)
+
+quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported model
+	$(BIN)/evomerge run experiments/quickstart.yaml --out runs/quickstart
+	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
+	$(BIN)/python experiments/try_it.py models/quickstart
+
+test: $(INSTALLED)  ## the fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(INSTALLED)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(INSTALLED)  ## style, types, and the layers of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(INSTALLED)  ## the fast tests, with what they do not reach
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+longest:  ## the longest files and functions of the package
+	@$(BIN)/python .ci/longest.py evomerge
+
+clean:  ## remove the virtual environment and what tools left
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
