@@ -41,7 +41,8 @@ def disjoint_sum(
     if weights is None:
         return total.div_(add_up(took_part).clamp_min_(1))
     divisor = add_up(took_part, weights)
-    return total.div_(divisor.masked_fill_(divisor == 0, 1))
+    nobody = divisor.sign().abs_().neg_().add_(1)  # 1 where the divisor is exactly 0
+    return total.div_(divisor.add_(nobody))
 
 
 def add_up(rows: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -57,7 +57,7 @@ class _Prepared:
     mass: list[list[float]]  # [source][segment], the sum of |tau|; for random
     nbytes: int
     sparse: Tensor | None = None  # (sources, numel), of the densities last asked for; where small
-    sparse_key: tuple[tuple[float, ...], int] | None = None
+    sparse_of: tuple[float, ...] | None = None
     factors: dict[tuple[float, ...], list[list[float]]] = field(default_factory=dict)
 
 
@@ -129,19 +129,17 @@ def _apply(row: _Row, prepared: _Prepared, values: Values, out: Tensor) -> None:
     one_tensor = len(prepared.segments) == 1
     for part in chunks(out.numel()) if one_tensor else [slice(0, out.numel())]:
         base = prepared.base[part].float()
-        if row.sparsify == "none" and not row.consensus:
-            coefficients = base.new_tensor([scale * weight for weight in weights])
-            out[part].copy_(torch.addmv(base, prepared.tau[:, part].t(), coefficients))
+        if not row.consensus:
+            taus, factors = _sparse(row, prepared, values, part), _factors(row, prepared, values)
+            for entries, i in _spans(prepared, part, factors):
+                merged = torch.addmv(base[entries], taus[:, entries].t(), factors[:, i] * scale)
+                out[part][entries].copy_(merged)
             continue
         taus = _weighted(row, prepared, values, part)
-        if row.consensus:
-            fill = partial(_fill_majority, row, prepared, values, part)
-            signs = consensus.elect(taus, compat, fill)
-            total = consensus.disjoint_sum(
-                taus, signs, normalize, by_weight if compat == "mergekit" else None
-            )
-        else:
-            total = consensus.add_up(taus)
+        fill = partial(_fill_majority, row, prepared, values, part)
+        signs = consensus.elect(taus, compat, fill)
+        counted = by_weight if compat == "mergekit" else None
+        total = consensus.disjoint_sum(taus, signs, normalize, counted)
         out[part].copy_(base.add(total, alpha=scale))
 
 
@@ -168,33 +166,42 @@ def _divisor(row: _Row, compat: Compat, weights: tuple[float, ...]) -> float:
 
 def _weighted(row: _Row, prepared: _Prepared, values: Values, part: slice) -> Tensor:
     """The sparsified task vectors times their weights, shape (sources, entries); owned."""
-    weights = prepared.tau.new_tensor(values["weight"])[:, None]  # (sources, 1)
-    if row.sparsify == "none":
-        return prepared.tau[:, part] * weights
-    taus = _sparse(prepared, cast("tuple[float, ...]", values["density"]), part)
-    factors = _rescale(prepared, values) if row.sparsify == "random" else None
-    if factors is None:
-        return taus * weights
-    table = weights * taus.new_tensor(factors)  # (sources, segments)
-    if len(prepared.segments) == 1:
-        return taus * table
-    scaled = taus.clone()
-    for i, (start, stop) in enumerate(_within(prepared, part)):
-        scaled[:, start:stop].mul_(table[:, i : i + 1])
-    return scaled
+    taus, factors = _sparse(row, prepared, values, part), _factors(row, prepared, values)
+    if factors.shape[1] == 1:
+        return taus * factors
+    taus = taus.clone()
+    for entries, i in _spans(prepared, part, factors):
+        taus[:, entries].mul_(factors[:, i : i + 1])
+    return taus
 
 
-def _sparse(prepared: _Prepared, densities: tuple[float, ...], part: slice) -> Tensor:
+def _factors(row: _Row, prepared: _Prepared, values: Values) -> Tensor:
+    """Weights times what makes up for dropping, (sources, segments) or (sources, 1) for all."""
+    weights = prepared.tau.new_tensor(values["weight"])[:, None]
+    made_up = _rescale(prepared, values) if row.sparsify == "random" else None
+    return weights if made_up is None else weights * weights.new_tensor(made_up)
+
+
+def _spans(prepared: _Prepared, part: slice, factors: Tensor) -> list[tuple[slice, int]]:
+    """The stretches of a part that have one factor for each source, and its column."""
+    if factors.shape[1] == 1:
+        return [(slice(0, part.stop - part.start), 0)]
+    return [(slice(*span), i) for i, span in enumerate(_within(prepared, part))]
+
+
+def _sparse(row: _Row, prepared: _Prepared, values: Values, part: slice) -> Tensor:
     """The sparsified task vectors, shape (sources, entries); not owned."""
     import torch
 
-    key = (densities, part.start)
-    if prepared.sparse is not None and prepared.sparse_key == key:
+    if row.sparsify == "none":
+        return prepared.tau[:, part]
+    densities = cast("tuple[float, ...]", values["density"])
+    if prepared.sparse is not None and prepared.sparse_of == densities:
         return prepared.sparse
     taus = prepared.sparse
     if taus is None:
         taus = torch.empty_like(prepared.tau[:, part], memory_format=torch.contiguous_format)
-    prepared.sparse_key = None
+    prepared.sparse_of = None
     for k, (tau, density) in enumerate(zip(prepared.tau, densities, strict=True)):
         if density >= 1:
             taus[k] = tau[part]
@@ -206,7 +213,7 @@ def _sparse(prepared: _Prepared, densities: tuple[float, ...], part: slice) -> T
             ):
                 inside = slice(start + part.start, stop + part.start)
                 sparsify.trim_into(tau[inside], ascending, density, taus[k, start:stop])
-    prepared.sparse_key = key
+    prepared.sparse_of = densities
     return taus
 
 
@@ -227,7 +234,7 @@ def _rescale(prepared: _Prepared, values: Values) -> list[list[float]] | None:
         return None
     if how == "density":
         made_up = [1 / min(density, 1.0) if density > 0 else 0.0 for density in densities]
-        return [[factor] * len(prepared.segments) for factor in made_up]
+        return [[factor] for factor in made_up]
     if densities not in prepared.factors:
         prepared.factors.clear()  # a candidate asks for every chunk; the next has other densities
         prepared.factors[densities] = [

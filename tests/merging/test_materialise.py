@@ -94,6 +94,24 @@ def test_the_cache_changes_nothing_but_time(family, cache_bytes):
     assert merger._cache.used_bytes <= cache_bytes
 
 
+def test_a_density_of_the_second_source_alone_is_noticed(family):
+    merger = merger_of(family)
+    for operator, compat in (("ties", "published"), ("dare_ties", "mergekit")):
+        for second in (0.2, 0.9):
+            density = {"a": 0.5, "b": second, "c": 0.5}
+            recipe = recipe_of(family, operator, density=density, compat=compat)
+            fresh = dict(merger_of(family).tensors(recipe))
+            assert all(torch.equal(value, fresh[name]) for name, value in merger.tensors(recipe))
+
+
+def test_another_mask_seed_gives_other_draws(family):
+    merger = merger_of(family)
+    one, other = (
+        dict(merger.tensors(recipe_of(family, "dare_linear", mask_seed=seed))) for seed in (0, 1)
+    )
+    assert not torch.equal(one["embed.weight"], other["embed.weight"])
+
+
 def test_the_cache_keeps_what_fits_of_a_walk_that_does_not():
     class Data:
         nbytes = 4
@@ -105,6 +123,10 @@ def test_the_cache_keeps_what_fits_of_a_walk_that_does_not():
         for key in "abc":
             cache.get(key, lambda key=key: made.append(key) or Data())
     assert made == ["a", "b", "c", "c", "c"]
+    cache.next_candidate()
+    for key in "cab":  # another order throws nothing out that the last candidate used
+        cache.get(key, lambda key=key: made.append(key) or Data())
+    assert made.pop() == "c"
     for _ in range(3):  # two candidates later, what they did not use gives way
         cache.next_candidate()
         cache.get("d", lambda: made.append("d") or Data())
