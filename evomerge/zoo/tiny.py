@@ -23,6 +23,7 @@ from evomerge.zoo.tiny_items import REWRITINGS, SKILLS, answer, prompt
 from evomerge.zoo.tiny_training import STAGES, Progress, Stage, train_all
 
 LABEL = "zoo.json"  # written last; says what the folder is
+REVISION = 1  # to be raised when the same stages come to train other weights
 
 
 def tiny(folder: Path | None = None, *, seed: int = 0, progress: Progress | None = None) -> Path:
@@ -100,7 +101,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 def _label(seed: int, stages: tuple[Stage, ...]) -> dict[str, Any]:
     """What tells one zoo from another: its seed, and a hash of how it is trained."""
-    recipe = json.dumps([asdict(stage) for stage in stages], sort_keys=True)
+    recipe = json.dumps([REVISION, *(asdict(stage) for stage in stages)], sort_keys=True)
     sha256 = hashlib.sha256(recipe.encode()).hexdigest()
     return {"zoo": "tiny", "seed": seed, "models": [s.name for s in stages], "training": sha256}
 

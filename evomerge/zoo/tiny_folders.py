@@ -70,6 +70,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         model_max_length=NUM_POSITIONS,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],  # all that a Llama takes
         clean_up_tokenization_spaces=False,
     )
 

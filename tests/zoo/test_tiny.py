@@ -214,6 +214,7 @@ def test_lm_eval_encodes_a_prompt_as_in_training(zoo):
 
 def test_batches_are_padded_on_the_left():
     batch = new_tokenizer()(["Sabcde=", "ab"], padding=True)
+    assert set(batch) == {"input_ids", "attention_mask"}  # generate() refuses any more
     assert batch["input_ids"][1] == [0, 0, 0, 0, 0, 1, VOCABULARY["a"], VOCABULARY["b"]]
 
 
