@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from evomerge.errors import CandidateError
-from evomerge.merging.operator import Block, Operator, Values, chunks
+from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         if small:
             stack = torch.stack(rows)
             return _Prepared([], stack, stack.nbytes)
-    return _Prepared(rows, None, 0)  # views of what is mapped already
+    return _Prepared(rows, None, sum(map(held_bytes, rows)))
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:

@@ -66,6 +66,12 @@ def small_as_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.numel() <= CHUNK else tensor
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """What keeping a model's tensor costs: nothing where it is a view of a mapped file."""
+    mapped = tensor.numel() > CHUNK and tensor.device.type == "cpu"
+    return 0 if mapped else tensor.nbytes
+
+
 def chunks(numel: int) -> Iterator[slice]:
     """Slices of at most CHUNK entries."""
     for start in range(0, numel, CHUNK):
