@@ -316,6 +316,29 @@ def test_a_limit_takes_the_first_items(resident):
     assert task.respond(resident, range(5)).texts == whole.texts
 
 
+def test_generation_ends_with_the_last_answer():
+    tokenizer = character_tokenizer()
+    model = random_llama(3, len(tokenizer))
+    steps = []
+    newline = tokenizer.convert_tokens_to_ids("\n")
+
+    def always_a_new_line(module, args, output):
+        steps.append(output.logits.shape)
+        output.logits[:] = 0.0
+        output.logits[..., newline] = 1.0
+
+    model.register_forward_hook(always_a_new_line)
+    answers = asset("copy", batch_size=40).respond(Resident(model, tokenizer), range(40))
+    assert answers.texts == ("",) * 40
+    assert len(steps) == 1
+
+
+def test_lm_evals_own_registry_is_searched():
+    message = refusal(task="hellaswag", path=None)
+    assert "would run process_docs of" in message
+    assert "offline" in refusal(task="arc_easy", path=None)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
