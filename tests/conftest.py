@@ -1,0 +1,29 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: one thread is what workers use, and what is reproducible.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Torch computes on one thread, as in a worker."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo() -> Path:
+    """The tiny family of seed 0 (base, sort, back, rot), from the user's cache or trained now."""
+    from evomerge.zoo.tiny import tiny
+
+    return tiny(seed=0)
