@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import ConfigurationError
 from evomerge.zoo import tiny as tiny_module
+from evomerge.zoo import tiny_training
 from evomerge.zoo.tiny import tiny
 from evomerge.zoo.tiny_folders import VOCABULARY, new_model, new_tokenizer
 from evomerge.zoo.tiny_items import MODELS, SKILLS, answer, prompt, task_inputs
@@ -23,15 +24,17 @@ SHORT = tuple(dataclasses.replace(stage, steps=2, warmup_steps=1) for stage in S
 
 @pytest.fixture(autouse=True)
 def short(request, monkeypatch):
-    """Two steps a model, except where a test wants the real thing."""
+    """Two small steps a model, except where a test wants the real thing."""
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(tiny_module, "STAGES", SHORT)
+        monkeypatch.setattr(tiny_training, "BATCH_SIZE", 8)
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_module, "STAGES", SHORT)
+        patch.setattr(tiny_training, "BATCH_SIZE", 8)
         return tiny(tmp_path_factory.mktemp("shared") / "zoo", seed=5)
 
 
