@@ -76,9 +76,7 @@ class Nsga2:
 
         offspring = self._algorithm.ask()
         num_bred = 0 if offspring is None else len(offspring)
-        # Children equal to somebody alive are dropped; after many vain attempts pymoo gives up,
-        # and asks to be stopped.
-        self._algorithm.termination.force_termination = False
+        # Children equal to somebody alive are dropped; after many vain attempts pymoo gives up.
         num_missing = self.population - num_bred
         if num_missing > 0:
             strangers = Population.new(X=self._generator.random((num_missing, self._num_genes)))

@@ -88,10 +88,11 @@ def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) 
 def test_replay_is_equal_in_another_process_with_another_hash_seed_and_threads() -> None:
     recordings = []
     for kind in ALL:
-        for num_genes in (1, 7, 250):
+        # An eigendecomposition of 300 rows depends on the number of threads.
+        for num_genes, num_candidates in ((1, 150), (7, 150), (300, 90)):
             setting = Setting(kind, num_genes, 3, options={"population": 30})
             steps = itertools.cycle([13, 5, 22]), itertools.cycle([4, 31])
-            calls = drive(setting.make(), 240, *steps)
+            calls = drive(setting.make(), num_candidates, *steps)
             recordings.append((setting, calls))
     script = Path(searcher_calls.__file__)
     sent = json.dumps([[dataclasses.asdict(setting), calls] for setting, calls in recordings])
