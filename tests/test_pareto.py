@@ -80,6 +80,16 @@ def test_the_knee_of_a_sphere_s_octant_is_in_its_middle() -> None:
     assert found == pytest.approx(np.full(3, 3**-0.5))
 
 
+def test_three_objectives_whose_extremes_are_no_unit_points() -> None:
+    extremes = np.array([[1.0, 0.6, 0.0], [0.0, 1.0, 0.1], [0.1, 0.0, 1.0]])
+    between = np.array([[0.55, 0.72, 0.55], [0.82, 0.35, 0.65], [0.3, 0.75, 0.7]])
+    values = np.vstack([extremes, between])
+    assert non_dominated(values).all()
+    normal = np.cross(extremes[1] - extremes[0], extremes[2] - extremes[0])
+    bulges = (values - extremes[0]) @ (normal * np.sign(normal.sum()))
+    assert knee(values) == np.argmax(bulges) != np.argmax(values.sum(axis=1))
+
+
 @given(
     st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
