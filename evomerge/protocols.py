@@ -85,6 +85,11 @@ class ResidentModel(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
+    @property
+    def version(self) -> int:
+        """Rises with every recipe that is written."""
+        ...
+
 
 class Task(Protocol):
     """Asks a model; runs in the worker."""

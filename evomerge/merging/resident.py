@@ -33,6 +33,7 @@ class Resident:
         self.merger = merger
         self._targets = _targets(module, merger)
         self._written: dict[Group, Effective | None] = {}
+        self.version = 0  # rises with every write, so that answers can be known to be stale
 
     @classmethod
     def open(
@@ -80,6 +81,7 @@ class Resident:
         """
         plan = self.merger.plan(recipe)
         held, self._written = self._written, {}
+        self.version += 1
         count = 0
         for group, effective in plan.items():
             if group not in held or held[group] != effective:

@@ -50,12 +50,14 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec, name: str) -> None:
         import torch
+        from transformers.utils import logging as transformers_logging
 
         from evomerge.checkpoints.open import open_checkpoint
         from evomerge.fitness import make_task
         from evomerge.merging.resident import Resident
 
         torch.set_num_threads(spec.threads)
+        transformers_logging.disable_progress_bar()  # the run has its own
         self.name = name
         checkpoints = {
             model: open_checkpoint(source, name=model, allow_pickle=spec.allow_pickle)
