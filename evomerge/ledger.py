@@ -17,17 +17,20 @@ import hashlib
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigurationError, DiskFull, LedgerDamaged
 from evomerge.failpoints import failpoint
+from evomerge.files import fsync
 from evomerge.recipe import Recipe, canonical_json
 from evomerge.records import (
     Candidate,
@@ -35,6 +38,7 @@ from evomerge.records import (
     Estimate,
     Evaluation,
     Failure,
+    Genome,
     Measurements,
     Outcome,
     Responses,
@@ -44,6 +48,7 @@ from evomerge.records import (
 FORMAT = 1
 REFERENCES = -1  # the cohort of what is measured before the search
 FINAL = -2  # the cohort of what is measured after it
+ITEM_BYTES = 4  # an item's id
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -60,8 +65,67 @@ CREATE INDEX events_by_kind ON events (kind, sequence);
 """
 
 
+class _Row(NamedTuple):
+    """A candidate as it stands in the ledger."""
+
+    label: str
+    genome: str | None
+    recipe: str | None
+    fingerprint: str
+    violations: str
+
+
+class Candidates(Mapping[CandidateId, Candidate]):
+    """All candidates of a run, in the order of their ids.
+
+    They are kept as text and parsed when they are asked for: a long run asks for few of them again,
+    and a parsed recipe is ten times as large.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[CandidateId, _Row] = {}
+        self._parsed: WeakValueDictionary[CandidateId, Candidate] = WeakValueDictionary()
+
+    def __getitem__(self, id_: CandidateId) -> Candidate:
+        if (known := self._parsed.get(id_)) is not None:
+            return known
+        row = self._rows[id_]
+        recipe = None if row.recipe is None else Recipe.from_json(row.recipe)
+        violations = tuple(json.loads(row.violations))
+        candidate = Candidate(id_, self.genome(id_), recipe, violations, row.label)
+        self._parsed[id_] = candidate
+        return candidate
+
+    def __iter__(self) -> Iterator[CandidateId]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._rows
+
+    def genome(self, id_: CandidateId) -> Genome | None:
+        """A candidate's genome alone."""
+        text = self._rows[id_].genome
+        return None if text is None else json.loads(text)
+
+    def fingerprint(self, id_: CandidateId) -> str:
+        """The fingerprint of a candidate's recipe."""
+        return self._rows[id_].fingerprint
+
+    def add(self, id_: CandidateId, row: _Row, parsed: Candidate | None = None) -> None:
+        """Take in a candidate that is committed; `parsed` serves for as long as anybody has it."""
+        self._rows[id_] = row
+        if parsed is not None:
+            self._parsed[id_] = parsed
+
+
 class Ledger:
-    """A run's memory: durable on disk, and as objects in the driver."""
+    """A run's memory: durable on disk, and as objects in the driver.
+
+    One that is opened to read shows the run as it was at that moment, whatever a driver adds.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open a ledger that exists.
@@ -74,26 +138,69 @@ class Ledger:
             raise ConfigurationError(f"{path.parent}: no run here (there is no {path.name})")
         self.path = path
         uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
-        try:
+        with _damage(path):
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._db.execute("PRAGMA foreign_keys = ON")
+        try:
+            self._open(read_only)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self, read_only: bool) -> None:
+        with _damage(self.path):
+            self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
+            if (number := int(self.meta["format"])) > FORMAT:
+                raise LedgerDamaged(
+                    f"{self.path}: format {number} is newer than this evomerge's {FORMAT}; "
+                    "the file was left untouched"
+                )
             if not read_only:
+                self._db.execute("PRAGMA foreign_keys = ON")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
-            self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
-        if self.meta.get("format", 0) > FORMAT:
-            raise LedgerDamaged(
-                f"{path}: format {self.meta['format']} is newer than this evomerge's {FORMAT}; "
-                "the file was left untouched"
-            )
-        self.candidates: dict[CandidateId, Candidate] = {}
-        self.measurements = Measurements(self.meta["num_items"])
-        try:
-            self._load()
-        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
-            raise LedgerDamaged(f"{path}: damaged: {error}") from None
+            (last,) = self._db.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
+            self._horizon = last if read_only else 2**62  # later events are not looked at
+            self.candidates = Candidates()
+            for id_, *row in self._db.execute(
+                "SELECT id, label, genome, recipe, fingerprint, violations FROM candidates "
+                "WHERE event <= ? ORDER BY id",
+                (self._horizon,),
+            ):
+                self.candidates.add(id_, _Row(*row))
+        self._measurements: Measurements | None = None
+        self._items_of: Counter[int] = Counter()  # cohort -> item evaluations
+
+    @property
+    def measurements(self) -> Measurements:
+        """All responses and failures; read when they are first needed.
+
+        Raises:
+            LedgerDamaged: they cannot be read.
+        """
+        if self._measurements is None:
+            with _damage(self.path):
+                self._measurements = Measurements(self.meta["num_items"])
+                self._load()
+        return self._measurements
+
+    @property
+    def item_evaluations(self) -> int:
+        """The number of all responses; costs no reading of them."""
+        if self._measurements is not None:
+            return self._measurements.item_evaluations
+        size = "SELECT coalesce(sum(length(items)), 0) FROM responses WHERE event <= ?"
+        (size_bytes,) = self._db.execute(size, (self._horizon,)).fetchone()
+        return int(size_bytes) // ITEM_BYTES
+
+    def spent(self, cohort: int) -> int:
+        """Item evaluations of the references and of all cohorts up to this one.
+
+        What later cohorts and the last choice cost does not count: how much of it is there depends
+        on what arrived first, and on where the run was stopped before.
+        """
+        return sum(
+            count for number, count in self._items_of.items() if REFERENCES <= number <= cohort
+        )
 
     @classmethod
     def create(cls, path: Path, meta: Mapping[str, Any], num_items: Mapping[str, int]) -> Ledger:
@@ -103,7 +210,8 @@ class Ledger:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".creating")
-        temporary.unlink(missing_ok=True)
+        for leftover in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+            leftover.unlink(missing_ok=True)
         with _database_errors(path):
             db = sqlite3.connect(temporary, isolation_level=None)
             db.execute("PRAGMA synchronous = FULL")
@@ -116,6 +224,7 @@ class Ledger:
             db.execute("COMMIT")
             db.close()
         temporary.rename(path)
+        fsync(path.parent)
         return cls(path)
 
     def close(self) -> None:
@@ -126,26 +235,27 @@ class Ledger:
 
     def asked(self, cohort: int, count: int, candidates: Sequence[Candidate]) -> None:
         """Commit candidates, before any of them is dispatched."""
+        rows = {
+            candidate.id: _Row(
+                candidate.label,
+                None if candidate.genome is None else canonical_json(candidate.genome),
+                None if candidate.recipe is None else candidate.recipe.to_json(),
+                candidate.fingerprint,
+                json.dumps(candidate.violations),
+            )
+            for candidate in candidates
+        }
         with self._transaction("ask", "asked", cohort, {"count": count}) as event:
             self._db.executemany(
-                "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        candidate.id,
-                        event,
-                        candidate.label,
-                        None if candidate.genome is None else canonical_json(candidate.genome),
-                        None if candidate.recipe is None else candidate.recipe.to_json(),
-                        candidate.fingerprint,
-                        json.dumps(candidate.violations),
-                    )
-                    for candidate in candidates
-                ],
+                "INSERT INTO candidates (id, event, label, genome, recipe, fingerprint, violations)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(id_, event, *row) for id_, row in rows.items()],
             )
-        self.candidates.update((candidate.id, candidate) for candidate in candidates)
+        for candidate in candidates:
+            self.candidates.add(candidate.id, rows[candidate.id], candidate)
 
     def measured(self, cohort: int, outcome: Outcome) -> None:
-        """Commit one outcome by itself."""
+        """Commit one outcome by itself; its responses must be finite."""
         fingerprint = outcome.job.recipe.fingerprint
         failure = outcome.failure
         data = {
@@ -161,7 +271,7 @@ class Ledger:
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(event, fingerprint, *_pack(responses)) for responses in outcome.responses],
             )
-        self._remember(fingerprint, failure, outcome.responses)
+        self._remember(cohort, fingerprint, failure, outcome.responses)
 
     def told(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
         """Commit a cohort's scores together with the fact that the searcher is told them."""
@@ -170,8 +280,14 @@ class Ledger:
             pass
 
     def scored(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
-        """Commit the scores of a cohort that the budget cut short."""
+        """Commit the scores of a cohort that the budget cut short; once, however often resumed."""
         data = [_evaluation_data(evaluation) for evaluation in evaluations]
+        newest = self._db.execute(
+            "SELECT kind, cohort, data FROM events WHERE kind IN ('told', 'scored') "
+            "ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
+        if newest == ("scored", cohort, canonical_json(data)):
+            return
         with self._transaction("tell", "scored", cohort, data):
             pass
 
@@ -206,8 +322,9 @@ class Ledger:
         """(kind, cohort, data) of the events of these kinds, in order."""
         marks = ", ".join("?" * len(kinds))
         rows = self._db.execute(
-            f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) ORDER BY sequence",  # noqa: S608
-            kinds,
+            f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) AND sequence <= ? "  # noqa: S608
+            "ORDER BY sequence",
+            (*kinds, self._horizon),
         )
         for kind, cohort, data in rows.fetchall():
             yield kind, cohort, json.loads(data)
@@ -217,7 +334,8 @@ class Ledger:
         asked: dict[int, list[CandidateId]] = {}
         for cohort, candidate in self._db.execute(
             "SELECT cohort, id FROM candidates JOIN events ON event = sequence "
-            "ORDER BY event, candidates.rowid"
+            "WHERE event <= ? ORDER BY event, candidates.rowid",
+            (self._horizon,),
         ):
             asked.setdefault(cohort, []).append(candidate)
         return asked
@@ -227,7 +345,7 @@ class Ledger:
         score = data["score"]
         return Evaluation(
             id=data["id"],
-            genome=self.candidates[data["id"]].genome,
+            genome=self.candidates.genome(data["id"]),
             score=None
             if score is None
             else Score({k: Estimate(*v) for k, v in score.items()}, data["rung"]),
@@ -236,11 +354,18 @@ class Ledger:
         )
 
     def evaluations(self) -> dict[CandidateId, Evaluation]:
-        """The latest evaluation of every candidate that was told or scored."""
-        latest: dict[CandidateId, Evaluation] = {}
-        for _, _, data in self.events("told", "scored"):
-            latest.update((entry["id"], self.evaluation(entry)) for entry in data)
-        return latest
+        """The latest evaluation of every candidate that was told or scored.
+
+        As in the digest, a cohort that a budget cut short counts only until something is told.
+        """
+        told: dict[CandidateId, Any] = {}
+        cut: dict[CandidateId, Any] = {}
+        for kind, _, data in self.events("told", "scored"):
+            entries = {entry["id"]: entry for entry in data}
+            cut = {} if kind == "told" else entries
+            if kind == "told":
+                told.update(entries)
+        return {id_: self.evaluation(entry) for id_, entry in (told | cut).items()}
 
     def final(self) -> dict[str, Any] | None:
         """The newest final table, if the run has one that nothing was told after."""
@@ -258,7 +383,7 @@ class Ledger:
         told, cut = [], None
         for kind, cohort, data in self.events("told", "scored"):
             entry = [
-                [e, self.candidates[e["id"]].genome, self.candidates[e["id"]].fingerprint]
+                [e, self.candidates.genome(e["id"]), self.candidates.fingerprint(e["id"])]
                 for e in data
             ]
             if kind == "told":
@@ -271,34 +396,32 @@ class Ledger:
     # --- memory -----------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        recipes: dict[str, Recipe] = {}
-        for id_, label, genome, recipe, fingerprint, violations in self._db.execute(
-            "SELECT id, label, genome, recipe, fingerprint, violations FROM candidates ORDER BY id"
-        ):
-            if recipe is not None and fingerprint not in recipes:
-                recipes[fingerprint] = Recipe.from_json(recipe)
-            self.candidates[id_] = Candidate(
-                id=id_,
-                genome=None if genome is None else json.loads(genome),
-                recipe=recipes.get(fingerprint),
-                violations=tuple(json.loads(violations)),
-                label=label,
-            )
-        for _, _, data in self.events("measured"):
+        for _, cohort, data in self.events("measured"):
             if data["failure"] is not None:
-                self._remember(data["fingerprint"], Failure(**data["failure"]), ())
-        for fingerprint, *packed in self._db.execute(
-            "SELECT fingerprint, task, items, columns, data, texts FROM responses ORDER BY rowid"
+                self._remember(cohort, data["fingerprint"], Failure(**data["failure"]), ())
+        for cohort, fingerprint, *packed in self._db.execute(
+            "SELECT cohort, fingerprint, task, items, columns, responses.data, texts "
+            "FROM responses JOIN events ON event = sequence WHERE event <= ? "
+            "ORDER BY responses.rowid",
+            (self._horizon,),
         ):
-            self._remember(fingerprint, None, (_unpack(*packed),))
+            self._remember(cohort, fingerprint, None, (_unpack(*packed),))
 
     def _remember(
-        self, fingerprint: str, failure: Failure | None, responses: Sequence[Responses]
+        self,
+        cohort: int,
+        fingerprint: str,
+        failure: Failure | None,
+        responses: Sequence[Responses],
     ) -> None:
+        if self._measurements is None:
+            return  # they are read from the file when they are needed
         if failure is not None:
-            self.measurements.failures.setdefault(fingerprint, failure)
+            self._measurements.failures.setdefault(fingerprint, failure)
+        before = self._measurements.item_evaluations
         for response in responses:
-            self.measurements.add(fingerprint, response)
+            self._measurements.add(fingerprint, response)
+        self._items_of[cohort] += self._measurements.item_evaluations - before
 
 
 def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
@@ -321,6 +444,8 @@ def _pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
     """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
     columns, data = [], b""
     for name, values in responses.columns.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"task {responses.task}: column {name} is not finite")
         is_binary = bool(np.isin(values, (0, 1)).all())
         block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")
         columns.append([name, "bit" if is_binary else "f4"])
@@ -356,3 +481,15 @@ def _database_errors(path: Path) -> Iterator[None]:
                 f"{path}: no space left on the disk; what was committed is intact"
             ) from None
         raise LedgerDamaged(f"{path}: {error}") from None
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a ledger is read is a damage of the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise LedgerDamaged(f"{path}: damaged: {what}") from None
