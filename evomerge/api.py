@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
-from evomerge.documents import Document
-from evomerge.errors import ConfigurationError
+from evomerge.documents import Document, parse
+from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
-from evomerge.experiment.wire import InMemory, open_models, resolve
+from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.pareto import best_first
-from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.recipe import Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.export import export_model, merged_tensors
 from evomerge.results.status import status
@@ -165,6 +165,10 @@ def search(
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.
     """
+    if "base" in models:
+        raise ConfigurationError("models: `base` is the base model's own name; name it otherwise")
+    if split is not None and not callable(fitness):
+        raise ConfigurationError("split: a fitness file has its own; this is for a function")
     sources = {"base": base, **models}
     in_memory = {name: s for name, s in sources.items() if isinstance(s, Mapping)}
     data: dict[str, Any] = {
@@ -180,11 +184,14 @@ def search(
     if callable(fitness):
         build = build or _bare_builder(base)
         python = PythonFitness(fitness, "state_dict" if isinstance(build, partial) else "module")
-        tasks = python.tasks(python.measure(_open_resident(sources, build)))
+        try:
+            tasks = python.tasks(python.measure(_open_resident(sources, build)))
+        except CandidateError as error:
+            raise ConfigurationError(Problem("the fitness of the base", str(error))) from error
         data["fitness"] = {
             "tasks": {name: {"kind": "python"} for name in tasks},
             "objectives": {name: name for name in tasks},
-            "split": dict(split or _default_split(min(len(t.items) for t in tasks.values()))),
+            "split": dict(split or _default_split([len(t.items) for t in tasks.values()])),
         }
         given = InMemory(in_memory, build, tasks)
     else:
@@ -216,7 +223,7 @@ def merge(
         operator: a name from `evomerge operators`.
         base: the base model, or its name in `models`.
         parameters: the operator's; per-source ones may be a mapping name -> value.
-        seed: of random masks.
+        seed: decides what is dropped where an operator drops at random.
         dtype: of the result; the base's own if None.
         out: a folder to write.
 
@@ -226,19 +233,18 @@ def merge(
     """
     sources: dict[str, Source] = dict(models)
     name = base if isinstance(base, str) and base in sources else "base"
-    if name == "base" and "base" not in sources:
-        sources["base"] = base
-    recipe = Recipe(
-        base=str(name),
-        models={key: ModelSource(path=_path_of(source, key)) for key, source in sources.items()},
-        default=Merge(
-            operator=operator,
-            sources=tuple(key for key in sources if key != name),
-            parameters=dict(parameters or {}),
-        ),
-        dtype=dtype,  # type: ignore[arg-type]
-        mask_seed=seed,
-    )
+    if name not in sources:
+        sources[name] = base
+    elif name != base:
+        raise ConfigurationError("models: `base` is the base model's own name; name it otherwise")
+    default = {
+        "operator": operator,
+        "sources": [key for key in sources if key != name],
+        "parameters": dict(parameters or {}),
+    }
+    paths = {key: _path_of(source, key) for key, source in sources.items()}
+    data = {"base": name, "models": paths, "default": default, "dtype": dtype, "mask_seed": seed}
+    recipe = parse(Recipe, Document(data))
     checkpoints = open_recipe_models(recipe, sources)
     if out is not None:
         export_model(recipe, checkpoints, Path(out))
@@ -247,13 +253,14 @@ def merge(
 
 def _path_of(source: Source, name: str) -> str:
     if isinstance(source, Mapping):
-        return f"memory:{name}"
+        return f"{IN_MEMORY}{name}"
     text = str(source)
     return text if text.startswith("zoo:") else str(Path(text).expanduser().resolve())
 
 
-def _default_split(num_items: int) -> dict[str, int]:
-    """40 % for the search, 20 % fresh, 40 % holdout."""
+def _default_split(sizes: Sequence[int]) -> dict[str, int]:
+    """40 % for the search, 20 % fresh, 40 % holdout; of one number there is nothing to split."""
+    num_items = min((size for size in sizes if size > 1), default=1)
     if num_items < 5:
         return {"search": 1, "fresh": 0}
     return {"search": int(0.4 * num_items), "fresh": int(0.2 * num_items)}

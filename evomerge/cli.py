@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from pathlib import Path
@@ -10,12 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    EvomergeError,
+    Interrupted,
+    ModelError,
+    Problem,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from evomerge.api import Run
+    from evomerge.terminal import TerminalView
 
 app = typer.Typer(
     name="evomerge",
@@ -32,6 +42,16 @@ ExperimentFile = Annotated[
     str,
     typer.Argument(help="An experiment file, or its name in the catalogue.", show_default=False),
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let task files run the code that they name.")
+]
+Budget = Annotated[
+    int | None, typer.Option(min=1, help="Candidates in all, instead of what the file says.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that measure; 0 measures in the driver itself."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]
 
@@ -40,34 +60,26 @@ OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", s
 def run(
     experiment: ExperimentFile,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Candidates, instead of the file's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the file's.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; 0 measures in the driver itself.")
+    budget: Budget = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides every random choice, instead of the file's.")
     ] = None,
-    allow_code: Annotated[
-        bool, typer.Option(help="Let task files run the code that they name.")
-    ] = False,
+    workers: Workers = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
-    config = _read_experiment(experiment)
-    changes: dict[str, Any] = {}
-    if budget is not None:
-        changes["budget"] = {"candidates": budget}
-    if seed is not None:
-        changes["seed"] = seed
-    if workers is not None:
-        changes["pool"] = {"kind": "local", "workers": workers}
-    if allow_code:
-        changes["allow_code"] = True
-    _drive(_changed(config, changes), out or Path("runs") / (config.name or Path(experiment).stem))
+    config = _changed(
+        _read_experiment(experiment, allow_code), budget=budget, workers=workers, seed=seed
+    )
+    _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
 
 
 @app.command()
 def resume(
     folder: RunFolder,
-    budget: Annotated[int | None, typer.Option(help="A larger budget, in candidates.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes, instead of before.")] = None,
+    budget: Budget = None,
+    workers: Workers = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Go on with a run that was stopped, or give a finished one more candidates."""
     from evomerge.experiment.run import read_run_config
@@ -80,12 +92,8 @@ def resume(
             f"{folder}: this run was started from Python with models or a fitness that live in "
             "memory; call evomerge.search again with the same arguments and the same out="
         )
-    changes: dict[str, Any] = {}
-    if budget is not None:
-        changes["budget"] = {"candidates": budget}
-    if workers is not None:
-        changes["pool"] = {"kind": "local", "workers": workers}
-    _drive(_changed(config, changes), folder)
+    config = _with_code(config, folder, allow_code)
+    _drive(_changed(config, budget=budget, workers=workers), folder)
 
 
 @app.command()
@@ -149,13 +157,15 @@ def export(
     candidate: Annotated[int | None, typer.Option(help="The candidate with this number.")] = None,
 ) -> None:
     """Write found models as Hugging Face folders, with cards and recipes."""
+    from evomerge.results.export import folder_name
+
     if best + front + (candidate is not None) > 1:
         raise ConfigurationError("choose one of --best, --front and --candidate")
     source = _open_run(folder)
     console = _console()
     if front:
         for row in source.front():
-            console.print(f"wrote {source.export(row['candidate'], out / str(row['candidate']))}")
+            console.print(f"wrote {source.export(row['candidate'], out / folder_name(row))}")
     else:
         console.print(f"wrote {source.export(candidate, out)}")
 
@@ -166,28 +176,33 @@ def merge(
     out: OutFolder,
 ) -> None:
     """Merge by hand: build the model that a recipe describes."""
-    from evomerge.errors import CandidateError
     from evomerge.experiment.recipes import open_recipe_models, read_recipe
     from evomerge.results.export import export_model
 
     parsed = read_recipe(recipe)
-    try:
-        folder = export_model(parsed, open_recipe_models(parsed), out)
-    except CandidateError as error:
-        raise ConfigurationError(Problem(str(recipe), str(error))) from None
-    _console().print(f"wrote {folder}")
+    _console().print(f"wrote {export_model(parsed, open_recipe_models(parsed), out)}")
 
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="A model folder, or a recipe file.")],
-    fitness: Annotated[str, typer.Option(help="A fitness file, or its name in the catalogue.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder, a model of a zoo, or a recipe file.", show_default=False
+        ),
+    ],
+    fitness: Annotated[
+        str,
+        typer.Option(help="A fitness file, or its name in the catalogue.", show_default=False),
+    ],
     as_json: AsJson = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Score my own merge on the same items as a search would."""
     from evomerge.experiment.score import score_model
 
-    rows = score_model(model, fitness)
+    with _view() as view:
+        rows = score_model(model, fitness, allow_code=allow_code, progress=view.progress)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -201,23 +216,28 @@ def score(
 
 
 @app.command()
-def plan(experiment: ExperimentFile) -> None:
+def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """A dry run: dimensions, jobs, item evaluations, bytes, and hours from a short trial."""
     from evomerge.experiment.plan import plan_experiment
 
+    config = _read_experiment(experiment, allow_code)
+    with _view() as view:
+        figures = plan_experiment(config, view.progress)
     console = _console()
-    for label, value in plan_experiment(_read_experiment(experiment)).items():
+    for label, value in figures.items():
         console.print(f"{label:<28} {value}", highlight=False)
 
 
 @app.command()
-def validate(experiment: ExperimentFile) -> None:
+def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
     from rich.table import Table
 
     from evomerge.experiment.wire import wire
 
-    parts = wire(_read_experiment(experiment))
+    config = _read_experiment(experiment, allow_code)
+    with _view() as view:
+        parts = wire(config, progress=view.progress)
     console = _console()
     table = Table("layers", "component", "tensors", "parameters")
     for layers, component, tensors, parameters in parts.models.anatomy.table():
@@ -240,20 +260,18 @@ def digest(folder: RunFolder) -> None:
 @app.command()
 def zoo(
     family: Annotated[str, typer.Argument(help="The family's name.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Every seed makes another family.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Every seed makes another family.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Default: the user's cache folder.")] = None,
 ) -> None:
     """Train a small family of models to try things on (half a minute)."""
     from evomerge.errors import nearest
-    from evomerge.terminal import TerminalView
     from evomerge.zoo import ZOOS
 
     if family not in ZOOS:
         raise ConfigurationError(Problem(family, "no such family", nearest(family, ZOOS)))
-    console = _console()
-    with TerminalView(console) as view:
+    with _view() as view:
         folder = ZOOS[family](out, seed=seed, progress=view.progress)
-    console.print(f"{folder}: {', '.join(ZOOS[family].models)}")
+    _console().print(f"{folder}: {', '.join(ZOOS[family].models)}")
 
 
 @app.command()
@@ -281,25 +299,21 @@ def operators() -> None:
 
 def main() -> None:
     """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
-    import click
-
     try:
-        code = app(standalone_mode=False)
+        app()  # ends the process itself; what is wrong with the arguments is told there
     except Interrupted as error:
         sys.exit(error.exit_code)
     except EvomergeError as error:
         sys.exit(_complain(error))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+    except CandidateError as error:
+        sys.exit(_complain(ModelError(str(error))))
+    except OSError as error:  # a folder that is a file, or may not be written
+        sys.exit(_complain(_of_the_system(error)))
+
+
+def _of_the_system(error: OSError) -> EvomergeError:
+    kind = DiskFull if error.errno == errno.ENOSPC else ConfigurationError
+    return kind(Problem(str(error.filename or ""), error.strerror or str(error)))
 
 
 def _complain(error: EvomergeError) -> int:
@@ -323,18 +337,46 @@ def _open_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def _read_experiment(reference: str) -> Any:
+def _view() -> TerminalView:
+    """Progress on standard error, so that what is printed can be piped."""
+    from rich.console import Console
+
+    from evomerge.terminal import TerminalView
+
+    return TerminalView(Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False))
+
+
+def _read_experiment(reference: str, allow_code: bool) -> Any:
     from evomerge.experiment.config import find_in_catalogue, read_experiment
 
     path = Path(reference)
-    if not path.exists():
+    if not path.is_file():
         path = find_in_catalogue(reference, "experiments", Path.cwd())
-    return read_experiment(path)
+    return _with_code(read_experiment(path), path, allow_code)
 
 
-def _changed(config: Any, changes: dict[str, Any]) -> Any:
+def _with_code(config: Any, where: Path, allow_code: bool) -> Any:
+    """Only the user can allow code to run: a file that says so comes from anywhere."""
+    if config.allow_code and not allow_code:
+        what = "the experiment wants to run the code that its task files name"
+        raise ConfigurationError(Problem(str(where), what, "if you trust it, add --allow-code"))
+    return config.model_copy(update={"allow_code": allow_code})
+
+
+def _changed(
+    config: Any, *, budget: int | None, workers: int | None, seed: int | None = None
+) -> Any:
     """The experiment with some keys changed and checked again."""
-    return type(config).model_validate({**dict(config), **changes}) if changes else config
+    from evomerge.documents import Document, parse
+
+    changes: dict[str, Any] = {}
+    if budget is not None:
+        changes["budget"] = {"candidates": budget}
+    if workers is not None:
+        changes["pool"] = {"kind": "local", "workers": workers}
+    if seed is not None:
+        changes["seed"] = seed
+    return parse(type(config), Document({**dict(config), **changes}))
 
 
 def _drive(config: Any, out: Path) -> None:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from evomerge.errors import ConfigurationError, Problem, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
+MISFIT = "evomerge_misfit"  # pydantic's name for what `refuse` raises
+SHOWN = 60  # characters of a wrong value that a message repeats
+
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file and where each of its values stands."""
+    """A parsed file, or a part of it, and where each of its values stands."""
 
     data: Any
     path: Path | None = None
     lines: dict[Location, int] = field(default_factory=dict)
+    at: Location = ()  # where in the file the part stands
 
     def where(self, location: Location) -> str:
         """`file.yaml:12 searcher.kind`, as exactly as it is known."""
+        location = (*self.at, *location)
         line = None
         for length in range(len(location), -1, -1):
             if (line := self.lines.get(location[:length])) is not None:
@@ -32,6 +39,17 @@ class Document:
         dotted = ".".join(str(part) for part in location)
         place = f"{self.path}:{line}" if self.path and line else str(self.path or "")
         return f"{place} {dotted}".strip()
+
+    def part(self, *keys: str | int) -> Document:
+        """What stands under the keys, which must be there."""
+        data = self.data
+        for key in keys:
+            data = data[key]
+        return Document(data, self.path, self.lines, (*self.at, *keys))
+
+    def without(self, key: str) -> Document:
+        """The same mapping without a key."""
+        return replace(self, data={k: v for k, v in self.data.items() if k != key})
 
 
 def read_yaml(path: Path) -> Document:
@@ -47,14 +65,16 @@ def read_yaml(path: Path) -> Document:
         raise ConfigurationError(
             Problem(str(path), "no such file", nearest(path.name, siblings))
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(Problem(str(path), f"cannot be read: {error}")) from None
+    except OSError as error:
+        raise ConfigurationError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(Problem(str(path), f"is no text in UTF-8: {error}")) from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Location, int] = {}
         problems: list[Problem] = []
         if node is not None:
-            _survey(node, (), path, lines, problems)
+            _survey(node, (), path, lines, problems, set())
         if problems:
             raise ConfigurationError(problems)
         return Document(yaml.safe_load(text), path, lines)
@@ -62,6 +82,11 @@ def read_yaml(path: Path) -> Document:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigurationError(Problem(place, f"not valid YAML: {error.problem}")) from None
+    except (yaml.YAMLError, ValueError) as error:  # control characters; dates such as 2024-13-45
+        what = str(error).splitlines()[0]
+        raise ConfigurationError(Problem(str(path), f"not valid YAML: {what}")) from None
+    except RecursionError:
+        raise ConfigurationError(Problem(str(path), "nested too deeply")) from None
 
 
 def _survey(
@@ -70,21 +95,31 @@ def _survey(
     path: Path,
     lines: dict[Location, int],
     problems: list[Problem],
+    seen: set[int],
 ) -> None:
-    """Note the line of every value, and every key that stands twice."""
+    """Note the line of every value, and every key that stands twice.
+
+    What an alias repeats is surveyed once: aliases may refer to each other, and to themselves.
+    """
     lines.setdefault(location, node.start_mark.line + 1)
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        names: set[str] = set()
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                problems.append(Problem(f"{path}:{line} {key.value}", "the key stands twice"))
-            seen.add(key.value)
-            lines[(*location, key.value)] = line
-            _survey(value, (*location, key.value), path, lines, problems)
+            line, name = key.start_mark.line + 1, key.value
+            if not isinstance(name, str):
+                problems.append(Problem(f"{path}:{line}", "a key must be a plain name"))
+                continue
+            if name in names:
+                problems.append(Problem(f"{path}:{line} {name}", "the key stands twice"))
+            names.add(name)
+            lines[(*location, name)] = line
+            _survey(value, (*location, name), path, lines, problems, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _survey(value, (*location, index), path, lines, problems)
+            _survey(value, (*location, index), path, lines, problems, seen)
 
 
 def parse(model: type[Model], document: Document) -> Model:
@@ -95,7 +130,7 @@ def parse(model: type[Model], document: Document) -> Model:
     """
     if not isinstance(document.data, dict):
         raise ConfigurationError(
-            Problem(document.where(()), f"expected a mapping, got {document.data!r}")
+            Problem(document.where(()), f"expected a mapping{_got(document.data)}")
         )
     try:
         return model.model_validate(document.data)
@@ -103,25 +138,101 @@ def parse(model: type[Model], document: Document) -> Model:
         raise ConfigurationError(problems_of(error, model, document)) from None
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Something wrong inside a model, with its place below that model."""
+
+    location: Location
+    what: str
+    hint: str = ""
+
+
+def refuse(model: BaseModel, misfits: Iterable[Misfit]) -> None:
+    """Raise all misfits at once; for validators that look at a model as a whole.
+
+    Raises:
+        ValidationError: there is one. pydantic joins it with what else it has found.
+    """
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(MISFIT, "{what}", {"what": m.what, "hint": m.hint}),
+            loc=m.location,
+            input=None,
+        )
+        for m in misfits
+    ]
+    if details:
+        raise ValidationError.from_exception_data(type(model).__name__, details)
+
+
 def problems_of(
     error: ValidationError, model: type[BaseModel], document: Document
 ) -> list[Problem]:
-    """The problems of a pydantic error, in the words of this project."""
-    problems = []
+    """The problems of a pydantic error, in the words of this project; one for each place.
+
+    Where several types are allowed, pydantic reports each by itself and marks the place with the
+    type's name; such reports are put together.
+    """
+    found: dict[Location, list[tuple[str, str]]] = {}
+    of_types: set[Location] = set()
     for detail in error.errors(include_url=False):
-        location: Location = detail["loc"]
-        hint = ""
-        if detail["type"] == "extra_forbidden":
-            what = "unknown key"
-            hint = nearest(str(location[-1]), _keys_at(model, location[:-1]))
-        elif detail["type"] == "missing":
-            what = "this key is missing"
-        else:
-            what = detail["msg"].removeprefix("Value error, ")
-            if not isinstance(detail["input"], dict | list):
-                what += f", got {detail['input']!r}"
+        location, passes_type = _in_data(detail["loc"], detail["type"], document.data)
+        what, hint = _in_words(detail, model, location)
+        if (what, hint) not in found.setdefault(location, []):
+            found[location].append((what, hint))
+        if passes_type:
+            of_types.add(location)
+    problems = []
+    for location, reports in found.items():
+        if location in of_types and any(
+            len(other) > len(location) and other[: len(location)] == location for other in found
+        ):
+            continue  # a type that was not meant; the one that was has its problem further down
+        what, hint = reports[0]
+        if len(reports) > 1:
+            wanted = [text.partition(", got ")[0].removeprefix("should be ") for text, _ in reports]
+            got = what.partition(", got ")[2]
+            what = f"should be {' or '.join(wanted)}" + (f", got {got}" if got else "")
         problems.append(Problem(document.where(location), what, hint))
     return problems
+
+
+def _in_data(location: Location, kind: str, data: Any) -> tuple[Location, bool]:
+    """A location less what is not in the data (names of types), and whether there was such."""
+    kept: list[str | int] = []
+    passes_type = False
+    for number, part in enumerate(location):
+        is_key = isinstance(data, dict) and part in data
+        is_index = isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        if is_key or is_index:
+            kept.append(part)
+            data = data[part]
+        elif kind in ("missing", MISFIT) and number == len(location) - 1:
+            kept.append(part)
+        else:
+            passes_type = True
+    return tuple(kept), passes_type
+
+
+def _in_words(detail: Any, model: type[BaseModel], location: Location) -> tuple[str, str]:
+    """What a detail says, and a hint."""
+    kind = detail["type"]
+    if kind == MISFIT:
+        return detail["ctx"]["what"], detail["ctx"]["hint"]
+    if kind == "extra_forbidden":
+        return "unknown key", nearest(str(location[-1]), _keys_at(model, location[:-1]))
+    if kind == "missing":
+        return "this key is missing", ""
+    if kind in ("model_type", "dict_type"):
+        return f"should be a mapping{_got(detail['input'])}", ""
+    what = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return what + _got(detail["input"]), ""
+
+
+def _got(value: Any) -> str:
+    """`, got 3`; nothing where it would fill the screen."""
+    text = repr(value)
+    return f", got {text}" if len(text) <= SHOWN else ""
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

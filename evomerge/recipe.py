@@ -9,7 +9,9 @@ How a tensor finds its merge, from the most particular to the most general:
     a tensor of layer slot i      slots[i].merges[component], slots[i].merges["default"], default
     a tensor outside the layers   outside[component], default
 
-A particular merge inherits what it leaves out: the operator, the sources, and each parameter.
+A particular merge inherits what it leaves out: the operator, the sources, and each parameter (one
+that has a value for each source is inherited whole or not at all). Without sources, they are all
+models but the base.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Number = bool | int | float
+Number = bool | float  # 1 and 1.0 say the same: whole numbers become floats
 ParameterValue = Number | str | None | dict[str, Number]
 LayerGroup = Literal["default", "attention", "mlp", "norm", "other"]
 OutsideGroup = Literal["embedding", "head", "norm", "other"]
@@ -113,7 +115,8 @@ class Recipe(Frozen):
             if particular is not None:
                 merge = particular.over(merge)
         if merge.sources is None:
-            experts = tuple(name for name in self.models if name != self.base)
+            # Sorted, as in the canonical JSON: a sum's last bits depend on its order.
+            experts = tuple(sorted(name for name in self.models if name != self.base))
             merge = Merge(sources=experts).over(merge)
         return merge
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.recipe import Recipe
 
 CandidateId = int  # counted from 0 in the order of asking; references have negative ids
@@ -170,10 +171,18 @@ class Measurements:
     def values(
         self, fingerprint: str, task: str, items: Sequence[ItemId], column: str = "score"
     ) -> NDArray[np.float64]:
-        """One column at the items, shape (len(items),), as float64; NaN where not yet answered."""
-        columns = self._columns.get((fingerprint, task), {})
-        if column not in columns:
+        """One column at the items, shape (len(items),), as float64; NaN where not yet answered.
+
+        Raises:
+            ConfigurationError: the task's answers have no such column.
+        """
+        columns = self._columns.get((fingerprint, task))
+        if columns is None:
             return np.full(len(items), np.nan)
+        if column not in columns:
+            raise ConfigurationError(
+                Problem(f"task {task}", f"no column {column!r}", nearest(column, columns))
+            )
         return columns[column][np.asarray(items, dtype=np.int64)].astype(np.float64)
 
 

@@ -139,7 +139,7 @@ def final_table(final: Mapping[str, Any]) -> Table:
         seen = row.get("search_mean")
         table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
 
-    for label, row in final["references"].items():
+    for label, row in sorted(final["references"].items(), key=lambda it: -it[1]["candidate"]):
         add(label, row)
     table.add_section()
     best = final["best"]
@@ -153,12 +153,18 @@ def final_table(final: Mapping[str, Any]) -> Table:
 def summary(final: Mapping[str, Any]) -> str:
     """The gain over the best reference and the winner's curse, in words."""
     gain, best = final["gain_over_best_reference"], final["best"]
-    sure = "" if gain["low"] > 0 or gain["high"] < 0 else "; the interval contains 0"
-    lines = [
-        f"Gain over the best reference ({gain['reference']}): {gain['value']:+.3f} on the mean of "
-        f"the objectives, 95 % paired bootstrap interval [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        f"{sure}."
-    ]
+    value, low, high = gain["value"], gain["low"], gain["high"]
+    lines = [f"Gain over the best reference ({gain['reference']}): {value:+.3f}"]
+    if len(best["holdout"]) > 1:
+        lines[0] += " on the mean of the objectives"
+    items = sum(estimate["num_items"] for estimate in best["holdout"].values())
+    if items == len(best["holdout"]):
+        return f"{lines[0]}. The fitness is one number: there is no holdout, and no interval."
+    lines[0] += f", 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]."
+    if high < 0:
+        lines.append("The search found nothing as good: try a larger budget or another space.")
+    elif low <= 0:
+        lines.append("The interval contains 0: on these items the two cannot be told apart.")
     if "winners_curse" in best:
         lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
     return "\n".join(lines)

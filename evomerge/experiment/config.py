@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,10 +11,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from evomerge.documents import Document, parse, read_yaml
+from evomerge.documents import Document, Misfit, parse, read_yaml, refuse
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.files import catalogue_folder
-from evomerge.fitness import TASKS
+from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.pools import PoolConfig
 from evomerge.recipe import DType
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class Strict(BaseModel):
     """Frozen, and strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ObjectiveConfig(Strict):
@@ -72,15 +73,26 @@ class SplitConfig(Strict):
     search: int = Field(default=240, ge=1)
     fresh: int = Field(default=240, ge=0)
     holdout: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
 
 
 class SelectConfig(Strict):
-    """What "best" means: the largest weighted mean of the objectives, or the front's knee."""
+    """What "best" means: the largest weighted mean of the objectives, or the front's knee.
+
+    at_least: what the choice must reach. An objective that is minimised counts as its negative,
+    here as in all tables: `at_least: {loss: -2.5}`.
+    """
 
     kind: Literal["weights", "knee"] = "weights"
     weights: dict[str, float] = Field(default_factory=dict)
     at_least: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, weights: dict[str, float]) -> dict[str, float]:
+        if weights and (min(weights.values()) < 0 or not any(weights.values())):
+            raise ValueError("weights must not be negative, and one must be positive")
+        return weights
 
 
 class FitnessConfig(Strict):
@@ -95,21 +107,27 @@ class FitnessConfig(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> FitnessConfig:
-        for name, objective in self.objectives.items():
-            for task in objective.tasks:
-                if task not in self.tasks:
-                    hint = nearest(task, self.tasks)
-                    raise ValueError(f"objective {name}: no task {task!r} ({hint})")
-        for name in (*self.select.weights, *self.select.at_least):
-            if name not in self.objectives:
-                hint = nearest(name, self.objectives)
-                raise ValueError(f"select: no objective {name!r} ({hint})")
-        kind = self.estimator.get("kind")
+        misfits = [
+            Misfit(("objectives", name), f"no task {task!r}", nearest(task, self.tasks))
+            for name, objective in self.objectives.items()
+            for task in objective.tasks
+            if task not in self.tasks
+        ]
+        misfits += [
+            Misfit(("select", key, name), "no such objective", nearest(name, self.objectives))
+            for key in ("weights", "at_least")
+            for name in getattr(self.select, key)
+            if name not in self.objectives
+        ]
+        kind = self.estimator.get("kind", "full")
         if kind not in ESTIMATORS:
-            raise ValueError(f"estimator: unknown kind {kind!r} ({nearest(str(kind), ESTIMATORS)})")
+            hint = nearest(str(kind), ESTIMATORS)
+            misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
-            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, "python"}:
-                raise ValueError(f"task {name}: unknown kind {kind!r} ({nearest(kind, TASKS)})")
+            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, PYTHON_TASK}:
+                hint = nearest(str(kind), TASKS)
+                misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
+        refuse(self, misfits)
         return self
 
     def all_objectives(self) -> tuple[Objective, ...]:
@@ -165,7 +183,7 @@ class ExperimentConfig(Strict):
     fitness: FitnessConfig
     searcher: SearcherConfig
     budget: BudgetConfig
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     in_flight: int | None = Field(default=None, ge=1)
     cohort: int | None = Field(default=None, ge=1)
     pool: PoolConfig = PoolConfig()
@@ -211,8 +229,7 @@ def parse_experiment(document: Document) -> ExperimentConfig:
         ConfigurationError: with every problem of every file.
     """
     if not isinstance(document.data, dict):
-        where = document.where(())
-        raise ConfigurationError(Problem(where, f"expected a mapping, got {document.data!r}"))
+        parse(ExperimentConfig, document)  # says so
     folder = document.path.parent if document.path else Path.cwd()
     problems: list[Problem] = []
     data = dict(document.data)
@@ -230,9 +247,10 @@ def parse_experiment(document: Document) -> ExperimentConfig:
         data[key] = _absolute_models(data[key], folder)
     config = None
     try:
-        config = parse(ExperimentConfig, Document(data, document.path, document.lines))
+        config = parse(ExperimentConfig, replace(document, data=data))
     except ConfigurationError as error:
         problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
+    _check_options(problems, replace(document, data=data), ("searcher",), _SEARCHER_OPTIONS)
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
@@ -245,6 +263,7 @@ def read_fitness(document: Document) -> FitnessConfig:
         ConfigurationError: with every problem and its line.
     """
     folder = document.path.parent if document.path else Path.cwd()
+    problems: list[Problem] = []
     if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
         tasks = {
             name: {**task, "path": str((folder / task["path"]).resolve())}
@@ -252,8 +271,14 @@ def read_fitness(document: Document) -> FitnessConfig:
             else task
             for name, task in document.data["tasks"].items()
         }
-        document = Document({**document.data, "tasks": tasks}, document.path, document.lines)
-    return parse(FitnessConfig, document)
+        document = replace(document, data={**document.data, "tasks": tasks})
+        for name in tasks:
+            _check_options(problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval")
+    _check_options(problems, document, ("estimator",), _ESTIMATOR_OPTIONS, "full")
+    config = _collect(problems, partial(parse, FitnessConfig, document))
+    if problems or config is None:
+        raise ConfigurationError(problems)
+    return config
 
 
 def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
@@ -269,6 +294,28 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
         what = f"no such file, and no such name in {kind}"
         raise ConfigurationError(Problem(reference, what, nearest(reference, names)))
     return path
+
+
+_SEARCHER_OPTIONS = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
+_ESTIMATOR_OPTIONS = {kind: estimator.Options for kind, estimator in ESTIMATORS.items()}
+_TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
+
+
+def _check_options(
+    problems: list[Problem],
+    document: Document,
+    location: tuple[str, ...],
+    models: Mapping[str, type[BaseModel]],
+    default: str = "",
+) -> None:
+    """Note what is wrong with the options beside a `kind`; an unknown kind is noted elsewhere."""
+    data: Any = document.data
+    for key in location:
+        data = data.get(key) if isinstance(data, dict) else None
+    kind = data.get("kind", default) if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind in models:
+        options = document.part(*location).without("kind")
+        _collect(problems, partial(parse, models[kind], options))
 
 
 def _read_part(document: Document, key: str, reader: Callable[[Document], T]) -> T:
@@ -288,8 +335,10 @@ def _refer(document: Document, key: str) -> Document:
             raise ConfigurationError(
                 [Problem(f"{place} -> {p.where}", p.what, p.hint) for p in error.problems]
             ) from None
-    lines = {place[1:]: line for place, line in document.lines.items() if place[:1] == (key,)}
-    return Document(value, document.path, lines)
+    if not isinstance(value, dict):
+        what = f"should be a file, a name in the catalogue, or a mapping, got {value!r}"
+        raise ConfigurationError(Problem(document.where((key,)), what))
+    return document.part(key)
 
 
 def _absolute_models(value: Any, folder: Path) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig
-from evomerge.experiment.wire import Parts, wire
+from evomerge.experiment.wire import Parts, Progress, wire
 from evomerge.pools.worker import Worker
 from evomerge.records import Job
 from evomerge.results.references import GRID, reference_recipes
@@ -14,13 +14,13 @@ from evomerge.results.references import GRID, reference_recipes
 TRIAL_ITEMS = 32  # of each task, answered by the base to learn the speed
 
 
-def plan_experiment(config: ExperimentConfig) -> dict[str, Any]:
+def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Label -> figure; the base answers a few items, so that hours are measured and not guessed.
 
     Raises:
         ConfigurationError, ModelError: whatever `evomerge validate` would find.
     """
-    parts = wire(config)
+    parts = wire(config, progress=progress)
     cohort = config.cohort or parts.searcher.population
     candidates = config.budget.candidates
     num_search = sum(map(len, parts.split.search.values()))

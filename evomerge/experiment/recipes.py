@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.preflight import preflight
 from evomerge.documents import parse, read_yaml
-from evomerge.errors import ConfigurationError, Problem
-from evomerge.experiment.wire import resolve
+from evomerge.errors import ConfigurationError, ModelError, Problem
+from evomerge.experiment.wire import Progress, resolve
+from evomerge.merging.blocks import check_recipe
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge, Recipe
 
@@ -34,7 +36,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def open_recipe_models(
-    recipe: Recipe, sources: Mapping[str, Any] | None = None
+    recipe: Recipe, sources: Mapping[str, Any] | None = None, progress: Progress | None = None
 ) -> dict[str, Checkpoint]:
     """The opened models of a recipe, after its operators and the models were checked.
 
@@ -48,16 +50,23 @@ def open_recipe_models(
         *(merge.over(recipe.default) for s in recipe.slots or () for merge in s.merges.values()),
     )
     problems: dict[str, Problem] = {}
-    for merge_ in merges:
-        complete = merge_ if merge_.sources is not None else Merge(sources=experts).over(merge_)
-        complete = complete.over(merge_)
+    for merge in merges:
+        complete = merge if merge.sources is not None else Merge(sources=experts).over(merge)
         problems.update((str(p), p) for p in check_merge(complete, recipe.base))
     if problems:
         raise ConfigurationError(problems.values())
     checkpoints = {}
+    missing: list[Problem] = []
     for name, source in recipe.models.items():
         given = (sources or {}).get(name)
-        where: Any = given if isinstance(given, Mapping) else resolve(source.path)
-        checkpoints[name] = open_checkpoint(where, name=name)
+        try:
+            where: Any = given if isinstance(given, Mapping) else resolve(source.path, progress)
+            checkpoints[name] = open_checkpoint(where, name=name)
+        except ModelError as error:
+            missing += error.problems
+    if missing:
+        raise ModelError(missing)
     preflight(checkpoints, recipe.base)
+    if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
+        raise ConfigurationError(unlike)
     return checkpoints

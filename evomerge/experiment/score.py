@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
-from evomerge.errors import CandidateError, ModelError, Problem
-from evomerge.experiment.config import FitnessConfig, find_in_catalogue, read_fitness
-from evomerge.experiment.recipes import read_recipe
-from evomerge.experiment.wire import resolve
-from evomerge.fitness import make_task
+from evomerge.errors import ModelError, Problem
+from evomerge.experiment.config import find_in_catalogue, read_fitness
+from evomerge.experiment.recipes import open_recipe_models, read_recipe
+from evomerge.experiment.wire import Progress, make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Job, Measurements
+from evomerge.records import Job, Measurements, Objective
+
+Entries = Mapping[str, dict[str, Any]]  # task -> its entry in a fitness file
 
 
 def score_recipe(
-    recipe: Recipe, config: FitnessConfig, items: dict[str, Items]
+    recipe: Recipe, tasks: Entries, objectives: Iterable[Objective], items: dict[str, Items]
 ) -> dict[str, dict[str, Any]]:
     """Part of the split -> objective -> value, standard error and number of items.
 
     Raises:
         ModelError: the model cannot be merged or measured.
     """
+    objectives = tuple(objectives)
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
-    worker = Worker(WorkerSpec(models, recipe.base, config.tasks), "driver")
-    sizes = {
-        task: 1 + max(max(part[task], default=0) for part in items.values())
-        for task in config.tasks
-    }
+    worker = Worker(WorkerSpec(models, recipe.base, tasks), "driver")
+    sizes = {task: 1 + max(max(part[task], default=0) for part in items.values()) for task in tasks}
     measurements = Measurements(sizes)
     rows: dict[str, dict[str, Any]] = {}
     for number, (part, wanted) in enumerate(items.items()):
@@ -40,7 +41,7 @@ def score_recipe(
             continue
         outcome = worker.run(Job(number, 0, recipe, asked))
         if outcome.failure is not None:
-            raise ModelError(Problem("", outcome.failure.reason))
+            raise ModelError(Problem("the model cannot be scored", outcome.failure.reason))
         for responses in outcome.responses:
             measurements.add(recipe.fingerprint, responses)
         rows[part] = {
@@ -49,24 +50,28 @@ def score_recipe(
                 "standard_error": e.standard_error,
                 "num_items": e.num_items,
             }
-            for name, e in estimate(
-                config.all_objectives(), measurements, recipe.fingerprint, asked
-            ).items()
+            for name, e in estimate(objectives, measurements, recipe.fingerprint, asked).items()
         }
     return rows
 
 
-def score_model(model: str, fitness: str) -> dict[str, dict[str, Any]]:
+def score_model(
+    model: str, fitness: str, *, allow_code: bool = False, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
     """Score a folder, a zoo model or a recipe file with a fitness file.
 
     Raises:
         ConfigurationError, ModelError: what cannot be read or measured.
     """
     path = Path(fitness)
-    if not path.exists():
+    if not path.is_file():
         path = find_in_catalogue(fitness, "fitness", Path.cwd())
     config = read_fitness(read_yaml(path))
-    tasks = {name: make_task(name, entry) for name, entry in config.tasks.items()}
+    entries = task_entries(config, allow_code=allow_code)
+    tasks = make_tasks(entries)
+    recipe = recipe_of(model)
+    for checkpoint in open_recipe_models(recipe, progress=progress).values():
+        check_finite(checkpoint)
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.split.search,
@@ -79,10 +84,7 @@ def score_model(model: str, fitness: str) -> dict[str, dict[str, Any]]:
         "fresh": split.fresh,
         "holdout": split.holdout,
     }
-    try:
-        return score_recipe(recipe_of(model), config, items)
-    except CandidateError as error:
-        raise ModelError(Problem(model, str(error))) from None
+    return score_recipe(recipe, entries, config.all_objectives(), items)
 
 
 def recipe_of(model: str) -> Recipe:

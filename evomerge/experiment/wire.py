@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
-from evomerge.errors import ConfigurationError, EvomergeError, Problem
-from evomerge.experiment.config import ExperimentConfig
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
+from evomerge.experiment.config import ExperimentConfig, FitnessConfig
 from evomerge.fitness import make_estimator, make_task
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
+from evomerge.merging import OPERATORS
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+IN_MEMORY = "memory:"  # what stands in place of the path of a state dict
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def open_models(
     error_type: type[EvomergeError] = ConfigurationError
     for name, path in config.models().items():
         try:
+            if path.startswith(IN_MEMORY) and name not in given:
+                raise ConfigurationError("was a state dict in memory: hand it over again")
             source = given[name] if name in given else resolve(path, progress)
             checkpoints[name] = open_checkpoint(
                 source, name=name, allow_pickle=config.allow_pickle_weights
@@ -106,7 +110,12 @@ def open_models(
     warnings = preflight(checkpoints, "base")
     for name, checkpoint in checkpoints.items():
         report = None if progress is None else partial(progress, f"reading {name}")
-        check_finite(checkpoint, report)
+        try:
+            check_finite(checkpoint, report)
+        except ModelError as error:
+            problems += [Problem(f"model {name}", str(p)) for p in error.problems]
+    if problems:
+        raise ModelError(problems)
     return Models(checkpoints, anatomy_of(checkpoints["base"]), tuple(warnings))
 
 
@@ -126,7 +135,9 @@ def wire(
     given = in_memory or InMemory()
     objectives = config.fitness.all_objectives()
     check_experts(config.space, tuple(config.experts))
-    tasks = make_tasks(config, given)
+    tasks = make_tasks(
+        task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
+    )
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,
@@ -160,17 +171,19 @@ def wire(
     )
 
 
-def make_tasks(config: ExperimentConfig, in_memory: InMemory) -> dict[str, Task]:
-    """The tasks of the fitness; python tasks were made by the caller.
+def make_tasks(
+    entries: Mapping[str, dict[str, Any]], python_tasks: Mapping[str, Task] | None = None
+) -> dict[str, Task]:
+    """The tasks of a fitness; python tasks were made by the caller.
 
     Raises:
         ConfigurationError: the problems of all tasks at once.
     """
     tasks: dict[str, Task] = {}
     problems: list[Problem] = []
-    for name, entry in task_entries(config).items():
+    for name, entry in entries.items():
         try:
-            tasks[name] = in_memory.python_tasks.get(name) or make_task(name, entry)
+            tasks[name] = (python_tasks or {}).get(name) or make_task(name, entry)
         except EvomergeError as error:
             problems += [Problem(f"task {name}", str(p)) for p in error.problems]
     if problems:
@@ -178,11 +191,11 @@ def make_tasks(config: ExperimentConfig, in_memory: InMemory) -> dict[str, Task]
     return tasks
 
 
-def task_entries(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """Each task's entry in the fitness file; whether code may run is the experiment's to say."""
+def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
+    """Each task's entry in the fitness file; whether code may run is the user's to say."""
     return {
-        name: {**entry, "allow_code": True} if config.allow_code else entry
-        for name, entry in config.fitness.tasks.items()
+        name: {**entry, "allow_code": True} if allow_code else entry
+        for name, entry in config.tasks.items()
     }
 
 
@@ -196,7 +209,7 @@ def worker_spec(config: ExperimentConfig, in_memory: InMemory) -> WorkerSpec:
         base="base",
         tasks={
             name: entry
-            for name, entry in task_entries(config).items()
+            for name, entry in task_entries(config.fitness, allow_code=config.allow_code).items()
             if name not in in_memory.python_tasks
         },
         threads=config.threads_per_worker,
@@ -224,11 +237,18 @@ def make_template(config: ExperimentConfig, models: Models) -> Recipe:
 def make_designs(space: SearchSpace, template: Recipe) -> tuple[Genome, ...]:
     """Each expert alone and the uniform merge, as far as the space can express them."""
     experts = [name for name in template.models if name != template.base]
-    weights = [{name: float(name == chosen) for name in experts} for chosen in experts]
-    weights.append(dict.fromkeys(experts, round(1 / len(experts), 6)))
+    operator = OPERATORS[template.default.operator or ""]
+    known = {parameter.name for parameter in operator.parameters}
+    whole: dict[str, Any] = {name: 1.0 for name in ("t", "lambda", "density") if name in known}
+    weights: list[dict[str, float]] = [
+        {name: float(name == chosen) for name in experts} for chosen in experts
+    ]
+    if "weight" in known:
+        weights.append(dict.fromkeys(experts, round(1 / len(experts), 6)))
     designs = []
     for weight in weights:
-        merge = Merge(operator=template.default.operator, parameters={"weight": dict(weight)})
+        parameters = {**whole, "weight": weight} if "weight" in known else dict(whole)
+        merge = Merge(operator=operator.name, parameters=parameters)
         try:
             designs.append(space.encode(Recipe(**{**dict(template), "default": merge})))
         except ValueError:

@@ -62,6 +62,11 @@ def export_model(
     )
 
 
+def folder_name(row: Mapping[str, Any]) -> str:
+    """What the folder of a row of the final table is called among others."""
+    return str(row["label"] or f"candidate {row['candidate']}").replace(" ", "_")
+
+
 def output_dtype(recipe: Recipe) -> Any:
     """The recipe's dtype as torch's; None keeps each tensor's own."""
     import torch

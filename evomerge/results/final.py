@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.errors import ModelError, Problem
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
@@ -21,7 +22,7 @@ from evomerge.measurement import Measurer, requests_for
 from evomerge.pareto import non_dominated
 from evomerge.protocols import SearchSpace
 from evomerge.records import Candidate, Estimate, Evaluation, Genome, Objective
-from evomerge.results.intervals import mean_objective, paired_gain
+from evomerge.results.intervals import mean_estimate, mean_of_objectives, paired_gain
 from evomerge.results.references import ARITHMETIC, grid_cohort
 
 NUM_GRID_FINALISTS = 3
@@ -41,7 +42,7 @@ class Finale:
 
     def best_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
         """Those that could be measured, the chosen one first, ties by the order given."""
-        alive = [c for c in candidates if self._is_alive(c)]
+        alive = [c for c in candidates if self.is_alive(c)]
         if not alive:
             return []
         estimates = [self.estimates(c, items) for c in alive]
@@ -49,7 +50,7 @@ class Finale:
 
     def front_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
         """Those that no other dominates on these items."""
-        alive = [c for c in candidates if self._is_alive(c)]
+        alive = [c for c in candidates if self.is_alive(c)]
         if not alive:
             return []
         values = np.array([[e.value for e in self.estimates(c, items).values()] for c in alive])
@@ -60,7 +61,8 @@ class Finale:
         measurements = self.ledger.measurements
         return estimate(self.objectives, measurements, candidate.fingerprint, items)
 
-    def _is_alive(self, candidate: Candidate) -> bool:
+    def is_alive(self, candidate: Candidate) -> bool:
+        """Whether there is a model, and nothing has failed with it yet."""
         failures = self.ledger.measurements.failures
         return candidate.recipe is not None and candidate.fingerprint not in failures
 
@@ -103,16 +105,19 @@ def choose_and_report(
         fresh = split.search
     on_phase("finalists")
     finale.measurer.measure(FINAL, requests_for([*finalists, *rivals], fresh))
-    best_grid = finale.best_on(rivals, fresh)[:1]
-    chosen = finale.best_on(finalists, fresh)[:1]
-    if not chosen:
-        return None
-    front = finale.front_on(finalists, fresh) if len(finale.objectives) > 1 else []
 
-    compared = [c for c in references if not c.label.startswith(ARITHMETIC)] + best_grid
     on_phase("holdout")
-    finale.measurer.measure(FINAL, requests_for([*chosen, *front, *compared], split.holdout))
-    return final_table(finale, chosen[0], front, compared, fresh)
+    while True:
+        best = finale.best_on(finalists, fresh)[:1]
+        front = finale.front_on(finalists, fresh) if len(finale.objectives) > 1 else []
+        compared = [c for c in references if not c.label.startswith(ARITHMETIC)]
+        compared += finale.best_on(rivals, fresh)[:1]
+        shown = [c for c in (*best, *front, *compared) if finale.is_alive(c)]
+        if not best:
+            return None
+        finale.measurer.measure(FINAL, requests_for(shown, split.holdout))
+        if all(map(finale.is_alive, shown)):  # else some failed on the holdout: choose again
+            return final_table(finale, best[0], front, compared, fresh)
 
 
 def pick_finalists(ranked: Sequence[Evaluation], count: int, ledger: Ledger) -> list[Candidate]:
@@ -158,9 +163,17 @@ def final_table(
     """Everything that is reported, as JSON: values on the holdout with standard errors.
 
     The best reference is the one that is best on the holdout itself, which favours it.
+
+    Raises:
+        ModelError: none of the references could be measured.
     """
     measurements, split = finale.ledger.measurements, finale.split
-    alive = [c for c in references if c.fingerprint not in measurements.failures]
+    alive = [c for c in references if finale.is_alive(c)]
+    if not alive:
+        raise ModelError(
+            Problem(f"model {c.label}", measurements.failures[c.fingerprint].reason)
+            for c in references
+        )
     rows = {c.label: describe(finale, c, fresh) for c in alive}
     rival = max(alive, key=lambda c: rows[c.label]["holdout_mean"]["value"])
     value, low, high = paired_gain(
@@ -202,7 +215,12 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
                 }
                 for objective, e in finale.estimates(candidate, answered).items()
             }
-            row[f"{name}_mean"] = _mean(finale, candidate, answered)
+            measurements = finale.ledger.measurements
+            shares = mean_of_objectives(
+                finale.objectives, measurements, candidate.fingerprint, answered
+            )
+            value, error = mean_estimate(shares)
+            row[f"{name}_mean"] = {"value": value, "standard_error": error}
     if "search" in row:
         row["winners_curse"] = row["search_mean"]["value"] - row["holdout_mean"]["value"]
     return row
@@ -211,15 +229,3 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
 def missing(finale: Finale, candidate: Candidate, task: str, ids: Sequence[int]) -> tuple[int, ...]:
     """Those of the items that the candidate has not answered."""
     return finale.ledger.measurements.missing(candidate.fingerprint, task, ids)
-
-
-def _mean(finale: Finale, candidate: Candidate, items: Items) -> Json:
-    """The mean of the objectives; columns are summed, their errors taken as independent."""
-    parts = [
-        estimate([objective], finale.ledger.measurements, candidate.fingerprint, items)["mean"]
-        for objective in mean_objective(finale.objectives)
-    ]
-    return {
-        "value": sum(p.value for p in parts),
-        "standard_error": sum(p.standard_error**2 for p in parts) ** 0.5,
-    }

@@ -7,24 +7,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.records import ItemId, Measurements, Objective
+from evomerge.fitness.estimators.estimate import Items
+from evomerge.records import Measurements, Objective
 
 DRAWS = 10_000
 
 
-def mean_objective(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """The plain mean of all objectives, as one objective for each response column.
+def mean_of_objectives(
+    objectives: Sequence[Objective], measurements: Measurements, fingerprint: str, items: Items
+) -> dict[str, NDArray[np.float64]]:
+    """What each item adds to the plain mean of all objectives: task -> shape (items,).
 
-    What a single number says of a model with several objectives.
+    The mean is the sum of the tasks' means. It is what a single number says of a model with several
+    objectives; where two of them read the same items, their errors are not independent, and here
+    they are summed item by item.
     """
-    weights: dict[tuple[str, int], dict[str, float]] = {}
+    shares: dict[str, NDArray[np.float64]] = {}
     for objective in objectives:
-        tasks = weights.setdefault((objective.column, objective.sign), {})
         for task, weight in objective.weights.items():
-            tasks[task] = tasks.get(task, 0.0) + weight / len(objectives)
-    return tuple(
-        Objective("mean", tasks, column, sign) for (column, sign), tasks in weights.items()
-    )
+            answers = measurements.values(fingerprint, task, items[task], objective.column)
+            share = objective.sign * weight / len(objectives) * answers
+            shares[task] = shares[task] + share if task in shares else share
+    return shares
+
+
+def mean_estimate(shares: Mapping[str, NDArray[np.float64]]) -> tuple[float, float]:
+    """The sum of the tasks' means and its standard error; tasks are strata."""
+    variance = sum(float(s.var(ddof=1)) / len(s) for s in shares.values() if len(s) > 1)
+    return sum(float(s.mean()) for s in shares.values()), variance**0.5
 
 
 def paired_gain(
@@ -32,7 +42,7 @@ def paired_gain(
     measurements: Measurements,
     first: str,
     second: str,
-    items: Mapping[str, Sequence[ItemId]],
+    items: Items,
     seed: int,
 ) -> tuple[float, float, float]:
     """First minus second on the mean of the objectives: (value, low, high), 95 %.
@@ -42,15 +52,12 @@ def paired_gain(
     """
     draws = np.zeros(DRAWS)
     value = 0.0
-    for number, objective in enumerate(mean_objective(objectives)):
-        for task, weight in objective.weights.items():
-            gap = objective.sign * (
-                measurements.values(first, task, items[task], objective.column)
-                - measurements.values(second, task, items[task], objective.column)
-            )
-            generator = np.random.default_rng([seed, number, *task.encode()])
-            value += weight * float(gap.mean())
-            draws += weight * _resampled_means(gap, generator)
+    ours = mean_of_objectives(objectives, measurements, first, items)
+    theirs = mean_of_objectives(objectives, measurements, second, items)
+    for task in ours:
+        gap = ours[task] - theirs[task]
+        value += float(gap.mean())
+        draws += _resampled_means(gap, np.random.default_rng([seed, *task.encode()]))
     low, high = np.quantile(draws, [0.025, 0.975])
     return value, float(low), float(high)
 

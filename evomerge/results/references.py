@@ -64,6 +64,7 @@ def measure_references(
     cohort = grid_cohort(candidates, ledger)
     while requests := estimator.requests(cohort):
         measurer.measure(REFERENCES, requests)
+    estimator.scores(cohort)  # an objective whose column no task has is refused now, not later
     return candidates
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.merging import OPERATORS
+from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome, Real
 
@@ -21,17 +25,20 @@ DECIMALS = 6
 class Searched(BaseModel):
     """One searched parameter: along which axes it varies, and its range."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     per: tuple[Literal["expert", "layer", "component"], ...] = ()
     range: tuple[float, float]
 
     @model_validator(mode="after")
     def _sensible(self) -> Searched:
+        misfits = []
         if self.range[0] >= self.range[1]:
-            raise ValueError(f"range: expected low < high, got {list(self.range)}")
+            what = f"expected low < high, got {list(self.range)}"
+            misfits.append(Misfit(("range",), what))
         if "component" in self.per and "layer" not in self.per:
-            raise ValueError("per: component needs layer beside it")
+            misfits.append(Misfit(("per",), "component needs layer beside it"))
+        refuse(self, misfits)
         return self
 
 
@@ -48,27 +55,42 @@ class WeightsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> WeightsConfig:
+        refuse(self, self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Misfit]:
         if self.operator not in OPERATORS:
             hint = nearest(self.operator, OPERATORS)
-            raise ValueError(f"unknown operator {self.operator!r} ({hint})")
+            yield Misfit(("operator",), f"unknown operator {self.operator!r}", hint)
+            return
         declared = {parameter.name: parameter for parameter in OPERATORS[self.operator].parameters}
-        for name in (*self.search, *self.fixed):
-            if name not in declared:
-                hint = nearest(name, declared)
-                raise ValueError(f"{self.operator} has no parameter {name!r} ({hint})")
         for name, searched in self.search.items():
+            where = ("search", name)
+            if name not in declared:
+                what = f"{self.operator} has no such parameter"
+                yield Misfit(where, what, nearest(name, declared))
+                continue
             parameter = declared[name]
             if parameter.kind != "real" or parameter.low is None or parameter.high is None:
-                raise ValueError(f"{name} is not a real number in a range, so cannot be searched")
+                yield Misfit(where, "is not a real number in a range, so cannot be searched")
+                continue
             low, high = searched.range
             if low < parameter.low or high > parameter.high:
-                raise ValueError(
-                    f"{name}: the range {list(searched.range)} leaves the operator's "
-                    f"[{parameter.low}, {parameter.high}]"
+                what = (
+                    f"{list(searched.range)} leaves the operator's "
+                    f"[{parameter.low:g}, {parameter.high:g}]"
                 )
+                yield Misfit((*where, "range"), what)
             if "expert" in searched.per and not parameter.per_source:
-                raise ValueError(f"{name} is one value for all experts: remove `expert` from `per`")
-        return self
+                what = "it is one value for all experts: remove `expert`"
+                yield Misfit((*where, "per"), what)
+        for name in self.fixed.keys() & self.search.keys():
+            yield Misfit(("fixed", name), "is searched already")
+        merge = Merge(operator=self.operator, sources=("a",), parameters=dict(self.fixed))
+        for problem in check_merge(merge, "base"):
+            if problem.where.startswith("parameters."):
+                key = problem.where.removeprefix("parameters.")
+                yield Misfit(("fixed", key), problem.what, problem.hint)
 
 
 @dataclass(frozen=True)
@@ -79,10 +101,13 @@ class Spot:
     component: str = "default"
     outside: tuple[str, ...] = ()
 
-    @property
-    def probes(self) -> list[tuple[int | None, str]]:
-        """(slot, component) pairs at which the recipe must agree about the value."""
-        return [(slot, self.component) for slot in self.slots] + [(None, g) for g in self.outside]
+    def covers(self, layer: int | None, component: str) -> bool:
+        """Whether the value is in force at a place of the model."""
+        if not self.slots and not self.outside:
+            return True
+        if layer is None:
+            return component in self.outside
+        return layer in self.slots and self.component in ("default", component)
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,7 @@ class Weights:
         self._template = template
         self._anatomy = anatomy
         self._experts = tuple(name for name in template.models if name != template.base)
+        self._present = {(place.layer, place.component) for place in anatomy.places.values()}
         self._loci = tuple(
             locus
             for parameter, searched in config.search.items()
@@ -122,6 +148,7 @@ class Weights:
         for locus, coordinate in zip(self._loci, genome, strict=True):
             gene = locus.gene
             value = round(gene.low + (gene.high - gene.low) * float(coordinate), DECIMALS)
+            value = min(max(value, gene.low), gene.high) + 0.0  # never -0.0, which reads otherwise
             places = [
                 *(slots.setdefault((s, locus.spot.component), {}) for s in locus.spot.slots),
                 *(outside.setdefault(group, {}) for group in locus.spot.outside),
@@ -146,18 +173,29 @@ class Weights:
         Raises:
             ValueError: another operator, a value out of range, or a difference that no gene makes.
         """
-        if recipe.slots is not None and [s.layer for s in recipe.slots] != list(self._layers):
-            raise ValueError("the recipe rearranges layers, which this space cannot")
+        self._check_template(recipe)
+        values = {place: self._values(recipe, *place) for place in sorted(self._present, key=str)}
         genome = []
         for locus in self._loci:
-            values = {self._value(recipe, locus, *probe) for probe in self._probes(locus.spot)}
-            if len(values) > 1:
-                raise ValueError(f"{locus.gene.name}: one gene, but the recipe has {values}")
-            value, gene = values.pop(), locus.gene
+            gene = locus.gene
+            found = {
+                self._of_source(at_place[locus.parameter], locus.source)
+                for place, at_place in values.items()
+                if locus.spot.covers(*place)
+            }
+            if len(found) > 1:
+                raise ValueError(f"{gene.name}: one gene, but the recipe has {sorted(found)}")
+            value = found.pop()
             if not gene.low <= value <= gene.high:
                 raise ValueError(f"{gene.name}: {value} is outside [{gene.low}, {gene.high}]")
             genome.append((value - gene.low) / (gene.high - gene.low))
-        self._check_fixed(recipe)
+        same = self.decode(genome)
+        for place, at_place in values.items():
+            for name, value in self._values(same, *place).items():
+                if not _alike(value, at_place[name]):
+                    raise ValueError(
+                        f"{name}: the recipe has {at_place[name]} where this space has {value}"
+                    )
         return genome
 
     def violations(self, genome: Genome) -> list[str]:
@@ -193,22 +231,22 @@ class Weights:
     def _spots(self, searched: Searched) -> dict[str, Spot]:
         if "layer" not in searched.per:
             return {"": Spot()}
-        present = {
-            (place.layer is None, place.component) for place in self._anatomy.places.values()
-        }
-        before = tuple(g for g in ("embedding", "other") if (True, g) in present)
-        after = tuple(g for g in ("norm", "head") if (True, g) in present)
+        before = tuple(g for g in ("embedding", "other") if (None, g) in self._present)
+        after = tuple(g for g in ("norm", "head") if (None, g) in self._present)
         spots = {"embedding": Spot(outside=before)} if before else {}
         size = self._config.layers_per_group
         for first in range(0, self._anatomy.num_layers, size):
-            slots = tuple(self._layers)[first : first + size]
-            name = f"layer_{first}" if len(slots) == 1 else f"layers_{first}_{slots[-1]}"
-            if "component" in searched.per:
-                for component in ("attention", "mlp", "norm", "other"):
-                    if (False, component) in present:
-                        spots[f"{name}.{component}"] = Spot(slots, component)
-            else:
-                spots[name] = Spot(slots)
+            group = tuple(self._layers)[first : first + size]
+            name = f"layer_{first}" if len(group) == 1 else f"layers_{first}_{group[-1]}"
+            components = ("attention", "mlp", "norm", "other")
+            if "component" not in searched.per:
+                with_tensors = {layer for layer, _ in self._present}
+                if slots := tuple(s for s in group if s in with_tensors):
+                    spots[name] = Spot(slots)
+                continue
+            for component in components:  # layers need not be alike: a gene for what is there
+                if slots := tuple(s for s in group if (s, component) in self._present):
+                    spots[f"{name}.{component}"] = Spot(slots, component)
         if after:
             spots["head"] = Spot(outside=after)
         return spots
@@ -224,31 +262,49 @@ class Weights:
             for layer, merge in merges.items()
         )
 
-    def _probes(self, spot: Spot) -> list[tuple[int | None, str]]:
-        """Everywhere that a spot's value is in force."""
-        if spot.probes:
-            return spot.probes
-        return [(None, "other"), *((layer, "default") for layer in self._layers)]
+    def _check_template(self, recipe: Recipe) -> None:
+        """What no gene of any space changes must be as in all recipes of this one."""
+        if recipe.slots is not None and [s.layer for s in recipe.slots] != list(self._layers):
+            raise ValueError("the recipe rearranges layers, which this space cannot")
+        for name in ("base", "dtype", "tokenizer", "mask_seed"):
+            mine, theirs = getattr(self._template, name), getattr(recipe, name)
+            if mine != theirs:
+                raise ValueError(f"{name}: the recipe has {theirs!r} where this space has {mine!r}")
 
-    def _value(self, recipe: Recipe, locus: Locus, slot: int | None, component: str) -> float:
-        merge = recipe.merge_for(slot, component)
+    def _values(self, recipe: Recipe, layer: int | None, component: str) -> dict[str, Any]:
+        """Every parameter that is in force at a place, with the operator's defaults."""
+        merge = recipe.merge_for(layer, component)
         if merge.operator != self._config.operator:
             raise ValueError(f"expected operator {self._config.operator}, got {merge.operator}")
-        value: Any = merge.parameters.get(locus.parameter)
-        if isinstance(value, dict) and locus.source is not None:
-            value = value.get(locus.source)
-        if not isinstance(value, int | float):
-            raise ValueError(
-                f"{locus.gene.name}: the recipe has {value!r} where a number is needed"
-            )
-        return float(value)
+        if problems := check_merge(merge, recipe.base):
+            raise ValueError("; ".join(map(str, problems)))
+        sources = merge.sources or ()
+        if sorted(sources) != sorted(self._experts):
+            raise ValueError(f"the recipe merges {sources} where this space has {self._experts}")
+        values: dict[str, Any] = dict(resolved_parameters(merge))
+        return {
+            name: dict(zip(sources, value, strict=True)) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
-    def _check_fixed(self, recipe: Recipe) -> None:
-        for probe in self._probes(Spot()):
-            parameters = recipe.merge_for(*probe).parameters
-            for name, value in self._config.fixed.items():
-                if parameters.get(name) != value:
-                    raise ValueError(f"{name}: fixed to {value}, got {parameters.get(name)}")
+    def _of_source(self, value: Any, source: str | None) -> float:
+        """One source's value, or the one that all sources have."""
+        if not isinstance(value, dict):
+            return float(value)
+        if source is not None:
+            return float(value[source])
+        if len(set(value.values())) > 1:
+            raise ValueError(f"one gene for all experts, but the recipe has {value}")
+        return float(next(iter(value.values())))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, as far as the decimals of recipes go."""
+    if isinstance(one, dict):
+        return all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, float):
+        return math.isclose(one, other, rel_tol=0, abs_tol=10**-DECIMALS)
+    return bool(one == other)
 
 
 def check_experts(config: WeightsConfig, experts: tuple[str, ...]) -> None:

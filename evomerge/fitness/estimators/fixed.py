@@ -50,6 +50,7 @@ class Full(FixedItems):
     """All search items: the reference that every other estimator is compared with."""
 
     summary = "all search items"
+    Options = EstimatorOptions  # it has none
 
     @classmethod
     def make(
@@ -70,6 +71,7 @@ class Subset(FixedItems):
     """The same random items for all candidates of a run: cheap, and biased towards its luck."""
 
     summary = "a random subset of the search items, the same for all candidates"
+    Options = SubsetOptions
 
     @classmethod
     def make(

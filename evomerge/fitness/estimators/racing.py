@@ -13,7 +13,7 @@ comparable over a long search:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,15 @@ from evomerge.fitness.estimators.estimate import (
 )
 from evomerge.fitness.estimators.fixed import draw
 from evomerge.pareto import front_ranks
-from evomerge.records import Candidate, CandidateId, Cohort, Objective, Request, Score
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Cohort,
+    Measurements,
+    Objective,
+    Request,
+    Score,
+)
 
 
 class RacingOptions(EstimatorOptions):
@@ -67,11 +75,28 @@ class Rung:
     incumbents: tuple[Candidate, ...]
     items: Items
 
+    @property
+    def everybody(self) -> tuple[Candidate, ...]:
+        """All who answer."""
+        return (*self.candidates, *self.incumbents)
+
+
+def can_answer(candidate: Candidate, measurements: Measurements, items: Items) -> bool:
+    """Whether a candidate has answered the items, or still can.
+
+    One that failed later on stays in the rungs that it ran: who else went on there was decided
+    with it, and must not be decided anew.
+    """
+    return candidate.fingerprint not in measurements.failures or not any(
+        measurements.missing(candidate.fingerprint, task, wanted) for task, wanted in items.items()
+    )
+
 
 class Racing:
     """Successive halving on common, rotating items, against the incumbents."""
 
     summary = "few items for all, more for the best; against the incumbents"
+    Options = RacingOptions
 
     def __init__(
         self, objectives: Sequence[Objective], order: Items, options: RacingOptions
@@ -108,8 +133,7 @@ class Racing:
     def requests(self, cohort: Cohort) -> list[Request]:
         """What the first unfinished rung still lacks."""
         for rung in self._race(cohort):
-            measured = (*rung.candidates, *rung.incumbents)
-            if requests := missing_requests(measured, cohort.measurements, rung.items):
+            if requests := missing_requests(rung.everybody, cohort.measurements, rung.items):
                 return requests
         return []
 
@@ -119,7 +143,9 @@ class Racing:
         rungs = self._race(cohort)
         for number, rung in enumerate(rungs):
             at_the_end = number + 1 == len(self._options.rungs)
-            for candidate in (*rung.candidates, *(rung.incumbents if at_the_end else ())):
+            for candidate in rung.everybody if at_the_end else rung.candidates:
+                if candidate.fingerprint in cohort.measurements.failures:
+                    continue
                 scores[candidate.id] = Score(
                     estimate(
                         self._objectives, cohort.measurements, candidate.fingerprint, rung.items
@@ -134,18 +160,22 @@ class Racing:
         Only a rung's own items decide who leaves it. Answers that are there for other reasons
         change nothing, so a race that is run again comes out the same.
         """
-        failures = cohort.measurements.failures
-        candidates = cohort.alive
-        incumbents = tuple(c for c in cohort.incumbents if c.fingerprint not in failures)
+        candidates: Iterable[Candidate] = (c for c in cohort.candidates if c.recipe is not None)
+        incumbents: Iterable[Candidate] = cohort.incumbents
         rungs: list[Rung] = []
         for count in self._options.rungs:
-            if not candidates:
+            items = self._items(cohort.index, count)
+            rung = Rung(
+                tuple(c for c in candidates if can_answer(c, cohort.measurements, items)),
+                tuple(c for c in incumbents if can_answer(c, cohort.measurements, items)),
+                items,
+            )
+            if not rung.candidates:
                 break
-            rung = Rung(candidates, incumbents, self._items(cohort.index, count))
             rungs.append(rung)
-            if missing_requests((*candidates, *incumbents), cohort.measurements, rung.items):
+            if missing_requests(rung.everybody, cohort.measurements, items):
                 break
-            candidates = self._survivors(rung, cohort)
+            candidates, incumbents = self._survivors(rung, cohort), rung.incumbents
         return rungs
 
     def _items(self, cohort: int, count: int) -> dict[str, tuple[int, ...]]:
