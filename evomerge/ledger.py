@@ -286,7 +286,7 @@ class Ledger:
             "SELECT kind, cohort, data FROM events WHERE kind IN ('told', 'scored') "
             "ORDER BY sequence DESC LIMIT 1"
         ).fetchone()
-        if newest == ("scored", cohort, canonical_json(data)):
+        if newest == ("scored", cohort, _ordered_json(data)):
             return
         with self._transaction("tell", "scored", cohort, data):
             pass
@@ -305,7 +305,7 @@ class Ledger:
             try:
                 event = self._db.execute(
                     "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
-                    (kind, cohort, time.time(), canonical_json(data)),
+                    (kind, cohort, time.time(), _ordered_json(data)),
                 ).lastrowid
                 yield event
                 failpoint(f"{place}.before_commit")
@@ -422,6 +422,11 @@ class Ledger:
         for response in responses:
             self._measurements.add(fingerprint, response)
         self._items_of[cohort] += self._measurements.item_evaluations - before
+
+
+def _ordered_json(value: Any) -> str:
+    """JSON that keeps the order of keys: objectives are told in the order of their declaration."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:

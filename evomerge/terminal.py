@@ -121,16 +121,18 @@ class TerminalView:
             self._last_plain = time.monotonic()
 
 
+MAX_FRONT_ROWS = 8
+
+
 def final_table(final: Mapping[str, Any]) -> Table:
     """The final table: holdout values with standard errors, and what the search had thought."""
-    names = list(final["best"]["holdout"])
-    table = Table(title="Holdout: value ± standard error", title_justify="left")
-    table.add_column("model")
-    for name in names:
-        table.add_column(name, justify="right")
-    if len(names) > 1:
-        table.add_column("mean", justify="right")
-    table.add_column("on search items", justify="right")
+    best = final["best"]
+    names = list(best["holdout"])
+    table = Table(title="On the holdout, ± one standard error", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in (*names, *(["mean"] if len(names) > 1 else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("search", justify="right", no_wrap=True)
 
     def add(label: str, row: Mapping[str, Any], style: str = "") -> None:
         cells = [_cell(row["holdout"][name]) for name in names]
@@ -139,13 +141,15 @@ def final_table(final: Mapping[str, Any]) -> Table:
         seen = row.get("search_mean")
         table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
 
-    for label, row in sorted(final["references"].items(), key=lambda it: -it[1]["candidate"]):
-        add(label, row)
+    for label, row in final["references"].items():
+        add(label.replace("task_", ""), row)
     table.add_section()
-    best = final["best"]
-    for row in final["front"]:
-        if row["candidate"] != best["candidate"]:
-            add(_name(row), row)
+    front = [row for row in final["front"] if row["candidate"] != best["candidate"]]
+    front.sort(key=lambda row: -row["holdout_mean"]["value"])
+    for row in front[:MAX_FRONT_ROWS]:
+        add(_name(row), row)
+    if len(front) > MAX_FRONT_ROWS:
+        table.add_row(f"{len(front) - MAX_FRONT_ROWS} more on the front")
     add(f"best: {_name(best)}", best, style="bold")
     return table
 
@@ -171,8 +175,8 @@ def summary(final: Mapping[str, Any]) -> str:
 
 
 def _cell(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} ± {estimate['standard_error']:.3f}"
+    return f"{estimate['value']:.3f} ±{estimate['standard_error']:.3f}"
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return str(row["label"] or f"candidate {row['candidate']}")
+    return str(row["label"] or f"no. {row['candidate']}")

@@ -76,18 +76,28 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
         _crosses(axis, [final["best"]], x, y, color=ORANGE, label="chosen (holdout)", size=8)
         rivals = final["references"]
         _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
-        for label, row in rivals.items():
-            axis.annotate(
-                label.replace("task_arithmetic", "arithmetic"),
-                (row["holdout"][x]["value"], row["holdout"][y]["value"]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+        for label, place in _labels(rivals, x, y).items():
+            axis.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axis.set_xlabel(x)
         axis.set_ylabel(y)
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
     return _save(figure, path)
+
+
+def _labels(
+    rows: Mapping[str, Mapping[str, Any]], x: str, y: str, near: float = 0.03
+) -> dict[str, tuple[float, float]]:
+    """Label -> where it stands; models that lie on top of each other share a label."""
+    groups: list[tuple[list[str], tuple[float, float]]] = []
+    for label, row in rows.items():
+        place = (row["holdout"][x]["value"], row["holdout"][y]["value"])
+        for names, other in groups:
+            if abs(place[0] - other[0]) < near and abs(place[1] - other[1]) < near:
+                names.append(label)
+                break
+        else:
+            groups.append(([label], place))
+    return {", ".join(names).replace("task_", ""): place for names, place in groups}
 
 
 def _crosses(
