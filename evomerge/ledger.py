@@ -198,6 +198,7 @@ class Ledger:
         What later cohorts and the last choice cost does not count: how much of it is there depends
         on what arrived first, and on where the run was stopped before.
         """
+        self.measurements  # noqa: B018 - counted while they are read
         return sum(
             count for number, count in self._items_of.items() if REFERENCES <= number <= cohort
         )

@@ -6,11 +6,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from evomerge.errors import RunLocked
+
+PATIENCE_S = 0.5  # a reader (`holder`) has the lock for an instant, a new holder needs one to sign
 
 
 class RunLock:
@@ -24,16 +27,25 @@ class RunLock:
         self._path = folder / "run.lock"
         # Opened without truncation: until the lock is ours, the text belongs to its holder.
         self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = self._file.read()
-            self._file.close()
-            raise RunLocked(f"{folder}: {_describe(holder)} works on this run") from None
+        until = time.monotonic() + PATIENCE_S
+        while not self._taken():
+            if time.monotonic() > until:
+                self._file.seek(0)
+                holder = self._file.read()
+                self._file.close()
+                raise RunLocked(f"{folder}: {_describe(holder)} works on this run")
+            time.sleep(0.02)
         self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
         self._file.flush()
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let the next driver in. The file stays: removing it would race with a waiting driver."""

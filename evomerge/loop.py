@@ -65,19 +65,20 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
         fill_window(search)
         if not search.open:
             return
-        for cohort in within_budget(search, budget):
+        paid = within_budget(search, budget)
+        if not paid:
+            return  # the next cohort lies beyond the budget: it stays asked, for a longer run
+        for cohort in paid:
             if not measurer.waiting(cohort.index):
                 measurer.submit(cohort.index, search.estimator.requests(cohort))
-        head = within_budget(search, budget)[:1]
-        if not head:
-            return  # the next cohort lies beyond the budget: it stays asked, for a longer run
-        if measurer.waiting(head[0].index) or search.estimator.requests(head[0]):
-            measurer.collect()
-        elif len(head[0].candidates) < len(search.open[0].candidates):
-            search.ledger.scored(head[0].index, evaluate(search, head[0]))
+        head = paid[0]
+        if measurer.waiting(head.index):
+            measurer.collect(head.index)
+        elif len(head.candidates) < len(search.open[0].candidates):
+            search.ledger.scored(head.index, evaluate(search, head))
             return  # cut short by the budget: scored for the report, told to nobody
         else:
-            tell(search, evaluate(search, head[0]))
+            tell(search, evaluate(search, head))
 
 
 def replay(search: Search) -> None:
@@ -219,10 +220,14 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
 
 
 def is_spent(budget: Budget, search: Search, elapsed_s: float) -> bool:
-    """Whether nothing more may be started."""
+    """Whether nothing more may be started.
+
+    Items count up to the cohort that is told next: how many of later ones are answered by now
+    depends on the workers.
+    """
     if budget.candidates is not None and search.num_told >= budget.candidates:
         return True
-    spent = search.ledger.measurements.item_evaluations
-    if budget.item_evaluations is not None and spent >= budget.item_evaluations:
+    head = search.open[0].index if search.open else search.num_cohorts
+    if budget.item_evaluations is not None and search.ledger.spent(head) >= budget.item_evaluations:
         return True
     return budget.hours is not None and elapsed_s >= 3600 * budget.hours

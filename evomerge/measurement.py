@@ -2,95 +2,145 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from evomerge.ledger import Ledger
 from evomerge.protocols import Observer, Pool
-from evomerge.records import Candidate, CandidateId, Job, Request
+from evomerge.records import Candidate, CandidateId, Failure, ItemId, Job, Outcome, Request
 
 COLLECT_S = 0.5  # how long to wait for outcomes before the driver looks around again
 
 
 class Measurer:
-    """Measures requests on a pool, never twice the same item of the same recipe."""
+    """Measures requests on a pool, never twice the same item of the same recipe.
+
+    Responses are shared by all that ask for them, whoever asked first. A failure is not: it is
+    recorded when its cohort's turn has come, so that what an earlier cohort sees of a recipe (one
+    that both have, or an incumbent) does not depend on what arrived first.
+    """
 
     def __init__(self, pool: Pool, ledger: Ledger, observers: Sequence[Observer] = ()) -> None:
         self._pool = pool
         self._ledger = ledger
         self._observers = observers
-        self._wanted: dict[int, list[Request]] = {}  # cohort -> what it waits for
-        self._in_flight: dict[int, tuple[int, Job]] = {}  # job id -> (cohort, job)
+        self._cohorts: dict[int, int] = {}  # job under way -> the cohort that it is for
+        self._carriers: dict[tuple[str, str], dict[ItemId, int]] = {}  # what is under way, and how
+        self._awaited: defaultdict[int, set[int]] = defaultdict(set)  # cohort -> jobs
+        self._held: list[tuple[int, Outcome]] = []  # failures whose cohort's turn has not come
         self._next_job = 0
 
     def submit(self, cohort: int, requests: Sequence[Request]) -> None:
         """Send what is neither known nor under way; one job for each candidate."""
-        self._wanted.setdefault(cohort, []).extend(requests)
-        under_way = {
-            (job.recipe.fingerprint, task, item)
-            for _, job in self._in_flight.values()
-            for task, items in job.items.items()
-            for item in items
-        }
-        jobs: dict[CandidateId, dict[str, tuple[int, ...]]] = {}
+        jobs: dict[CandidateId, dict[str, tuple[ItemId, ...]]] = {}
+        new: set[tuple[str, str, ItemId]] = set()  # two candidates may have one recipe
+        measurements = self._ledger.measurements
         for request in requests:
             fingerprint = self._candidate(request.candidate).fingerprint
-            new = tuple(
-                item
-                for item in self._ledger.measurements.missing(
-                    fingerprint, request.task, request.items
-                )
-                if (fingerprint, request.task, item) not in under_way
-            )
-            if new:
-                jobs.setdefault(request.candidate, {})[request.task] = new
-                under_way.update((fingerprint, request.task, item) for item in new)
-        for candidate, items in jobs.items():
-            self._submit(cohort, candidate, items)
+            if fingerprint in measurements.failures:
+                continue
+            carriers = self._carriers.get((fingerprint, request.task), {})
+            items = []
+            for item in measurements.missing(fingerprint, request.task, request.items):
+                if item in carriers:
+                    self._awaited[cohort].add(carriers[item])
+                elif (fingerprint, request.task, item) not in new:
+                    items.append(item)
+                    new.add((fingerprint, request.task, item))
+            if items:
+                jobs.setdefault(request.candidate, {})[request.task] = tuple(items)
+        for candidate, wanted in jobs.items():
+            self._submit(cohort, candidate, wanted)
 
     def waiting(self, cohort: int) -> bool:
         """Whether something that the cohort asked for has neither come nor failed."""
-        measurements = self._ledger.measurements
-        still = [
-            request
-            for request in self._wanted.get(cohort, ())
-            if (fingerprint := self._candidate(request.candidate).fingerprint)
-            not in measurements.failures
-            and measurements.missing(fingerprint, request.task, request.items)
-        ]
-        self._wanted[cohort] = still
-        return bool(still)
+        return bool(self._awaited.get(cohort))
 
-    def collect(self) -> None:
+    def collect(self, head: int) -> None:
         """Wait a moment for outcomes and commit each by itself.
+
+        head: the cohort whose turn it is; failures of later ones are kept back.
 
         Raises:
             NoWorkersLeft: nothing can be measured any more.
         """
-        for outcome in self._pool.collect(COLLECT_S):
-            cohort, _ = self._in_flight.pop(outcome.job.id)
-            self._ledger.measured(cohort, outcome)
-            for observer in self._observers:
-                observer.measured(outcome)
+        due = [(cohort, outcome) for cohort, outcome in self._held if cohort <= head]
+        self._held = [(cohort, outcome) for cohort, outcome in self._held if cohort > head]
+        for cohort, outcome in due:
+            self._record(cohort, outcome)
+        if due:
+            return
+        for arrived in self._pool.collect(COLLECT_S):
+            outcome = checked(arrived)
+            cohort = self._land(outcome.job)
+            if outcome.failure is None or cohort <= head:
+                self._record(cohort, outcome)
+            else:
+                self._held.append((cohort, outcome))
+                for other, jobs in self._awaited.items():
+                    if other < cohort:
+                        jobs.discard(outcome.job.id)  # it has to ask for itself
 
     def measure(self, cohort: int, requests: Sequence[Request]) -> None:
         """Submit, and wait until all of it is measured or failed."""
         self.submit(cohort, requests)
         while self.waiting(cohort):
-            self.collect()
+            self.collect(cohort)
 
     def _submit(
-        self, cohort: int, candidate: CandidateId, items: dict[str, tuple[int, ...]]
+        self, cohort: int, candidate: CandidateId, items: dict[str, tuple[ItemId, ...]]
     ) -> None:
         recipe = self._candidate(candidate).recipe
         if recipe is None:
             raise ValueError(f"candidate {candidate} has no recipe and cannot be measured")
         job = Job(self._next_job, candidate, recipe, items)
         self._next_job += 1
-        self._in_flight[job.id] = (cohort, job)
+        self._cohorts[job.id] = cohort
+        self._awaited[cohort].add(job.id)
+        for task, ids in items.items():
+            carriers = self._carriers.setdefault((recipe.fingerprint, task), {})
+            carriers.update(dict.fromkeys(ids, job.id))
         self._pool.submit(job)
+
+    def _land(self, job: Job) -> int:
+        """A job is no longer under way; the cohort that it was for."""
+        for task, ids in job.items.items():
+            key = (job.recipe.fingerprint, task)
+            for item in ids:
+                del self._carriers[key][item]
+            if not self._carriers[key]:
+                del self._carriers[key]
+        return self._cohorts.pop(job.id)
+
+    def _record(self, cohort: int, outcome: Outcome) -> None:
+        self._ledger.measured(cohort, outcome)
+        for jobs in self._awaited.values():
+            jobs.discard(outcome.job.id)
+        for done in [other for other, jobs in self._awaited.items() if not jobs]:
+            del self._awaited[done]
+        for observer in self._observers:
+            observer.measured(outcome)
 
     def _candidate(self, candidate: CandidateId) -> Candidate:
         return self._ledger.candidates[candidate]
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """An outcome that answers what its job asked, in finite numbers; else a failure."""
+    if outcome.failure is not None:
+        return outcome
+    failure = None
+    answered = {r.task: tuple(r.items.tolist()) for r in outcome.responses}
+    if answered != {task: tuple(items) for task, items in outcome.job.items.items()}:
+        failure = Failure("task", "other items were answered than were asked")
+    for responses in outcome.responses:
+        for name, values in responses.columns.items():
+            if not np.isfinite(values).all():
+                failure = Failure("non_finite", f"{responses.task}: {name} is not finite")
+    return outcome if failure is None else replace(outcome, responses=(), failure=failure)
 
 
 def requests_for(

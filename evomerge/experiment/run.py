@@ -74,6 +74,9 @@ def run_experiment(
         parts = wire(config, in_memory, progress)
         for warning in parts.models.warnings:
             logging.getLogger("evomerge").warning(warning)
+        if not (out / LEDGER).exists():
+            # Before the ledger: a run that is killed between the two can be resumed by its folder.
+            write_text(out / EXPERIMENT, config.to_yaml())
         with closing(open_ledger(out / LEDGER, parts)) as ledger:
             write_text(out / EXPERIMENT, config.to_yaml())
             ledger.note("session", session_facts())
@@ -143,8 +146,8 @@ def finish(
     )
     if table is None:
         raise EvomergeError(no_candidate_worked(ledger))
-    ledger.note("final", table)
     write_pictures(out, list(evaluations.values()), table)
+    ledger.note("final", table)  # last: what comes after it would not be done again
 
 
 def no_candidate_worked(ledger: Ledger) -> list[Problem]:
@@ -232,6 +235,13 @@ def run_log(path: Path) -> Iterator[None]:
         handler.close()
 
 
+class _Signal(BaseException):
+    """A signal on its way out; no Exception, so that nobody takes it for a candidate's failure."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @contextmanager
 def signals() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into Interrupted; a second signal ends the process at once."""
@@ -239,7 +249,7 @@ def signals() -> Iterator[None]:
     def interrupt(number: int, _frame: Any) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, signal.SIG_DFL)
-        raise Interrupted(number)
+        raise _Signal(number)
 
     try:
         previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -247,6 +257,8 @@ def signals() -> Iterator[None]:
         previous = {}
     try:
         yield
+    except _Signal as caught:
+        raise Interrupted(caught.number) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
