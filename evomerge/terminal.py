@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -128,8 +129,9 @@ def final_table(final: Mapping[str, Any]) -> Table:
     """The final table: holdout values with standard errors, and what the search had thought."""
     best = final["best"]
     names = list(best["holdout"])
-    table = Table(title="On the holdout, ± one standard error", title_justify="left")
-    table.add_column("model", overflow="fold")
+    title = "On the holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model")
     for name in (*names, *(["mean"] if len(names) > 1 else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("search", justify="right", no_wrap=True)
