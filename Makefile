@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported model
 	$(BIN)/evomerge run experiments/quickstart.yaml --out runs/quickstart
 	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
-	$(BIN)/python experiments/try_it.py models/quickstart
+	$(BIN)/python docs/try_it.py models/quickstart
 
 test: $(INSTALLED)  ## the fast tests
 	$(BIN)/python -m pytest -q

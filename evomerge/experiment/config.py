@@ -204,9 +204,14 @@ class ExperimentConfig(Strict):
         return {"base": self.base, **self.experts}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the trajectory: everything but the name, the budget and the pool."""
+        """What decides the trajectory: not the name, the budget, the pool, nor any path.
+
+        Models and tasks count by their content, which `Parts.identity` adds.
+        """
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
-        return {**data, "experts": list(self.experts)}  # models count by their sha256, elsewhere
+        for entry in data["fitness"]["tasks"].values():
+            entry.pop("path", None)
+        return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:
         """The resolved experiment, as it is frozen in the run folder."""

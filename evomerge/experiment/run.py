@@ -172,21 +172,31 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
         meta = {"identity": parts.identity, "evomerge": version("evomerge")}
         return Ledger.create(path, meta, parts.num_items)
     ledger = Ledger(path)
-    recorded, now = ledger.meta["identity"], parts.identity
-    differing = [key for key in sorted({*recorded, *now}) if recorded.get(key) != now.get(key)]
-    if differing:
+    recorded, now = leaves(ledger.meta["identity"]), leaves(parts.identity)
+    problems = [
+        Problem(
+            f"{path.parent} {key}",
+            f"the run there has {recorded.get(key)}, this experiment {now.get(key)}",
+        )
+        for key in sorted({*recorded, *now})
+        if recorded.get(key) != now.get(key)
+    ]
+    if problems:
         ledger.close()
         raise ConfigurationError(
-            [
-                Problem(
-                    f"{path.parent} {key}",
-                    f"the run there has {recorded.get(key)}, this experiment {now.get(key)}",
-                )
-                for key in differing
-            ]
-            + [Problem("", "choose another --out, or remove that folder")]
+            [*problems, Problem("", "choose another --out, or remove that folder")]
         )
     return ledger
+
+
+def leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for everything in nested mappings."""
+    if not isinstance(value, dict):
+        return {place: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= leaves(inner, f"{place}.{key}" if place else str(key))
+    return found
 
 
 def read_run_config(folder: Path, budget: int | None = None) -> ExperimentConfig:

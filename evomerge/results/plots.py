@@ -60,7 +60,7 @@ def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[st
     axis.set_xlabel("candidate")
     axis.set_ylabel("mean of the objectives")
     axis.set_title("Search scores; dashed: on the holdout", loc="left", fontsize=10)
-    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    axis.legend(loc="lower right", fontsize=8, framealpha=0.9, edgecolor="none")
     return _save(figure, path)
 
 
