@@ -8,11 +8,15 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from evomerge.errors import EvomergeError, NoWorkersLeft
@@ -90,8 +94,9 @@ class LocalPool:
     def close(self) -> None:
         """End all workers; one that is in the middle of a job is not waited for."""
         for seat in self._seats:
-            seat.pipe.close()
-            seat.process.terminate()
+            seat.pipe.close()  # an idle worker leaves by itself, and tidies up
+            if seat.job is not None or not seat.ready:
+                seat.process.terminate()
         for seat in self._seats:
             seat.process.join(2)
             if seat.process.is_alive():
@@ -105,7 +110,8 @@ class LocalPool:
         process = self._context.Process(
             target=serve, args=(self._spec, f"local-{number}", there, self._log), daemon=True
         )
-        process.start()
+        with _shielded():
+            process.start()
         there.close()  # so that the pipe ends when the worker does
         return _Seat(process, here)
 
@@ -162,7 +168,8 @@ class LocalPool:
 def warm_up() -> None:
     """Start the process that workers are forked from; its imports run beside the driver's own."""
     _server_context()
-    multiprocessing.forkserver.ensure_running()
+    with _shielded():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _server_context() -> Any:
@@ -171,9 +178,35 @@ def _server_context() -> Any:
     return context
 
 
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Start processes without Ctrl-C, which is for the driver, and without the user's script.
+
+    Python would run the driver's main module again in every worker, and start a search inside the
+    search where a script has no `if __name__ == "__main__"`. Nothing of it is needed there.
+    """
+    main, signals = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+
+
+def _die_with_driver() -> None:
+    """End the process when the driver is gone, even in the middle of a job."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)
+
+
 def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> None:
     """A worker process: say that it is ready, then answer jobs until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us
+    threading.Thread(target=_die_with_driver, daemon=True).start()
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, sys.stdout.fileno())
