@@ -17,6 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
 MISFIT = "evomerge_misfit"  # pydantic's name for what `refuse` raises
+NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what keys may be
 SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -109,8 +110,11 @@ def _survey(
         names: set[str] = set()
         for key, value in node.value:
             line, name = key.start_mark.line + 1, key.value
-            if not isinstance(name, str):
-                problems.append(Problem(f"{path}:{line}", "a key must be a plain name"))
+            if key.tag not in NAMES:  # `no`, `on` and `1` among them
+                what = "YAML does not read this key as a name: put it in quotes"
+                problems.append(
+                    Problem(f"{path}:{line} {name if isinstance(name, str) else ''}".strip(), what)
+                )
                 continue
             if name in names:
                 problems.append(Problem(f"{path}:{line} {name}", "the key stands twice"))

@@ -138,10 +138,12 @@ class Racing:
         return []
 
     def scores(self, cohort: Cohort) -> dict[CandidateId, Score]:
-        """Each candidate's means on the last rung that it ran; incumbents if they ran them all."""
+        """Each candidate's means on the last rung that it ran; incumbents' if they ran them all."""
         scores: dict[CandidateId, Score] = {}
         rungs = self._race(cohort)
         for number, rung in enumerate(rungs):
+            if missing_requests(rung.everybody, cohort.measurements, rung.items):
+                break  # still under way
             at_the_end = number + 1 == len(self._options.rungs)
             for candidate in rung.everybody if at_the_end else rung.candidates:
                 if candidate.fingerprint in cohort.measurements.failures:
