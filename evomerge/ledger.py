@@ -82,7 +82,8 @@ class Candidates(Mapping[CandidateId, Candidate]):
     and a parsed recipe is ten times as large.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._rows: dict[CandidateId, _Row] = {}
         self._parsed: WeakValueDictionary[CandidateId, Candidate] = WeakValueDictionary()
 
@@ -90,8 +91,9 @@ class Candidates(Mapping[CandidateId, Candidate]):
         if (known := self._parsed.get(id_)) is not None:
             return known
         row = self._rows[id_]
-        recipe = None if row.recipe is None else Recipe.from_json(row.recipe)
-        violations = tuple(json.loads(row.violations))
+        with _damage(self._path):
+            recipe = None if row.recipe is None else Recipe.from_json(row.recipe)
+            violations = tuple(json.loads(row.violations))
         candidate = Candidate(id_, self.genome(id_), recipe, violations, row.label)
         self._parsed[id_] = candidate
         return candidate
@@ -108,7 +110,8 @@ class Candidates(Mapping[CandidateId, Candidate]):
     def genome(self, id_: CandidateId) -> Genome | None:
         """A candidate's genome alone."""
         text = self._rows[id_].genome
-        return None if text is None else json.loads(text)
+        with _damage(self._path):
+            return None if text is None else json.loads(text)
 
     def fingerprint(self, id_: CandidateId) -> str:
         """The fingerprint of a candidate's recipe."""
@@ -160,7 +163,7 @@ class Ledger:
                 self._db.execute("PRAGMA synchronous = FULL")
             (last,) = self._db.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
             self._horizon = last if read_only else 2**62  # later events are not looked at
-            self.candidates = Candidates()
+            self.candidates = Candidates(self.path)
             for id_, *row in self._db.execute(
                 "SELECT id, label, genome, recipe, fingerprint, violations FROM candidates "
                 "WHERE event <= ? ORDER BY id",
@@ -327,8 +330,10 @@ class Ledger:
             "ORDER BY sequence",
             (*kinds, self._horizon),
         )
-        for kind, cohort, data in rows.fetchall():
-            yield kind, cohort, json.loads(data)
+        for kind, cohort, text in rows.fetchall():
+            with _damage(self.path):
+                data = json.loads(text)
+            yield kind, cohort, data
 
     def asked_ids(self) -> dict[int, list[CandidateId]]:
         """Cohort -> the ids of its candidates, in the order of asking."""

@@ -63,12 +63,20 @@ class RunLock:
         self.release()
 
 
-def _describe(holder: str) -> str:
+def _facts(text: str) -> dict[str, object]:
+    """What a holder wrote; empty if it has not signed yet."""
     try:
-        facts = json.loads(holder)
-        return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
-    except (ValueError, KeyError):
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _describe(holder: str) -> str:
+    facts = _facts(holder)
+    if not {"pid", "host", "since"} <= set(facts):
         return "another process"
+    return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
 
 
 def holder(folder: Path) -> dict[str, object] | None:
@@ -79,8 +87,8 @@ def holder(folder: Path) -> dict[str, object] | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
-                facts: dict[str, object] = json.loads(file.read() or "{}")
-                return facts
+                # A holder that has not signed yet is there all the same.
+                return _facts(file.read()) or dict.fromkeys(("host", "pid", "since"))
     except FileNotFoundError:
         pass
     return None

@@ -139,8 +139,8 @@ class Builder:
 # --- children that are killed ---------------------------------------------------------------------
 
 
-def forked(action: Callable[[], Any], failpoint: str = "", kill_after_s: float = 0.0) -> int:
-    """Run in a forked child; its exit code, or minus the signal that ended it.
+def start_fork(action: Callable[[], Any], failpoint: str = "") -> int:
+    """Run in a forked child; its process id.
 
     A fork needs no imports anew, and what it does to itself leaves the tests alone.
     """
@@ -157,6 +157,12 @@ def forked(action: Callable[[], Any], failpoint: str = "", kill_after_s: float =
             traceback.print_exc()
         finally:
             os._exit(code)
+    return child
+
+
+def forked(action: Callable[[], Any], failpoint: str = "", kill_after_s: float = 0.0) -> int:
+    """Run in a forked child to its end; its exit code, or minus the signal that ended it."""
+    child = start_fork(action, failpoint)
     if kill_after_s:
         time.sleep(kill_after_s)
         os.kill(child, signal.SIGKILL)
