@@ -162,11 +162,18 @@ class Measurements:
 
     def missing(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Those of the items that nobody has answered yet."""
+        wanted = tuple(items)
         columns = self._columns.get((fingerprint, task))
-        if not columns:
-            return tuple(items)
-        score = columns["score"]
-        return tuple(item for item in items if np.isnan(score[item]))
+        if not columns or not wanted:
+            return wanted
+        is_missing = np.isnan(columns["score"][list(wanted)])
+        return tuple(wanted[place] for place in np.flatnonzero(is_missing))
+
+    def answered(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
+        """Those of the items that have an answer."""
+        wanted = tuple(items)
+        missing = set(self.missing(fingerprint, task, wanted))
+        return tuple(item for item in wanted if item not in missing)
 
     def values(
         self, fingerprint: str, task: str, items: Sequence[ItemId], column: str = "score"

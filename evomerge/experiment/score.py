@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,7 @@ def score_recipe(
         for responses in outcome.responses:
             measurements.add(recipe.fingerprint, responses)
         rows[part] = {
-            name: {
-                "value": e.value,
-                "standard_error": e.standard_error,
-                "num_items": e.num_items,
-            }
+            name: asdict(e)
             for name, e in estimate(objectives, measurements, recipe.fingerprint, asked).items()
         }
     return rows

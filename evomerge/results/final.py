@@ -8,7 +8,7 @@ saw, the choice is made there, and the holdout only reports it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -201,21 +201,15 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     """One row: what the search thought of a candidate, what fresh items and the holdout say."""
     split = finale.split
     row: Json = {"candidate": candidate.id, "label": candidate.label}
+    measurements = finale.ledger.measurements
     for name, items in {"search": split.search, "fresh": fresh, "holdout": split.holdout}.items():
         answered = {
-            task: [item for item in ids if item not in set(missing(finale, candidate, task, ids))]
+            task: measurements.answered(candidate.fingerprint, task, ids)
             for task, ids in items.items()
         }
         if all(answered.values()):
-            row[name] = {
-                objective: {
-                    "value": e.value,
-                    "standard_error": e.standard_error,
-                    "num_items": e.num_items,
-                }
-                for objective, e in finale.estimates(candidate, answered).items()
-            }
-            measurements = finale.ledger.measurements
+            estimates = finale.estimates(candidate, answered)
+            row[name] = {objective: asdict(e) for objective, e in estimates.items()}
             shares = mean_of_objectives(
                 finale.objectives, measurements, candidate.fingerprint, answered
             )
@@ -224,8 +218,3 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     if "search" in row:
         row["winners_curse"] = row["search_mean"]["value"] - row["holdout_mean"]["value"]
     return row
-
-
-def missing(finale: Finale, candidate: Candidate, task: str, ids: Sequence[int]) -> tuple[int, ...]:
-    """Those of the items that the candidate has not answered."""
-    return finale.ledger.measurements.missing(candidate.fingerprint, task, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,5 @@ def incumbent(evaluation: Evaluation) -> dict[str, Any]:
     score = evaluation.score or Score({})
     return {
         "candidate": evaluation.id,
-        "objectives": {
-            name: {"value": e.value, "standard_error": e.standard_error, "num_items": e.num_items}
-            for name, e in score.objectives.items()
-        },
+        "objectives": {name: asdict(e) for name, e in score.objectives.items()},
     }
