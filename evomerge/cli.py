@@ -300,7 +300,7 @@ def operators() -> None:
 def main() -> None:
     """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
     try:
-        app()  # ends the process itself; what is wrong with the arguments is told there
+        app(prog_name="evomerge")  # ends the process itself; what is wrong with the arguments is told there
     except Interrupted as error:
         sys.exit(error.exit_code)
     except EvomergeError as error:
