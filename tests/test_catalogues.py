@@ -1,0 +1,76 @@
+"""Every catalogue file loads, validates, and is dry-run; names lead to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.documents import read_yaml
+from evomerge.errors import ConfigurationError
+from evomerge.experiment.config import find_in_catalogue, read_experiment, read_fitness
+from evomerge.experiment.plan import plan_experiment
+from evomerge.experiment.wire import make_tasks, task_entries
+from evomerge.files import catalogue_folder
+from evomerge.search_spaces import parse_space
+
+
+def catalogue(kind: str) -> list[Path]:
+    return sorted(catalogue_folder(kind).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["search_spaces", "fitness", "experiments"])
+def test_there_is_something_and_it_says_what_it_is(kind: str) -> None:
+    assert len(catalogue(kind)) >= 4
+    for path in catalogue(kind):
+        assert path.read_text().startswith("# "), f"{path} explains itself in its first line"
+        assert all(len(line) <= 100 for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("path", catalogue("search_spaces"), ids=lambda path: path.stem)
+def test_search_spaces_are_valid(path: Path) -> None:
+    assert parse_space(read_yaml(path)).search
+
+
+@pytest.mark.parametrize("path", catalogue("fitness"), ids=lambda path: path.stem)
+def test_fitness_files_are_valid_and_their_tasks_have_the_items(path: Path) -> None:
+    config = read_fitness(read_yaml(path))
+    tasks = make_tasks(task_entries(config, allow_code=False))
+    split = config.split
+    for task in tasks.values():
+        assert len(task.items) >= split.search + split.fresh + (split.holdout or 1)
+        assert len(task.fingerprint) == 64
+    assert {t for o in config.objectives.values() for t in o.tasks} == set(tasks)
+
+
+@pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)
+def test_experiments_are_dry_run(path: Path, tiny_zoo: Path) -> None:
+    config = read_experiment(path)
+    assert config.name == path.stem
+    figures = plan_experiment(config)
+    assert figures["genes"] in (3, 24, 60, 6)
+    assert figures["candidates"] == config.budget.candidates
+    assert int(figures["items: all"].replace(",", "")) > 1000
+
+
+@pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)
+def test_a_resolved_experiment_is_read_back_the_same(path: Path, tmp_path: Path) -> None:
+    config = read_experiment(path)
+    copy = tmp_path / "experiment.yaml"
+    copy.write_text(config.to_yaml())
+    assert read_experiment(copy) == config
+    assert yaml.safe_load(copy.read_text())["space"]["kind"] == "weights"
+
+
+@pytest.mark.parametrize("kind", ["search_spaces", "fitness", "experiments"])
+def test_names_lead_to_the_catalogue_and_paths_to_files(kind: str, tmp_path: Path) -> None:
+    for path in catalogue(kind):
+        assert find_in_catalogue(path.stem, kind, tmp_path) == path
+        assert find_in_catalogue(path.name, kind, tmp_path) == path
+    name = catalogue(kind)[0].stem
+    near = tmp_path / f"{name}.yaml"
+    near.write_text("kind: mine\n")
+    assert find_in_catalogue(near.name, kind, tmp_path) == near  # the user's own comes first
+    with pytest.raises(ConfigurationError, match=f"did you mean '{name}'"):
+        find_in_catalogue(name[:-1], kind, tmp_path)
