@@ -130,22 +130,19 @@ def front(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    names = list(rows[0]["holdout"])
-    header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
-    cells = [
-        [row["candidate"]]
-        + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
-        for row in rows
-    ]
     if as_csv:
+        names = list(rows[0]["holdout"])
+        header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
+        cells = [
+            [row["candidate"]]
+            + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
+            for row in rows
+        ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from rich.table import Table
+    from evomerge.terminal import front_table
 
-    table = Table(*header)
-    for row in cells:
-        table.add_row(str(row[0]), *(f"{value:.3f}" for value in row[1:]))
-    _console().print(table)
+    _console().print(front_table(rows))
 
 
 @app.command()
@@ -300,7 +297,9 @@ def operators() -> None:
 def main() -> None:
     """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
     try:
-        app(prog_name="evomerge")  # ends the process itself; what is wrong with the arguments is told there
+        app(
+            prog_name="evomerge"
+        )  # ends the process itself; what is wrong with the arguments is told there
     except Interrupted as error:
         sys.exit(error.exit_code)
     except EvomergeError as error:

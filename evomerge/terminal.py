@@ -125,6 +125,19 @@ class TerminalView:
 MAX_FRONT_ROWS = 8
 
 
+def front_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of the front, each objective on the holdout; sorted by the first."""
+    names = list(rows[0]["holdout"])
+    title = "On the holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(rows, key=lambda row: -row["holdout"][names[0]]["value"]):
+        table.add_row(_name(row), *(_cell(row["holdout"][name]) for name in names))
+    return table
+
+
 def final_table(final: Mapping[str, Any]) -> Table:
     """The final table: holdout values with standard errors, and what the search had thought."""
     best = final["best"]

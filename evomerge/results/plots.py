@@ -77,7 +77,16 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
         rivals = final["references"]
         _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
         for label, place in _labels(rivals, x, y).items():
-            axis.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            low, high = axis.get_xlim()
+            at_the_edge = place[0] > low + 0.8 * (high - low)  # written to the left, to stay inside
+            axis.annotate(
+                label,
+                place,
+                xytext=(-4 if at_the_edge else 4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                ha="right" if at_the_edge else "left",
+            )
         axis.set_xlabel(x)
         axis.set_ylabel(y)
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")

@@ -1,0 +1,50 @@
+"""Pictures are drawn whatever the run was like: one objective or more, raced or not, one number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.records import Estimate, Evaluation, Failure, Score
+from evomerge.results.plots import write_pictures
+
+
+def row(candidate: int, values: dict[str, float]) -> dict[str, Any]:
+    holdout = {n: {"value": v, "standard_error": 0.01, "num_items": 9} for n, v in values.items()}
+    mean = {"value": sum(values.values()) / len(values), "standard_error": 0.01}
+    return {"candidate": candidate, "label": "", "holdout": holdout, "holdout_mean": mean}
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]])
+@pytest.mark.parametrize("raced", [True, False])
+def test_pictures_are_drawn(names: list[str], raced: bool, tmp_path: Path) -> None:
+    evaluations = [
+        Evaluation(
+            i,
+            [0.5],
+            Score({n: Estimate(i / 9, 0.1, 9) for n in names}, rung=i % 3 if raced else 0),
+        )
+        for i in range(9)
+    ]
+    evaluations.append(Evaluation(9, [0.5], None, Failure("merge", "no")))
+    best = row(8, dict.fromkeys(names, 0.9))
+    references = {n: row(-i, dict.fromkeys(names, i / 20)) for i, n in enumerate("xyzuvw", 1)}
+    front = [best, row(7, dict.fromkeys(names, 0.8))] if len(names) > 1 else []
+    final = {"best": best, "front": front, "references": references}
+    pictures = write_pictures(tmp_path, evaluations, final)
+    assert [p.name for p in pictures] == ["convergence.png", "front.png"][: 1 + bool(front)]
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert 10_000 < picture.stat().st_size < 500_000
+    assert sorted(tmp_path.iterdir()) == sorted(pictures)  # no parts are left
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    evaluation = Evaluation(0, [0.5], Score({"a": Estimate(0.5, 0.1, 9)}))
+    final = {"best": row(0, {"a": 0.5}), "front": [], "references": {"x": row(-1, {"a": 0.2})}}
+    one, other = (
+        write_pictures(tmp_path / name, [evaluation], final)[0].read_bytes() for name in "ab"
+    )
+    assert one == other
