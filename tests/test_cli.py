@@ -316,6 +316,7 @@ def test_code_in_a_task_file_runs_only_when_the_user_says_so(
         assert re.search("allow.code", called.err)
         assert not (tmp_path / "ran").exists()
     assert "code.py" in evomerge("validate", path).err  # what would run
+    assert "if you trust it, add --allow-code" in evomerge("run", whole).err
 
 
 # --- folders --------------------------------------------------------------------------------------

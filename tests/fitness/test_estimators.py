@@ -287,6 +287,18 @@ def test_the_hopeless_leave_at_once_and_incumbents_are_scored_anew() -> None:
     assert scores[6].objectives["mean"].num_items == 32
 
 
+def test_who_is_worse_by_a_hair_is_not_hopeless() -> None:
+    almost = np.ones(40)
+    almost[7] = 0.0  # one item in forty: within two standard errors of a paired difference
+    answers = {task: np.array([almost, np.ones(40)]) for task in "ab"}
+    lab = Lab(answers)
+    options = {**RACE, "rungs": [39, 40]}
+    race = make_estimator(options, MEAN, all_items(answers), 0)
+    assert lab.run(race, lab.cohort(0, [0], incumbents=[1]))[0].rung == 1
+    strict = make_estimator({**options, "confidence": 0.5}, MEAN, all_items(answers), 0)
+    assert strict.scores(lab.cohort(0, [0], incumbents=[1]))[0].rung == 0
+
+
 def test_with_several_objectives_only_a_dominated_one_is_hopeless() -> None:
     ones, zeros = np.ones(40), np.zeros(40)
     answers = {"a": np.array([ones, zeros, ones]), "b": np.array([zeros, zeros, ones * 0.5])}

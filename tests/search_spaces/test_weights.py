@@ -151,6 +151,13 @@ def test_catalogue_spaces_have_the_genes_they_say_and_encode_the_designs(
             assert set(merge.parameters.get("density", {"x": 1.0}).values()) == {1.0}
 
 
+def test_a_zero_has_no_sign() -> None:
+    data = {"operator": "task_arithmetic", "search": {"weight": {"range": [-1, 1]}}}
+    space = space_of(data, transformer(), ["a"])
+    below, above = space.decode([0.5 - 1e-9]), space.decode([0.5 + 1e-9])
+    assert below.fingerprint == above.fingerprint == space.decode([0.5]).fingerprint
+
+
 def test_groups_of_layers_share_genes() -> None:
     data = {"operator": "task_arithmetic", "layers_per_group": 4}
     search = {"weight": {"per": ["layer"], "range": [0, 1]}}
