@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import toys
-from toys import Toy, forked, measured_twice, outcome_of
+from toys import Count, Toy, forked, measured_twice, outcome_of
 
 from evomerge.errors import Interrupted
 from evomerge.experiment import run as runs
 from evomerge.failpoints import FAILPOINTS
-from evomerge.records import Candidate, Evaluation, Outcome
 
 KILLED = -signal.SIGKILL
 RUN_FAILPOINTS = [name for name in FAILPOINTS if not name.startswith("export")]
@@ -70,22 +69,6 @@ def test_killed_at_random_times(searcher, tmp_path, uninterrupted):
     assert KILLED in codes
     toy.run(tmp_path)
     assert outcome_of(tmp_path) == expected
-
-
-class Count:
-    """A watcher that counts the jobs which came back."""
-
-    def __init__(self) -> None:
-        self.jobs = 0
-
-    def measured(self, outcome: Outcome) -> None:
-        self.jobs += 1
-
-    def asked(self, candidates: list[Candidate]) -> None: ...
-    def told(self, evaluations: list[Evaluation]) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
-    def started(self, parts: Any, ledger: Any) -> None: ...
-    def phase(self, name: str) -> None: ...
 
 
 def test_a_kill_loses_one_job_and_a_finished_run_costs_nothing(tmp_path):

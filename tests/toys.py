@@ -22,6 +22,7 @@ from evomerge.experiment.config import ExperimentConfig, parse_experiment
 from evomerge.experiment.wire import InMemory
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
+from evomerge.records import Candidate, Evaluation, Outcome
 
 NUM_ITEMS = 44
 SPLIT = {"search": 24, "fresh": 10, "holdout": 10}
@@ -134,6 +135,22 @@ class Builder:
         from evomerge.merging.bare import BareModule
 
         return BareModule(self.state)
+
+
+class Count:
+    """A watcher that counts the jobs which came back."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+
+    def measured(self, outcome: Outcome) -> None:
+        self.jobs += 1
+
+    def asked(self, candidates: list[Candidate]) -> None: ...
+    def told(self, evaluations: list[Evaluation]) -> None: ...
+    def progress(self, what: str, done: int, total: int) -> None: ...
+    def started(self, parts: Any, ledger: Any) -> None: ...
+    def phase(self, name: str) -> None: ...
 
 
 # --- children that are killed ---------------------------------------------------------------------
