@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +26,7 @@ class PoolConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["local"] = "local"
-    workers: int | Literal["auto"] = Field(default="auto")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
     @property
     def num_workers(self) -> int:
