@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +18,11 @@ import pytest
 import toys
 from toys import Count, Toy, forked, measured_twice, outcome_of
 
-from evomerge.errors import Interrupted
+from evomerge.errors import ConfigurationError, Interrupted, LedgerDamaged
 from evomerge.experiment import run as runs
 from evomerge.failpoints import FAILPOINTS
+from evomerge.ledger import Ledger
+from evomerge.pools import PoolConfig
 
 KILLED = -signal.SIGKILL
 RUN_FAILPOINTS = [name for name in FAILPOINTS if not name.startswith("export")]
@@ -42,8 +49,17 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Toy], d
     return outcome
 
 
-@pytest.mark.parametrize("estimator", toys.ESTIMATORS)
-@pytest.mark.parametrize("searcher", toys.SEARCHERS)
+@pytest.mark.parametrize(
+    ("searcher", "estimator"),
+    [
+        ("random", "racing"),
+        ("cma_es", "racing"),
+        ("nsga2", "racing"),
+        ("nsga2", "full"),
+        pytest.param("random", "full", marks=pytest.mark.slow),
+        pytest.param("cma_es", "full", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("failpoint", RUN_FAILPOINTS)
 def test_killed_at_a_failpoint(failpoint, searcher, estimator, tmp_path, uninterrupted):
     toy = Toy(searcher, estimator)
@@ -205,3 +221,136 @@ def test_an_export_is_whole_or_not_there(failpoint, tmp_path, uninterrupted):
     assert {p.name: p.read_bytes() for p in target.iterdir()} == first
     run.export(folder=target)  # what the kill has left is cleared away
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+EXPERIMENT = """
+name: small
+base: {zoo}/base
+experts: {{sort: {zoo}/sort, back: {zoo}/back}}
+space: per_expert
+fitness:
+  tasks:
+    sort: {{kind: lm_eval, task: evomerge_tiny_sort_choice, path: {tasks}}}
+  objectives: {{sort: sort}}
+  split: {{search: 16, fresh: 8, holdout: 16}}
+  finalists: 2
+searcher: {{kind: cma_es, population: 6}}
+budget: {{candidates: 24}}
+"""
+
+
+def evomerge(*arguments: Any) -> subprocess.Popen[str]:
+    """The command line, in a session of its own, as a shell would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "evomerge", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"COLUMNS": "500"},
+    )
+
+
+def num_measured(folder: Path) -> int:
+    """Outcomes that a run has committed; 0 before it has begun."""
+    try:
+        with contextlib.closing(Ledger(folder / runs.LEDGER, read_only=True)) as ledger:
+            return len(list(ledger.events("measured")))
+    except (ConfigurationError, LedgerDamaged):
+        return 0
+
+
+def processes_of(session: int) -> list[int]:
+    """The processes of a session that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of real, tiny language models with a task of lm-eval's."""
+    path = tmp_path_factory.mktemp("experiment") / "small.yaml"
+    tasks = Path(__file__).parents[1] / "fitness" / "tasks" / "tiny" / "sort_choice.yaml"
+    path.write_text(EXPERIMENT.format(zoo=tiny_zoo, tasks=tasks))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGINT, 2),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        (signal.SIGTERM, 0),
+    ],
+)
+def test_a_signal_ends_a_run_that_can_be_resumed(
+    number, workers, experiment, tmp_path, undisturbed
+):
+    out = tmp_path / "run"
+    driver = evomerge("run", experiment, "--out", out, "--workers", workers)
+    try:
+        until = time.monotonic() + 60
+        while num_measured(out) < 35 and time.monotonic() < until and driver.poll() is None:
+            time.sleep(0.05)
+        if number == signal.SIGTERM:
+            driver.send_signal(signal.SIGSTOP)  # so that it is not done before the other begins
+            second = evomerge("run", experiment, "--out", out)
+            refusal, _ = second.communicate(timeout=60)
+            driver.send_signal(signal.SIGCONT)
+            assert second.returncode == 4
+            assert f"process {driver.pid} on {socket.gethostname()} (since " in refusal
+        if number == signal.SIGINT:
+            os.killpg(driver.pid, number)  # Ctrl-C reaches the workers as well
+        else:
+            driver.send_signal(number)
+        said, _ = driver.communicate(timeout=10)
+        time.sleep(0 if not processes_of(driver.pid) else 5)
+        assert processes_of(driver.pid) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 128 + number
+    assert f"evomerge resume {out}" in said
+    assert "Traceback" not in said
+    assert "leaked" not in said
+    assert 35 <= num_measured(out) < 60
+    config = runs.read_run_config(out)
+    inline = config.model_copy(update={"pool": PoolConfig(workers=0)})
+    runs.run_experiment(inline, out)
+    assert outcome_of(out) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What comes of the experiment if nobody stops it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    changes = {"pool": PoolConfig(workers=0)}
+    return outcome_of(
+        runs.run_experiment(runs.read_experiment(experiment).model_copy(update=changes), out)
+    )
+
+
+@pytest.mark.slow
+def test_the_command_line_resumes_and_any_number_of_workers_agrees(
+    experiment, tmp_path, undisturbed
+):
+    digests = set()
+    for workers in (0, 1, 2, 4):
+        out = tmp_path / str(workers)
+        first = evomerge("run", experiment, "--out", out, "--budget", 13, "--workers", workers)
+        said, _ = first.communicate(timeout=200)
+        assert first.returncode == 0, said
+        assert "leaked" not in said
+        more = evomerge("resume", out, "--budget", 24, "--workers", workers)
+        said, _ = more.communicate(timeout=200)
+        assert more.returncode == 0, said
+        digests.add(outcome_of(out)["digest"])
+    assert digests == {undisturbed["digest"]}
