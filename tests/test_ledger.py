@@ -164,7 +164,7 @@ def test_all_of_it_comes_back(tmp_path):
     assert again.candidates[1].fingerprint == candidate(1).fingerprint
     assert again.evaluations() == {e.id: e for e in told}
     assert again.asked_ids() == {-1: [-1], 0: [0, 1, 2]}
-    assert again.measurements.failures == {candidate(1).fingerprint: Failure("merge", "not finite")}
+    assert again.measurements.failure(candidate(1).fingerprint, 0) == Failure("merge", "not finite")
     assert again.digest() == digest
     again.close()
 

@@ -199,7 +199,11 @@ def outcome_of(folder: Path) -> dict[str, Any]:
             "final": ledger.final(),
             "genomes": {id_: c.genome for id_, c in ledger.candidates.items()},
             "asked": ledger.asked_ids(),
-            "failures": ledger.measurements.failures,
+            "failures": {
+                id_: ledger.measurements.failure(c.fingerprint, id_)
+                for id_, c in ledger.candidates.items()
+                if c.recipe is not None
+            },
             "item_evaluations": ledger.measurements.item_evaluations,
         }
     finally:
