@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.fitness.function_hash import function_hash
 from evomerge.protocols import ResidentModel
 from evomerge.recipe import canonical_json
 from evomerge.records import ItemId, Responses
@@ -46,6 +47,7 @@ class PythonFitness:
             hint = nearest(what, ("module", "state_dict"))
             raise ConfigurationError(Problem("fitness what", f"unknown: {what!r}", hint))
         self.function = function
+        self.sha256 = function_hash(function)  # now, before its calls change what it refers to
         self.what = what
         self.takes_items = "items" in inspect.signature(function).parameters
         self._last: tuple[ResidentModel, int, dict[str, NDArray[np.float32]]] | None = None
@@ -130,10 +132,9 @@ class PythonTask:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the objective's name, its number of items, and the function's name."""
-        function = self._fitness.function
-        named = getattr(function, "__qualname__", type(function).__qualname__)
-        text = canonical_json(["python", named, self._fitness.what, self.name, self._num_items])
+        """sha256 of the function by its content, the objective's name, and its number of items."""
+        fitness = self._fitness
+        text = canonical_json(["python", fitness.sha256, fitness.what, self.name, self._num_items])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:

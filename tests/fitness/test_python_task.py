@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from torch import nn
 
 from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.fitness.function_hash import function_hash
 from evomerge.fitness.python_task import PythonFitness
 
 
@@ -175,3 +180,118 @@ def test_the_named_line_is_found_in_a_class_too():
     task = PythonFitness(Failing()).tasks({"a": 0.0})["a"]
     with pytest.raises(CandidateError, match=r"test_python_task.py:\d+: raise ValueError"):
         task.respond(Resident(), [0])
+
+
+def compiled(source, file="fitness.py", **names):
+    """The function `f` of a source text, as another process or a notebook's cell would make it."""
+    names = {"__name__": "user", **names}
+    exec(compile(source, file, "exec"), names)  # noqa: S102 - the sources are those below
+    return names["f"]
+
+
+def fingerprint(function):
+    (task,) = PythonFitness(function).tasks({"a": 0.0}).values()
+    return task.fingerprint
+
+
+WORDS = 'def f(m):\n    return {"a": m.x in {"one", "two", "three", "four"}}\n'
+SCALED = "SCALE = 2\ndef g(m):\n    return m * SCALE\ndef f(m):\n    return {'a': g(m)}\n"
+COUNTING = "N = 0\ndef f(m):\n    global N\n    N += 1\n    return {'a': m}\n"
+METHOD = """
+class Fitness:
+    def __call__(self, m):
+        return self.score(m)
+    def score(self, m):
+        return {"a": m}
+f = Fitness()
+"""
+DECORATED = "import torch\n@torch.no_grad()\ndef f(m):\n    return {'a': m + 1}\n"
+ENCLOSED = "def make(k):\n    def f(m):\n        return {'a': m * k}\n    return f\nf = make(3)\n"
+PARTIAL = """
+from functools import partial
+def g(m, k, words):
+    return {"a": m * k}
+f = partial(g, k=2, words={"x": ["one"]})
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "after"),
+    [
+        ("def f(m):\n    return {'a': m + 1}\n", "1", "2"),  # a constant
+        ("def f(m):\n    return {'a': m + 1}\n", "+", "-"),  # an operation
+        ("def f(m):\n    return {'a': m.low}\n", "low", "high"),  # a name
+        ("def f(m, k=1):\n    return {'a': k}\n", "k=1", "k=2"),  # a default
+        ("def f(m, *, k=1):\n    return {'a': k}\n", "k=1", "k=2"),
+        ("def f(m):\n    return {'a': sum(i * 2 for i in m)}\n", "* 2", "* 3"),  # code within
+        (WORDS, "four", "five"),
+        (SCALED, "m * SCALE", "m + SCALE"),  # a function that it calls
+        (SCALED, "SCALE = 2", "SCALE = 3"),  # a number that this one reads
+        (METHOD, '"a": m', '"a": -m'),
+        (DECORATED, "m + 1", "m + 2"),
+        (ENCLOSED, "make(3)", "make(4)"),
+        (PARTIAL, "m * k", "m + k"),
+        (PARTIAL, "k=2", "k=3"),
+        (PARTIAL, '"one"', '"two"'),
+    ],
+)
+def test_a_changed_function_is_another_and_the_same_one_elsewhere_is_the_same(
+    source, before, after
+):
+    assert before in source
+    known = fingerprint(compiled(source))
+    assert fingerprint(compiled(source)) == known
+    assert fingerprint(compiled("\n\n# moved\n" + source, "elsewhere/other.py")) == known
+    assert fingerprint(compiled(source.replace(before, after))) != known
+
+
+def test_a_function_that_has_run_is_still_the_same():
+    function = compiled(COUNTING)
+    known = fingerprint(function)
+    function(1)
+    assert fingerprint(function) == known
+    counted = Counted()
+    known = fingerprint(counted)
+    counted(Resident().module.requires_grad_(False))
+    assert fingerprint(counted) == known
+    seen = []
+
+    def remembering(model):
+        seen.append(model)
+        return {"a": 1.0}
+
+    known = fingerprint(remembering)
+    remembering(1)
+    assert fingerprint(remembering) == known
+
+
+def test_fingerprints_do_not_depend_on_the_process():
+    program = (
+        "import sys; from evomerge.fitness.function_hash import function_hash\n"
+        "names = {'__name__': 'user'}; exec(sys.argv[1], names)\n"
+        "print(function_hash(names['f']))"
+    )
+    for source in (WORDS, PARTIAL):
+        found = {
+            subprocess.run(
+                [sys.executable, "-c", program, source],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for seed in ("1", "2", "3")
+        }
+        assert len(found) == 1
+
+
+def test_what_has_no_code_goes_by_its_name():
+    assert function_hash(len) != function_hash(max)
+    assert function_hash(cache(compiled(SCALED))) != function_hash(
+        cache(compiled(SCALED.replace("2", "3")))
+    )
+
+
+def test_functions_that_call_each_other_have_a_fingerprint():
+    even = "def f(m):\n    return m and g(m - 1)\ndef g(m):\n    return f(m - 1)\n"
+    assert function_hash(compiled(even)) == function_hash(compiled(even))
