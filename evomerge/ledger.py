@@ -270,12 +270,14 @@ class Ledger:
             "seconds": [outcome.merge_s, outcome.measure_s, outcome.forward_s],
             "failure": None if failure is None else asdict(failure),
         }
+        if failure is not None:
+            data["items"] = {task: list(items) for task, items in outcome.job.items.items()}
         with self._transaction("result", "measured", cohort, data) as event:
             self._db.executemany(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(event, fingerprint, *_pack(responses)) for responses in outcome.responses],
             )
-        self._remember(cohort, fingerprint, failure, outcome.responses)
+        self._remember(cohort, data, outcome.responses)
 
     def told(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
         """Commit a cohort's scores together with the fact that the searcher is told them."""
@@ -403,27 +405,25 @@ class Ledger:
 
     def _load(self) -> None:
         for _, cohort, data in self.events("measured"):
-            if data["failure"] is not None:
-                self._remember(cohort, data["fingerprint"], Failure(**data["failure"]), ())
+            self._remember(cohort, data, ())
         for cohort, fingerprint, *packed in self._db.execute(
             "SELECT cohort, fingerprint, task, items, columns, responses.data, texts "
             "FROM responses JOIN events ON event = sequence WHERE event <= ? "
             "ORDER BY responses.rowid",
             (self._horizon,),
         ):
-            self._remember(cohort, fingerprint, None, (_unpack(*packed),))
+            told = {"fingerprint": fingerprint, "failure": None}
+            self._remember(cohort, told, (_unpack(*packed),))
 
     def _remember(
-        self,
-        cohort: int,
-        fingerprint: str,
-        failure: Failure | None,
-        responses: Sequence[Responses],
+        self, cohort: int, measured: Mapping[str, Any], responses: Sequence[Responses]
     ) -> None:
         if self._measurements is None:
             return  # they are read from the file when they are needed
-        if failure is not None:
-            self._measurements.failures.setdefault(fingerprint, failure)
+        fingerprint = measured["fingerprint"]
+        if measured["failure"] is not None:
+            failure = Failure(**measured["failure"])
+            self._measurements.fail(fingerprint, failure, measured["items"], cohort)
         before = self._measurements.item_evaluations
         for response in responses:
             self._measurements.add(fingerprint, response)

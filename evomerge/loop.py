@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evomerge.errors import LedgerDamaged
 from evomerge.ledger import Ledger
@@ -168,13 +168,7 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
             paid.append(
                 cohort
                 if len(candidates) == len(cohort.candidates)
-                else Cohort(
-                    cohort.index,
-                    candidates,
-                    cohort.measurements,
-                    cohort.incumbents,
-                    cohort.references,
-                )
+                else replace(cohort, candidates=candidates)
             )
     return paid
 
@@ -182,24 +176,29 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
 def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
     """The cohort's evaluations in candidate order; re-scored incumbents come first."""
     scores = search.estimator.scores(cohort)
-    failures = search.ledger.measurements.failures
     own = {candidate.id for candidate in cohort.candidates}
     rescored = [c for c in cohort.incumbents if c.id in scores and c.id not in own]
     evaluations = []
     for candidate in (*sorted(rescored, key=lambda c: c.id), *cohort.candidates):
-        failure = failures.get(candidate.fingerprint)
-        if candidate.violations:
-            failure = Failure("violation", "; ".join(candidate.violations))
+        score = scores.get(candidate.id)
         evaluations.append(
             Evaluation(
                 id=candidate.id,
                 genome=candidate.genome,
-                score=None if failure is not None else scores[candidate.id],
-                failure=failure,
+                score=score,
+                failure=None if score is not None else why_none(candidate, cohort),
                 violation=float(len(candidate.violations)),
             )
         )
     return evaluations
+
+
+def why_none(candidate: Candidate, cohort: Cohort) -> Failure:
+    """Why a candidate has no score."""
+    if candidate.violations:
+        return Failure("violation", "; ".join(candidate.violations))
+    failure = cohort.measurements.failure(candidate.fingerprint, cohort.index)
+    return failure or Failure("task", "the estimator gave it no score")
 
 
 def tell(search: Search, evaluations: Sequence[Evaluation]) -> None:

@@ -40,7 +40,7 @@ class Measurer:
         measurements = self._ledger.measurements
         for request in requests:
             fingerprint = self._candidate(request.candidate).fingerprint
-            if fingerprint in measurements.failures:
+            if not measurements.can_answer(fingerprint, {request.task: request.items}):
                 continue
             carriers = self._carriers.get((fingerprint, request.task), {})
             items = []

@@ -137,6 +137,15 @@ class Outcome:
     forward_s: float = 0.0  # the part of measure_s inside the model's forward passes
 
 
+@dataclass(frozen=True)
+class FailedJob:
+    """A failure, and what was asked when it happened."""
+
+    failure: Failure
+    items: Mapping[str, frozenset[ItemId]]
+    cohort: int
+
+
 class Measurements:
     """Every response and failure so far: the one matrix that all statistics are functions of.
 
@@ -145,8 +154,8 @@ class Measurements:
 
     def __init__(self, num_items: Mapping[str, int]) -> None:
         self.num_items = dict(num_items)  # task -> number of all its items
-        self.failures: dict[str, Failure] = {}
         self.item_evaluations = 0
+        self._failed: dict[str, list[FailedJob]] = {}
         self._columns: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
 
     def add(self, fingerprint: str, responses: Responses) -> None:
@@ -159,6 +168,37 @@ class Measurements:
             if name not in columns:
                 columns[name] = np.full(self.num_items[responses.task], np.nan, np.float32)
             columns[name][responses.items[chosen]] = values[chosen]
+
+    def fail(
+        self,
+        fingerprint: str,
+        failure: Failure,
+        items: Mapping[str, Iterable[ItemId]],
+        cohort: int,
+    ) -> None:
+        """Record that a job for these items failed.
+
+        It counts for those items alone: whoever fails in a last choice, or further on in a race,
+        has not failed for a search that never asks for that.
+        """
+        asked = {task: frozenset(ids) for task, ids in items.items()}
+        self._failed.setdefault(fingerprint, []).append(FailedJob(failure, asked, cohort))
+
+    def can_answer(self, fingerprint: str, items: Mapping[str, Sequence[ItemId]]) -> bool:
+        """Whether the items are answered, as far as they were asked for."""
+        failed = self._failed.get(fingerprint)
+        return not failed or not any(
+            not job.items.get(task, frozenset()).isdisjoint(missing)
+            for task, wanted in items.items()
+            if (missing := self.missing(fingerprint, task, wanted))
+            for job in failed
+        )
+
+    def failure(self, fingerprint: str, cohort: int) -> Failure | None:
+        """Why a recipe failed, as a cohort sees it: what failed in later ones comes last."""
+        failed = self._failed.get(fingerprint, ())
+        in_view = sorted(failed, key=lambda job: not -1 <= job.cohort <= cohort)
+        return in_view[0].failure if in_view else None
 
     def missing(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Those of the items that nobody has answered yet."""
@@ -261,14 +301,6 @@ class Cohort:
     measurements: Measurements
     incumbents: tuple[Candidate, ...] = ()
     references: tuple[Candidate, ...] = ()
-
-    @property
-    def alive(self) -> tuple[Candidate, ...]:
-        """The candidates that can be measured: no violation, no failure."""
-        failures = self.measurements.failures
-        return tuple(
-            c for c in self.candidates if c.recipe is not None and c.fingerprint not in failures
-        )
 
 
 @dataclass(frozen=True)

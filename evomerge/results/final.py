@@ -42,7 +42,7 @@ class Finale:
 
     def best_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
         """Those that could be measured, the chosen one first, ties by the order given."""
-        alive = [c for c in candidates if self.is_alive(c)]
+        alive = [c for c in candidates if self.is_alive(c, items)]
         if not alive:
             return []
         estimates = [self.estimates(c, items) for c in alive]
@@ -50,7 +50,7 @@ class Finale:
 
     def front_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
         """Those that no other dominates on these items."""
-        alive = [c for c in candidates if self.is_alive(c)]
+        alive = [c for c in candidates if self.is_alive(c, items)]
         if not alive:
             return []
         values = np.array([[e.value for e in self.estimates(c, items).values()] for c in alive])
@@ -61,10 +61,13 @@ class Finale:
         measurements = self.ledger.measurements
         return estimate(self.objectives, measurements, candidate.fingerprint, items)
 
-    def is_alive(self, candidate: Candidate) -> bool:
-        """Whether there is a model, and nothing has failed with it yet."""
-        failures = self.ledger.measurements.failures
-        return candidate.recipe is not None and candidate.fingerprint not in failures
+    def is_alive(self, candidate: Candidate, items: Items) -> bool:
+        """Whether there is a model that has not failed at these items, nor on the holdout."""
+        measurements = self.ledger.measurements
+        return candidate.recipe is not None and all(
+            measurements.can_answer(candidate.fingerprint, part)
+            for part in (items, self.split.holdout)
+        )
 
 
 def choose_and_report(
@@ -88,11 +91,7 @@ def choose_and_report(
         on_phase: called with the name of what begins.
     """
     ledger, split = finale.ledger, finale.split
-    finalists = pick_finalists(ranked, num_finalists, ledger)
-    if recommended is not None:
-        finalists.append(recommended)
-    if not finalists:
-        return None
+    fresh: Items = split.fresh if any(split.fresh.values()) else split.search
     grid = grid_cohort(references, ledger).candidates
     in_order = sorted(
         (c for c in grid if c.id in grid_scores),
@@ -100,29 +99,36 @@ def choose_and_report(
     )
     rivals = in_order[:NUM_GRID_FINALISTS]
 
-    fresh: Items = split.fresh
-    if not any(fresh.values()):
-        fresh = split.search
-    on_phase("finalists")
-    finale.measurer.measure(FINAL, requests_for([*finalists, *rivals], fresh))
-
-    on_phase("holdout")
-    while True:
+    while True:  # until nobody of those shown fails; each round loses one who does
+        finalists = pick_finalists(finale, ranked, num_finalists, fresh)
+        if recommended is not None:
+            finalists.append(recommended)
+        on_phase("finalists")
+        finale.measurer.measure(FINAL, requests_for([*finalists, *rivals], fresh))
+        if not all(finale.is_alive(c, fresh) for c in finalists if c is not recommended):
+            continue
         best = finale.best_on(finalists, fresh)[:1]
+        if not best:
+            return None
         front = finale.front_on(finalists, fresh) if len(finale.objectives) > 1 else []
         compared = [c for c in references if not c.label.startswith(ARITHMETIC)]
         compared += finale.best_on(rivals, fresh)[:1]
-        shown = [c for c in (*best, *front, *compared) if finale.is_alive(c)]
-        if not best:
-            return None
+        shown = [c for c in (*best, *front, *compared) if finale.is_alive(c, {})]
+        on_phase("holdout")
         finale.measurer.measure(FINAL, requests_for(shown, split.holdout))
-        if all(map(finale.is_alive, shown)):  # else some failed on the holdout: choose again
+        if all(finale.is_alive(c, {}) for c in shown):
             return final_table(finale, best[0], front, compared, fresh)
 
 
-def pick_finalists(ranked: Sequence[Evaluation], count: int, ledger: Ledger) -> list[Candidate]:
-    """The best candidates, no recipe twice; the best in each single objective come first."""
-    scored = [e for e in ranked if e.score is not None]
+def pick_finalists(
+    finale: Finale, ranked: Sequence[Evaluation], count: int, fresh: Items
+) -> list[Candidate]:
+    """The best candidates, no recipe twice; the best in each single objective come first.
+
+    Those that failed in an earlier round of the last choice make room for the next best.
+    """
+    candidates = finale.ledger.candidates
+    scored = [e for e in ranked if e.score is not None and finale.is_alive(candidates[e.id], fresh)]
     top = max((e.score.rung for e in scored if e.score), default=0)
     complete = [e for e in scored if e.score is not None and e.score.rung == top]
     champions = [
@@ -131,7 +137,7 @@ def pick_finalists(ranked: Sequence[Evaluation], count: int, ledger: Ledger) -> 
     ]
     picked: dict[str, Candidate] = {}
     for evaluation in (*(champions if len(champions) > 1 else ()), *scored):
-        candidate = ledger.candidates[evaluation.id]
+        candidate = candidates[evaluation.id]
         if len(picked) < count:
             picked.setdefault(candidate.fingerprint, candidate)
     return list(picked.values())
@@ -168,12 +174,10 @@ def final_table(
         ModelError: none of the references could be measured.
     """
     measurements, split = finale.ledger.measurements, finale.split
-    alive = [c for c in references if finale.is_alive(c)]
+    alive = [c for c in references if finale.is_alive(c, split.holdout)]
     if not alive:
-        raise ModelError(
-            Problem(f"model {c.label}", measurements.failures[c.fingerprint].reason)
-            for c in references
-        )
+        failures = [(c.label, measurements.failure(c.fingerprint, FINAL)) for c in references]
+        raise ModelError(Problem(f"model {n}", f.reason if f else "failed") for n, f in failures)
     rows = {c.label: describe(finale, c, fresh) for c in alive}
     rival = max(alive, key=lambda c: rows[c.label]["holdout_mean"]["value"])
     value, low, high = paired_gain(

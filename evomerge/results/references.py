@@ -57,7 +57,8 @@ def measure_references(
     problems = [
         Problem(f"model {candidate.label}", failure.reason)
         for candidate in models
-        if (failure := ledger.measurements.failures.get(candidate.fingerprint)) is not None
+        if not ledger.measurements.can_answer(candidate.fingerprint, split.search)
+        and (failure := ledger.measurements.failure(candidate.fingerprint, REFERENCES)) is not None
     ]
     if problems:
         raise ModelError(problems)

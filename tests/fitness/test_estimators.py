@@ -60,7 +60,8 @@ class Lab:
     def answer(self, request: Request) -> None:
         fingerprint = self.candidates[request.candidate].fingerprint
         if (request.candidate, request.task) in self.failing:
-            self.measurements.failures[fingerprint] = Failure("task", "made up")
+            asked = {request.task: request.items}
+            self.measurements.fail(fingerprint, Failure("task", "made up"), asked, 0)
             return
         items = np.array(request.items)
         scores = self.answers[request.task][request.candidate, items].astype(np.float32)

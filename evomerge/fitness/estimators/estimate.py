@@ -83,14 +83,23 @@ def difference(
     return np.array(means), np.array(errors)
 
 
+def who_can_answer(
+    candidates: Iterable[Candidate], measurements: Measurements, items: Items
+) -> tuple[Candidate, ...]:
+    """Those that have a model, and have not failed at any of the items."""
+    return tuple(
+        c
+        for c in candidates
+        if c.recipe is not None and measurements.can_answer(c.fingerprint, items)
+    )
+
+
 def missing_requests(
     candidates: Iterable[Candidate], measurements: Measurements, items: Items
 ) -> list[Request]:
     """What these candidates have not yet answered of the items."""
     requests = []
-    for candidate in candidates:
-        if candidate.fingerprint in measurements.failures:
-            continue
+    for candidate in who_can_answer(candidates, measurements, items):
         for task, wanted in items.items():
             if missing := measurements.missing(candidate.fingerprint, task, wanted):
                 requests.append(Request(candidate.id, task, missing))

@@ -15,6 +15,7 @@ from evomerge.fitness.estimators.estimate import (
     estimate,
     missing_requests,
     parse_options,
+    who_can_answer,
 )
 from evomerge.records import CandidateId, Cohort, Objective, Request, Score
 
@@ -34,7 +35,7 @@ class FixedItems:
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """Whatever of the items is not answered yet."""
-        return missing_requests(cohort.alive, cohort.measurements, self._items)
+        return missing_requests(cohort.candidates, cohort.measurements, self._items)
 
     def scores(self, cohort: Cohort) -> dict[CandidateId, Score]:
         """The means; every candidate reaches the same rung."""
@@ -42,7 +43,7 @@ class FixedItems:
             candidate.id: Score(
                 estimate(self._objectives, cohort.measurements, candidate.fingerprint, self._items)
             )
-            for candidate in cohort.alive
+            for candidate in who_can_answer(cohort.candidates, cohort.measurements, self._items)
         }
 
 

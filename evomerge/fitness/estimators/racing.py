@@ -13,7 +13,7 @@ comparable over a long search:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,6 +29,7 @@ from evomerge.fitness.estimators.estimate import (
     estimate,
     missing_requests,
     parse_options,
+    who_can_answer,
 )
 from evomerge.fitness.estimators.fixed import draw
 from evomerge.pareto import front_ranks
@@ -36,7 +37,6 @@ from evomerge.records import (
     Candidate,
     CandidateId,
     Cohort,
-    Measurements,
     Objective,
     Request,
     Score,
@@ -73,23 +73,13 @@ class Rung:
 
     candidates: tuple[Candidate, ...]
     incumbents: tuple[Candidate, ...]
+    failed: tuple[Candidate, ...]  # they came this far, and then failed
     items: Items
 
     @property
     def everybody(self) -> tuple[Candidate, ...]:
         """All who answer."""
         return (*self.candidates, *self.incumbents)
-
-
-def can_answer(candidate: Candidate, measurements: Measurements, items: Items) -> bool:
-    """Whether a candidate has answered the items, or still can.
-
-    One that failed later on stays in the rungs that it ran: who else went on there was decided
-    with it, and must not be decided anew.
-    """
-    return candidate.fingerprint not in measurements.failures or not any(
-        measurements.missing(candidate.fingerprint, task, wanted) for task, wanted in items.items()
-    )
 
 
 class Racing:
@@ -145,9 +135,9 @@ class Racing:
             if missing_requests(rung.everybody, cohort.measurements, rung.items):
                 break  # still under way
             at_the_end = number + 1 == len(self._options.rungs)
+            for candidate in rung.failed:
+                scores.pop(candidate.id, None)
             for candidate in rung.everybody if at_the_end else rung.candidates:
-                if candidate.fingerprint in cohort.measurements.failures:
-                    continue
                 scores[candidate.id] = Score(
                     estimate(
                         self._objectives, cohort.measurements, candidate.fingerprint, rung.items
@@ -162,20 +152,22 @@ class Racing:
         Only a rung's own items decide who leaves it. Answers that are there for other reasons
         change nothing, so a race that is run again comes out the same.
         """
-        candidates: Iterable[Candidate] = (c for c in cohort.candidates if c.recipe is not None)
-        incumbents: Iterable[Candidate] = cohort.incumbents
+        candidates = tuple(c for c in cohort.candidates if c.recipe is not None)
+        incumbents = cohort.incumbents
         rungs: list[Rung] = []
         for count in self._options.rungs:
             items = self._items(cohort.index, count)
+            able = who_can_answer(candidates, cohort.measurements, items)
             rung = Rung(
-                tuple(c for c in candidates if can_answer(c, cohort.measurements, items)),
-                tuple(c for c in incumbents if can_answer(c, cohort.measurements, items)),
+                able,
+                who_can_answer(incumbents, cohort.measurements, items),
+                tuple(c for c in candidates if c not in able),
                 items,
             )
-            if not rung.candidates:
+            if not candidates:
                 break
             rungs.append(rung)
-            if missing_requests(rung.everybody, cohort.measurements, items):
+            if not able or missing_requests(rung.everybody, cohort.measurements, items):
                 break
             candidates, incumbents = self._survivors(rung, cohort), rung.incumbents
         return rungs
