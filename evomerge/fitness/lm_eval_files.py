@@ -1,26 +1,26 @@
 """Opens tasks of lm-evaluation-harness: from YAML files with local data, or its own registry.
 
-The only place that imports lm-eval. It is kept offline and silent, files are read relative to the
-YAML that names them, and a YAML that names code is refused unless code is allowed.
+Files are read relative to the YAML that names them, and a YAML that names code is refused unless
+code is allowed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import random
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.fitness.lm_eval_guard import (
+    ALLOW_CODE,
+    TemplateGuard,
+    code_by_name,
+    silent_and_offline,
+    without_dataset_scripts,
+)
 
 FEWSHOT_SEED = 1234  # what lm-eval's own evaluation draws few-shot examples with
 
@@ -29,15 +29,16 @@ _FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
 
 def open_task(
     task: str, path: Path | None, *, num_fewshot: int | None = None, allow_code: bool = False
-) -> Any:
-    """An `lm_eval.api.task.Task`, ready to build requests from.
+) -> tuple[Any, TemplateGuard]:
+    """An `lm_eval.api.task.Task`, and the guard to be entered whenever it is made to render.
 
     Args:
         task: lm-eval's name of the task.
         path: a task file or a folder of them; None for lm-eval's registry, which takes a
             second or two to search.
         num_fewshot: examples in the prompt; None for what the task says.
-        allow_code: whether `!function` and tasks that run generated code are let through.
+        allow_code: whether `!function`, tasks that run generated code, templates outside a
+            sandbox and metrics from outside lm-eval are let through.
 
     Raises:
         ConfigurationError: no such task or data file, code that is not allowed, or a task that
@@ -48,45 +49,17 @@ def open_task(
         if not allow_code and (problems := _code_in(file)):
             raise ConfigurationError(problems)
         config = _read(file, allow_code)
-        with tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
+        if not allow_code:
+            if problems := code_by_name(config, file):
+                raise ConfigurationError(problems)
+            config = without_dataset_scripts(config)
+        guard = TemplateGuard(file, config, allow_code)
+        with guard, tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
             _read_into_memory(config, scratch)
             opened = _build(config, file)
         _check(opened, file, allow_code)
         _set_fewshot(opened, num_fewshot, file)
-    return opened
-
-
-@contextlib.contextmanager
-def silent_and_offline() -> Iterator[None]:
-    """No network, no progress bars, no chatter of the libraries below.
-
-    lm-eval draws a random name for every task that it opens, used or not, from the global generator
-    of `random`; that is put back as it was.
-    """
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_OFFLINE"] = "1"
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    generator = random.getstate()
-    sink = io.StringIO()
-    with (
-        contextlib.redirect_stdout(sink),
-        contextlib.redirect_stderr(sink),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        import datasets.config
-        import huggingface_hub.constants
-
-        # Both read the environment when they are first imported, which may be long ago.
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            random.setstate(generator)
+    return opened, guard
 
 
 def scores_by_own_code(task: Any) -> bool:
@@ -225,7 +198,7 @@ def _code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
                 Problem(
                     f"{file}:{node.start_mark.line + 1} {key}",
                     f"would run {function} of {place}",
-                    "code runs only where it is allowed: --allow-code",
+                    ALLOW_CODE,
                 )
             )
 
@@ -251,6 +224,8 @@ def _build(config: dict[str, Any], file: Path) -> Any:
 
     try:
         tasks = TaskManager(include_defaults=False).load([config])["tasks"]
+    except ConfigurationError:
+        raise  # the guard's
     except Exception as error:
         # The libraries below raise what they like: KeyError, ConnectionError, jinja's, ...
         what = f"lm-eval cannot build the task: {type(error).__name__}: {error}"
@@ -268,7 +243,7 @@ def _check(task: Any, file: Path, allow_code: bool) -> None:
             Problem(
                 f"{file} unsafe_code",
                 "would run code that the model writes",
-                "code runs only where it is allowed: --allow-code",
+                ALLOW_CODE,
             )
         )
     if getattr(task, "MULTIMODAL", False):

@@ -29,8 +29,8 @@ from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     open_task,
     scores_by_own_code,
-    silent_and_offline,
 )
+from evomerge.fitness.lm_eval_guard import silent_and_offline
 from evomerge.fitness.prompts import Encoder, GreedySettings
 from evomerge.fitness.scoring import (
     ContinuationPlan,
@@ -93,7 +93,9 @@ class LmEvalTask:
         self.name = name
         self.batch_size = batch_size
         self.clock = ForwardClock()
-        self._task = open_task(task, folder, num_fewshot=num_fewshot, allow_code=allow_code)
+        self._task, self._guard = open_task(
+            task, folder, num_fewshot=num_fewshot, allow_code=allow_code
+        )
         with silent_and_offline():
             self._docs = list(itertools.islice(self._task.eval_docs, limit))
         if not self._docs:
@@ -163,7 +165,7 @@ class LmEvalTask:
     def requests(self, item: ItemId) -> list[Any]:
         """lm-eval's instances of one item."""
         if item not in self._requests:
-            with silent_and_offline():
+            with silent_and_offline(), self._guard:
                 if self._task.get_config("num_fewshot"):
                     # Examples are drawn from one generator, one item after the other.
                     self._task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -174,14 +176,15 @@ class LmEvalTask:
 
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
-        value = self._results(item, answers)[self.metric]
+        with self._guard:
+            value = self._results(item, answers)[self.metric]
         return self._sign * float(value)
 
     def gold(self) -> tuple[list[list[int]], list[list[str]]] | None:
         """Every item's right choices and choices; None where they cannot be told."""
         if self._task.OUTPUT_TYPE != "multiple_choice":
             return None
-        with silent_and_offline():
+        with silent_and_offline(), self._guard:
             return gold_choices(self._task, self._docs)
 
     @cached_property
@@ -232,13 +235,15 @@ class LmEvalTask:
 
     def _choose_metric(self, wanted: str | None) -> str:
         """The metric, after a rehearsal on one item: it must be one number per item."""
-        with silent_and_offline():
+        with silent_and_offline(), self._guard:
             try:
                 answers = [
                     "" if request.request_type == "generate_until" else (-1.0 - index, False)
                     for index, request in enumerate(self._instances(0))
                 ]
                 results = dict(self._results(0, answers))
+            except ConfigurationError:
+                raise  # the guard's
             except Exception:
                 # A task's own code may choke on made-up answers; the first candidate will tell.
                 results = dict.fromkeys(self._task.aggregation(), 0.0)

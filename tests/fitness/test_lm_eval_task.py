@@ -400,3 +400,105 @@ def test_answers_longer_than_the_model_are_refused(resident):
     short = Resident(random_llama(3, 70, positions=6), resident.tokenizer)
     with pytest.raises(ConfigurationError, match="leaves no room"):
         asset("copy").respond(short, [0])
+
+
+BREAK_OUT = "{{{{ cycler.__init__.__globals__.os.system('touch {}') }}}}"
+
+
+@pytest.mark.parametrize(
+    ("field", "old"),
+    [
+        ("doc_to_text", 'doc_to_text: "{{question}}"'),
+        ("doc_to_target", 'doc_to_target: "{{answer}}"'),
+        ("doc_to_choice", "metadata:"),
+        ("gen_prefix", "metadata:"),
+        ("description", "metadata:"),
+    ],
+)
+def test_templates_run_no_code(tmp_path, field, old):
+    touched = tmp_path / "PWNED"
+    template = f'{field}: "{BREAK_OUT.format(touched)}"'
+    new = template if old.startswith(field) else f"{template}\n{old}"
+    options = changed(tmp_path, old, new)
+    message = refusal(**options)
+    assert f"copy.yaml {field}: the template reaches out of its sandbox" in message
+    assert "--allow-code" in message
+    assert not touched.exists()
+
+
+def test_a_template_that_breaks_out_late_is_refused_when_it_does(tmp_path, resident):
+    touched = tmp_path / "PWNED"
+    late = f"{{% if question[0] == 'z' %}}{BREAK_OUT.format(touched)}{{% endif %}}"
+    options = changed(tmp_path, "{{question}}", late + "{{question}}")
+    rows = (tmp_path / "copy.json").read_text().splitlines()
+    (tmp_path / "copy.json").write_text("\n".join([*rows[:3], '{"question": "z=", "answer": "z"}']))
+    task = LmEvalTask("mine", **options)
+    with pytest.raises(ConfigurationError, match="doc_to_text: the template reaches out"):
+        task.respond(resident, task.items)
+    assert not touched.exists()
+
+
+def test_lm_eval_gets_its_own_rendering_back(tmp_path):
+    import lm_eval.utils
+
+    before = lm_eval.utils.apply_template
+    asset("copy", num_fewshot=2)
+    refusal(**changed(tmp_path, "{{question}}", BREAK_OUT.format(tmp_path / "PWNED")))
+    assert lm_eval.utils.apply_template is before
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{question}}\n",
+        "{{ question | regex_replace('[a-m]', '.') | upper }}",
+        "{% for c in question %}{{ loop.index }}{{ c.upper() }}{% endfor %}",
+        "{% set ns = namespace(n=0) %}{% for c in answer %}{% set ns.n = ns.n + 2 %}{% endfor %}"
+        "{{ ns.n }}",
+        "{{ '%s-%s'|format(question, answer) }}{{ question.split('=')[0][::-1] }}",
+    ],
+)
+def test_the_sandbox_renders_what_lm_eval_renders(template):
+    from lm_eval.utils import apply_template
+
+    from evomerge.fitness.lm_eval_guard import TemplateGuard
+
+    document = {"question": "abc=", "answer": "cba"}
+    guard = TemplateGuard(Path("x.yaml"), {"doc_to_text": template}, allow_code=False)
+    assert guard.render(template, document) == apply_template(template, document)
+
+
+SCRIPT = """
+import datasets, evaluate, pathlib
+pathlib.Path("{touched}").touch()
+class Mine(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(
+            {{"predictions": datasets.Value("string"), "references": datasets.Value("string")}}))
+    def _compute(self, predictions, references):
+        return {{"mine": 0.0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("metric: exact_match", "metric: {folder}/mine.py", "metric '{folder}/mine.py' is not one"),
+        ("metric: exact_match", "metric: exact_macth", "did you mean 'exact_match'"),
+        ("aggregation: mean", "aggregation: maen", "did you mean 'mean'"),
+        ("higher_is_better: true", "hf_evaluate: true", "hf_evaluate: would run the script of"),
+        ("metadata:", "use_prompt: {folder}/mine.yaml:a\nmetadata:", "use_prompt"),
+        ("dataset_path: json", "dataset_path: pandas", "would unpickle"),
+        (
+            "metadata:",
+            "filter_list: [{name: a, filter: [{function: take_frist}]}]\nmetadata:",
+            "did you mean 'take_first'",
+        ),
+    ],
+)
+def test_names_from_outside_lm_eval_are_refused(tmp_path, old, new, message):
+    touched = tmp_path / "PWNED"
+    (tmp_path / "mine.py").write_text(SCRIPT.format(touched=touched))
+    options = changed(tmp_path, old, new.replace("{folder}", str(tmp_path)))
+    assert message.replace("{folder}", str(tmp_path)) in refusal(**options)
+    assert not touched.exists()
