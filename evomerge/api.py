@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
 
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
@@ -17,13 +19,15 @@ from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.pareto import best_first
-from evomerge.recipe import Recipe
+from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.export import export_model, merged_tensors
 from evomerge.results.status import status
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from evomerge.protocols import Task
 
 Source = str | Path | Mapping[str, "Tensor"]
 Fitness = str | Path | Mapping[str, Any] | Callable[..., Mapping[str, Any]]
@@ -142,6 +146,7 @@ def search(
     build: Callable[[], nn.Module] | None = None,
     split: Mapping[str, Any] | None = None,
     watchers: Sequence[Watcher] = (),
+    allow_pickle_weights: bool = False,
     **options: Any,
 ) -> Run:
     """Search for a merge: the same engine as `evomerge run`.
@@ -160,6 +165,7 @@ def search(
         build: makes the module that the state dicts fit.
         split: how many items serve search, fresh choice and holdout (callable fitness only).
         watchers: told of everything that happens.
+        allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
         options: other keys of an experiment file: in_flight, cohort, pool, dtype, ...
 
     Raises:
@@ -170,7 +176,7 @@ def search(
     if split is not None and not callable(fitness):
         raise ConfigurationError("split: a fitness file has its own; this is for a function")
     sources = {"base": base, **models}
-    in_memory = {name: s for name, s in sources.items() if isinstance(s, Mapping)}
+    given = InMemory({name: s for name, s in sources.items() if isinstance(s, Mapping)}, build)
     data: dict[str, Any] = {
         "base": _path_of(base, "base"),
         "experts": {name: _path_of(source, name) for name, source in models.items()},
@@ -178,29 +184,20 @@ def search(
         "searcher": {"kind": searcher} if isinstance(searcher, str) else dict(searcher),
         "budget": {"candidates": budget} if isinstance(budget, int) else dict(budget),
         "seed": seed,
+        "allow_pickle_weights": allow_pickle_weights,
         **options,
     }
-    given = InMemory(in_memory, build)
     if callable(fitness):
-        build = build or _bare_builder(base)
-        python = PythonFitness(fitness, "state_dict" if isinstance(build, partial) else "module")
-        try:
-            tasks = python.tasks(python.measure(_open_resident(sources, build)))
-        except CandidateError as error:
-            raise ConfigurationError(Problem("the fitness of the base", str(error))) from error
-        data["fitness"] = {
-            "tasks": {name: {"kind": "python"} for name in tasks},
-            "objectives": {name: name for name in tasks},
-            "split": dict(split or _default_split([len(t.items) for t in tasks.values()])),
-        }
-        given = InMemory(in_memory, build, tasks)
+        dtype = options.get("dtype")
+        given = _with_function(fitness, given, _open_base(base, allow_pickle_weights), dtype)
+        data["fitness"] = _fitness_of(given.python_tasks, split)
     else:
         data["fitness"] = fitness if isinstance(fitness, Mapping) else str(fitness)
-    config = parse_experiment(Document(data))
+    lives_in_memory = given.models or given.build or given.python_tasks
     folder = run_experiment(
-        config,
+        parse_experiment(Document(data)),
         Path(out),
-        in_memory=given if in_memory or build or given.python_tasks else None,
+        in_memory=given if lives_in_memory else None,
         watchers=watchers,
     )
     return Run(folder, in_memory=given)
@@ -215,6 +212,7 @@ def merge(
     seed: int = 0,
     dtype: str | None = None,
     out: str | Path | None = None,
+    allow_pickle_weights: bool = False,
 ) -> dict[str, Tensor]:
     """Merge without a search; the merged state dict, and a model folder if `out` is given.
 
@@ -226,17 +224,13 @@ def merge(
         seed: decides what is dropped where an operator drops at random.
         dtype: of the result; the base's own if None.
         out: a folder to write.
+        allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
 
     Raises:
         ConfigurationError: the operator or a parameter is unknown or out of bounds.
         ModelError: a model cannot be read or does not fit.
     """
-    sources: dict[str, Source] = dict(models)
-    name = base if isinstance(base, str) and base in sources else "base"
-    if name not in sources:
-        sources[name] = base
-    elif name != base:
-        raise ConfigurationError("models: `base` is the base model's own name; name it otherwise")
+    name, sources = _with_base(models, base)
     default = {
         "operator": operator,
         "sources": [key for key in sources if key != name],
@@ -245,10 +239,19 @@ def merge(
     paths = {key: _path_of(source, key) for key, source in sources.items()}
     data = {"base": name, "models": paths, "default": default, "dtype": dtype, "mask_seed": seed}
     recipe = parse(Recipe, Document(data))
-    checkpoints = open_recipe_models(recipe, sources)
+    checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
     if out is not None:
         export_model(recipe, checkpoints, Path(out))
     return merged_tensors(recipe, checkpoints)
+
+
+def _with_base(models: Mapping[str, Source], base: Source) -> tuple[str, dict[str, Source]]:
+    """The base's name, and all models with it; `base` may be one of them by its name."""
+    if isinstance(base, str) and base in models:
+        return base, dict(models)
+    if "base" in models:
+        raise ConfigurationError("models: `base` is the base model's own name; name it otherwise")
+    return "base", {**models, "base": base}
 
 
 def _path_of(source: Source, name: str) -> str:
@@ -258,31 +261,49 @@ def _path_of(source: Source, name: str) -> str:
     return text if text.startswith("zoo:") else str(Path(text).expanduser().resolve())
 
 
+def _open_base(base: Source, allow_pickle: bool) -> Checkpoint:
+    source = base if isinstance(base, Mapping) else resolve(str(base))
+    return open_checkpoint(source, name="base", allow_pickle=allow_pickle)
+
+
+def _with_function(
+    function: Callable[..., Mapping[str, Any]], given: InMemory, base: Checkpoint, dtype: Any
+) -> InMemory:
+    """A function's tasks, found out by calling it with the base, and the module that it needs.
+
+    Raises:
+        ConfigurationError: the function fails, or returns something else than scores.
+        ModelError: the base is no model for it.
+    """
+    from evomerge.merging.bare import BareModule
+    from evomerge.merging.resident import Resident
+
+    build = given.build
+    is_folder = base.path is not None and base.path.is_dir()
+    if bare := build is None and not is_folder:  # without a module there are the tensors alone
+        build = partial(BareModule, {name: base.tensor(name) for name in base.names})
+    python = PythonFitness(function, "state_dict" if bare else "module")
+    known = getattr(torch, dtype) if dtype in get_args(DType) else None  # others are refused later
+    model = Resident.open({"base": base}, "base", build=build, dtype=known)
+    try:
+        tasks = python.tasks(python.measure(model))
+    except CandidateError as error:
+        raise ConfigurationError(Problem("the fitness of the base", str(error))) from error
+    return InMemory(given.models, build, tasks)
+
+
+def _fitness_of(tasks: Mapping[str, Task], split: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fitness file that a function stands for."""
+    return {
+        "tasks": {name: {"kind": "python"} for name in tasks},
+        "objectives": {name: name for name in tasks},
+        "split": dict(split or _default_split([len(task.items) for task in tasks.values()])),
+    }
+
+
 def _default_split(sizes: Sequence[int]) -> dict[str, int]:
     """40 % for the search, 20 % fresh, 40 % holdout; of one number there is nothing to split."""
     num_items = min((size for size in sizes if size > 1), default=1)
     if num_items < 5:
         return {"search": 1, "fresh": 0}
     return {"search": int(0.4 * num_items), "fresh": int(0.2 * num_items)}
-
-
-def _bare_builder(base: Source) -> Callable[[], nn.Module] | None:
-    """Without a module, a fitness is given the tensors alone; a folder brings its module."""
-    from evomerge.merging.bare import BareModule
-
-    if isinstance(base, Mapping):
-        return partial(BareModule, base)
-    path = resolve(str(base))
-    if Path(path).is_dir():
-        return None
-    checkpoint = open_checkpoint(path, name="base")
-    return partial(BareModule, {name: checkpoint.tensor(name) for name in checkpoint.names})
-
-
-def _open_resident(sources: Mapping[str, Source], build: Callable[[], nn.Module] | None) -> Any:
-    """The base as a resident model: what a callable fitness is tried on."""
-    from evomerge.merging.resident import Resident
-
-    base = sources["base"]
-    where = base if isinstance(base, Mapping) else resolve(str(base))
-    return Resident.open({"base": open_checkpoint(where, name="base")}, "base", build=build)

@@ -36,7 +36,11 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def open_recipe_models(
-    recipe: Recipe, sources: Mapping[str, Any] | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    sources: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    *,
+    allow_pickle_weights: bool = False,
 ) -> dict[str, Checkpoint]:
     """The opened models of a recipe, after its operators and the models were checked.
 
@@ -61,7 +65,7 @@ def open_recipe_models(
         given = (sources or {}).get(name)
         try:
             where: Any = given if isinstance(given, Mapping) else resolve(source.path, progress)
-            checkpoints[name] = open_checkpoint(where, name=name)
+            checkpoints[name] = open_checkpoint(where, name=name, allow_pickle=allow_pickle_weights)
         except ModelError as error:
             missing += error.problems
     if missing:

@@ -23,7 +23,12 @@ Entries = Mapping[str, dict[str, Any]]  # task -> its entry in a fitness file
 
 
 def score_recipe(
-    recipe: Recipe, tasks: Entries, objectives: Iterable[Objective], items: dict[str, Items]
+    recipe: Recipe,
+    tasks: Entries,
+    objectives: Iterable[Objective],
+    items: dict[str, Items],
+    *,
+    allow_pickle_weights: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Part of the split -> objective -> value, standard error and number of items.
 
@@ -32,7 +37,10 @@ def score_recipe(
     """
     objectives = tuple(objectives)
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
-    worker = Worker(WorkerSpec(models, recipe.base, tasks), "driver")
+    spec = WorkerSpec(
+        models, recipe.base, tasks, dtype=recipe.dtype, allow_pickle=allow_pickle_weights
+    )
+    worker = Worker(spec, "driver")
     sizes = {task: 1 + max(max(part[task], default=0) for part in items.values()) for task in tasks}
     measurements = Measurements(sizes)
     rows: dict[str, dict[str, Any]] = {}
@@ -53,7 +61,12 @@ def score_recipe(
 
 
 def score_model(
-    model: str, fitness: str, *, allow_code: bool = False, progress: Progress | None = None
+    model: str,
+    fitness: str,
+    *,
+    allow_code: bool = False,
+    allow_pickle_weights: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a folder, a zoo model or a recipe file with a fitness file.
 
@@ -67,7 +80,10 @@ def score_model(
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
     recipe = recipe_of(model)
-    for checkpoint in open_recipe_models(recipe, progress=progress).values():
+    checkpoints = open_recipe_models(
+        recipe, progress=progress, allow_pickle_weights=allow_pickle_weights
+    )
+    for checkpoint in checkpoints.values():
         check_finite(checkpoint)
     split = split_items(
         {name: task.items for name, task in tasks.items()},
@@ -81,7 +97,13 @@ def score_model(
         "fresh": split.fresh,
         "holdout": split.holdout,
     }
-    return score_recipe(recipe, entries, config.all_objectives(), items)
+    return score_recipe(
+        recipe,
+        entries,
+        config.all_objectives(),
+        items,
+        allow_pickle_weights=allow_pickle_weights,
+    )
 
 
 def recipe_of(model: str) -> Recipe:

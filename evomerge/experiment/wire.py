@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
@@ -121,7 +122,9 @@ def open_models(
 
 def resolve(path: str, progress: Progress | None = None) -> str:
     """A model's folder or file; `zoo:` references are trained on first use."""
-    return str(zoo_path(path, progress)) if path.startswith("zoo:") else path
+    if path.startswith("zoo:"):
+        return str(zoo_path(path, progress))
+    return str(Path(path).expanduser())
 
 
 def wire(
@@ -167,7 +170,7 @@ def wire(
             config.fitness.select.weights,
             config.fitness.select.at_least,
         ),
-        worker=worker_spec(config, given),
+        worker=worker_spec(config, given, models),
     )
 
 
@@ -199,7 +202,7 @@ def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[s
     }
 
 
-def worker_spec(config: ExperimentConfig, in_memory: InMemory) -> WorkerSpec:
+def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:
     """What a worker is sent, once."""
     return WorkerSpec(
         models={
@@ -213,6 +216,12 @@ def worker_spec(config: ExperimentConfig, in_memory: InMemory) -> WorkerSpec:
             if name not in in_memory.python_tasks
         },
         threads=config.threads_per_worker,
+        sha256={
+            name: checkpoint.sha256()
+            for name, checkpoint in models.checkpoints.items()
+            if name not in in_memory.models  # the very same tensors
+        },
+        dtype=config.dtype,
         allow_pickle=config.allow_pickle_weights,
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,

@@ -133,7 +133,7 @@ class LocalPool:
         except (EOFError, OSError):
             return self._replace(number, seat)
         if isinstance(message, EvomergeError):
-            raise message  # the worker cannot start, and no other could
+            raise message  # the worker cannot start or go on, and no other could
         if isinstance(message, Outcome):
             seat.job = None
             self._attempts.pop(message.job.id, None)
@@ -222,5 +222,8 @@ def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> No
     while True:
         try:
             pipe.send(worker.run(pipe.recv()))
+        except EvomergeError as error:
+            pipe.send(error)
+            return
         except (EOFError, OSError):
             return

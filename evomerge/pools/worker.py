@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError
-from evomerge.recipe import Recipe
+from evomerge.errors import CandidateError, ModelError, Problem
+from evomerge.recipe import DType, Recipe
 from evomerge.records import Failure, Job, Outcome, Responses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from evomerge.checkpoints.open import Checkpoint
     from evomerge.protocols import Task
 
 logger = logging.getLogger(__name__)
+NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,10 @@ class WorkerSpec:
 
     models: name -> folder or file (or, for a worker in the driver's process, a state dict).
     tasks: name -> its entry in the fitness file.
-    build, fitness: a Python user's module and callable; they need a worker in the driver's process.
+    sha256: name -> what a model's tensors must be; models that are not named are not compared.
+    dtype: of the model that is measured; None keeps the base's own.
+    build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
+        process.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
@@ -34,6 +39,8 @@ class WorkerSpec:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
     cache_bytes: int = 2_000_000_000
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    dtype: DType | None = None
     allow_pickle: bool = False
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -46,7 +53,11 @@ class WorkerSpec:
 
 
 class Worker:
-    """Measures jobs, one after another."""
+    """Measures jobs, one after another.
+
+    Raises:
+        ModelError: a model cannot be opened, or is not the one of the run.
+    """
 
     def __init__(self, spec: WorkerSpec, name: str) -> None:
         import torch
@@ -63,15 +74,24 @@ class Worker:
             model: open_checkpoint(source, name=model, allow_pickle=spec.allow_pickle)
             for model, source in spec.models.items()
         }
+        _compare(checkpoints, spec.sha256)
         self._model = Resident.open(
-            checkpoints, spec.base, build=spec.build, cache_bytes=spec.cache_bytes
+            checkpoints,
+            spec.base,
+            build=spec.build,
+            dtype=None if spec.dtype is None else getattr(torch, spec.dtype),
+            cache_bytes=spec.cache_bytes,
         )
         self._tasks: dict[str, Task] = {
             task: make_task(task, config) for task, config in spec.tasks.items()
         } | dict(spec.python_tasks)
 
     def run(self, job: Job) -> Outcome:
-        """Merge and measure; what goes wrong with the candidate comes back as its failure."""
+        """Merge and measure; what goes wrong with the candidate comes back as its failure.
+
+        Raises:
+            ModelError: a model can no longer be read, which says nothing about the candidate.
+        """
         start = time.perf_counter()
         responses: list[Responses] = []
         failure, forward_s = self._write(job.recipe), 0.0
@@ -99,9 +119,16 @@ class Worker:
             self._model.write(recipe)
         except CandidateError as error:
             return Failure("merge", str(error))
-        except MemoryError as error:
-            return Failure("memory", str(error) or "out of memory while merging")
+        except ModelError:
+            raise
+        except OSError as error:
+            where = str(error.filename or "a model")
+            raise ModelError(
+                Problem(where, f"cannot be read: {error.strerror or error}")
+            ) from error
         except Exception as error:
+            if _out_of_memory(error):
+                return Failure("memory", str(error) or "out of memory while merging")
             logger.exception("a merge failed unexpectedly")
             return Failure("merge", f"{type(error).__name__}: {error}")
         return None
@@ -109,14 +136,44 @@ class Worker:
     def _respond(self, name: str, items: tuple[int, ...]) -> Responses | Failure:
         try:
             return self._tasks[name].respond(self._model, items)
-        except CandidateError as error:
-            return Failure("task", f"{name}: {error}")
-        except MemoryError as error:
-            return Failure("memory", f"{name}: {error or 'out of memory'}")
+        except ModelError:
+            raise
         except Exception as error:
+            if _out_of_memory(error):
+                return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
+            if isinstance(error, CandidateError):
+                return Failure("task", f"{name}: {error}")
             logger.exception("task %s failed unexpectedly", name)
             return Failure("task", f"{name}: {type(error).__name__}: {error}")
 
     def _forward_seconds(self, name: str) -> float:
         """Seconds that a task has spent in forward passes so far, where it tells."""
         return float(getattr(self._tasks[name], "forward_s", 0.0))
+
+
+def _compare(checkpoints: Mapping[str, Checkpoint], expected: Mapping[str, str]) -> None:
+    """Refuse models that are not those of the run; a worker may start long after the driver.
+
+    Raises:
+        ModelError: naming every model that differs.
+    """
+    problems = [
+        Problem(f"model {name}", f"{checkpoints[name].where} has changed since the run began")
+        for name, sha256 in expected.items()
+        if checkpoints[name].sha256() != sha256
+    ]
+    if problems:
+        raise ModelError(problems)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether this, or what it was raised from, is Python's or torch's want of memory."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(s in str(error).lower() for s in NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

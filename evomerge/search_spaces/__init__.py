@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
@@ -33,8 +30,3 @@ def parse_space(document: Document) -> WeightsConfig:
 def make_space(config: WeightsConfig, template: Recipe, anatomy: Anatomy) -> SearchSpace:
     """The space over a family of models; `template` holds what all its recipes share."""
     return SPACES[config.kind][0](config, template, anatomy)
-
-
-def describe_kinds() -> Mapping[str, Any]:
-    """Kind -> first line of its documentation."""
-    return {name: (space.__doc__ or "").splitlines()[0] for name, (space, _) in SPACES.items()}
