@@ -148,6 +148,22 @@ def test_the_same_call_goes_on_and_another_experiment_is_refused(
         search("again", searcher="random")
 
 
+def test_another_function_of_the_same_name_is_another_experiment(
+    search: Callable[..., evomerge.Run], digits: Digits
+) -> None:
+    def graded(sign: float) -> Callable[[nn.Module], dict[str, Tensor]]:
+        def fitness(module: nn.Module) -> dict[str, Tensor]:
+            return {"right": sign * digits.right(module)["right"]}
+
+        return fitness
+
+    first = search("graded", fitness=graded(1.0), budget=8)
+    same = search("graded", fitness=graded(1.0), budget=8)
+    assert same.ledger.digest() == first.ledger.digest()
+    with pytest.raises(ConfigurationError, match=r"items\.right"):
+        search("graded", fitness=graded(-1.0), budget=8)
+
+
 def test_evomerge_resume_explains_itself(search: Callable[..., evomerge.Run]) -> None:
     run = search()
     command = [sys.executable, "-m", "evomerge", "resume", str(run.folder)]
