@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness, compiled once and asked of many candidates.
 
 lm-eval makes the prompts, filters the answers and scores them; the forward passes are ours
-(scoring.py), in batches that depend on the chosen items alone. With the same batches the scores are
-those of `lm_eval.simple_evaluate` to the last bit (in float32).
+(likelihoods.py, generation.py), in batches that depend on the chosen items alone. With the same
+batches the scores are those of `lm_eval.simple_evaluate` to the last bit (in float32).
 
 Not covered: chat templates, tasks with images, rolling log-likelihoods, sampled answers.
 """
@@ -13,18 +13,16 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
-from evomerge.fitness.choices import ChoicePlan, gold_choices
+from evomerge.fitness.choices import gold_choices
+from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     open_task,
@@ -32,22 +30,9 @@ from evomerge.fitness.lm_eval_files import (
 )
 from evomerge.fitness.lm_eval_guard import silent_and_offline
 from evomerge.fitness.prompts import Encoder, GreedySettings
-from evomerge.fitness.scoring import (
-    ContinuationPlan,
-    ForwardClock,
-    PromptPlan,
-    Tokens,
-    generate,
-    log_likelihoods,
-)
+from evomerge.fitness.task_runs import GenerationRun, LikelihoodRun, column
 from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
-
-Columns = dict[str, NDArray[np.float32]]
-Plan = TypeVar("Plan")
-
-_KEPT_PLANS = 32  # item sets whose batches are kept
-_KEPT_SCORES = 500_000  # scored answers that are kept
 
 
 class LmEvalTask:
@@ -110,7 +95,7 @@ class LmEvalTask:
         # Per item, lm-eval's perplexity is the log-likelihood: more is better.
         self._sign = 1.0 if better or self.metric == "perplexity" else -1.0
         self._requests: dict[ItemId, list[Any]] = {}
-        self._runs: dict[tuple[int, int], _LikelihoodRun | _GenerationRun] = {}
+        self._runs: dict[tuple[int, int], LikelihoodRun | GenerationRun] = {}
 
     @property
     def items(self) -> Sequence[ItemId]:
@@ -155,7 +140,7 @@ class LmEvalTask:
         if module.training:
             module.eval()
         run = self._run(tokenizer, module.config)
-        columns, texts = run.respond(module, asked) if asked else ({"score": _column([])}, None)
+        columns, texts = run.respond(module, asked) if asked else ({"score": column([])}, None)
         if not np.isfinite(columns["score"]).all():
             raise CandidateError(f"{self.name}: {self.metric} is not finite")
         return Responses(self.name, np.asarray(asked, np.int64), columns, texts)
@@ -257,145 +242,14 @@ class LmEvalTask:
             raise ConfigurationError(problem)
         return chosen
 
-    def _run(self, tokenizer: Any, config: Any) -> _LikelihoodRun | _GenerationRun:
+    def _run(self, tokenizer: Any, config: Any) -> LikelihoodRun | GenerationRun:
         encoder = Encoder(tokenizer, config)
         key = (id(tokenizer), encoder.max_length)
         if key not in self._runs:
             # The run holds the tokenizer, so that its id cannot be taken by another.
             generates = self._task.OUTPUT_TYPE == "generate_until"
-            self._runs[key] = (_GenerationRun if generates else _LikelihoodRun)(self, encoder)
+            self._runs[key] = (GenerationRun if generates else LikelihoodRun)(self, encoder)
         return self._runs[key]
-
-
-class _LikelihoodRun:
-    """A task of log-likelihoods, for one tokenizer."""
-
-    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
-        self.task = task
-        self.encoder = encoder
-        self.gold = task.gold()
-        self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
-        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
-        self._scores: dict[tuple[Any, ...], float] = {}
-
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        plan, bounds, choices = self._plans(items)
-        sums, greedy = log_likelihoods(module, plan, self.task.clock)
-        columns: Columns = {}
-        if choices is not None:
-            best, columns["margin"], columns["choice"] = choices.compare(sums, greedy)
-        elif plan.num_requests == len(items):
-            columns["loglikelihood"] = sums
-        if choices is not None and self.task.depends_on_best_choice_only:
-            keys = list(zip(items, best, strict=True))
-        else:
-            keys = []
-        columns["score"] = self._score(items, keys, sums.tolist(), greedy.tolist(), bounds)
-        return columns, None
-
-    def _score(
-        self,
-        items: tuple[ItemId, ...],
-        keys: list[tuple[Any, ...]],
-        sums: list[float],
-        greedy: list[bool],
-        bounds: list[int],
-    ) -> NDArray[np.float32]:
-        scores = []
-        for place, item in enumerate(items):
-            value = self._scores.get(keys[place]) if keys else None
-            if value is None:
-                span = slice(bounds[place], bounds[place + 1])
-                value = self.task.score(item, list(zip(sums[span], greedy[span], strict=True)))
-                if keys:
-                    self._scores[keys[place]] = value
-            scores.append(value)
-        return _column(scores)
-
-    def _plan(
-        self, items: tuple[ItemId, ...]
-    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
-        pairs = [self._encoded(item) for item in items]
-        bounds = [0, *itertools.accumulate(map(len, pairs))]
-        flat = [pair for of_item in pairs for pair in of_item]
-        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
-        if self.gold is None:
-            return plan, bounds, None
-        right, texts = self.gold
-        choices = ChoicePlan(
-            [right[item] for item in items], [texts[item] for item in items], self.task.metric
-        )
-        return plan, bounds, choices
-
-    def _encoded(self, item: ItemId) -> list[tuple[Tokens, Tokens]]:
-        if item not in self._pairs:
-            self._pairs[item] = [
-                self.encoder.pair(*request.args) for request in self.task.requests(item)
-            ]
-        return self._pairs[item]
-
-
-class _GenerationRun:
-    """A task of generated answers, for one tokenizer."""
-
-    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
-        self.task = task
-        self.encoder = encoder
-        longest = task.settings.max_new_tokens
-        if longest >= encoder.max_length:
-            what = f"max_gen_toks: {longest} leaves no room in {encoder.max_length} positions"
-            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
-        self.stop = encoder.stop_rule(task.settings.until)
-        self._plans = _Kept[PromptPlan](self._plan)
-        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float]] = {}
-
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        answers = generate(module, self._plans(items), self.stop, self.task.clock)
-        if len(self._answers) > _KEPT_SCORES:
-            self._answers.clear()
-        texts, scores = [], []
-        for key in zip(items, answers, strict=True):
-            if key not in self._answers:
-                text = self.stop.text(key[1])
-                self._answers[key] = (text, self.task.score(key[0], [text]))
-            text, score = self._answers[key]
-            texts.append(text)
-            scores.append(score)
-        return {"score": _column(scores)}, tuple(texts)
-
-    def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
-        texts = [self.task.requests(item)[0].args[0] for item in items]
-        prompts = [self.encoder.encode(text) for text in texts]
-        # The longest first, as in HFLM: what does not fit in memory fails at once.
-        order = sorted(range(len(items)), key=lambda i: (-len(prompts[i]), texts[i]))
-        return PromptPlan(
-            prompts,
-            order,
-            self.task.batch_size,
-            self.task.settings.max_new_tokens,
-            self.encoder.max_length,
-            self.encoder.pad_id,
-        )
-
-
-class _Kept(Generic[Plan]):
-    """Plans by item set; the one that was not used for longest is forgotten."""
-
-    def __init__(self, make: Callable[[tuple[ItemId, ...]], Plan]) -> None:
-        self._make = make
-        self._plans: OrderedDict[tuple[ItemId, ...], Plan] = OrderedDict()
-
-    def __call__(self, items: tuple[ItemId, ...]) -> Plan:
-        if items not in self._plans:
-            self._plans[items] = self._make(items)
-            if len(self._plans) > _KEPT_PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(items)
-        return self._plans[items]
 
 
 def _remember_fields(task: Any, documents: Sequence[Any]) -> None:
@@ -419,10 +273,6 @@ def _remembering(render: Callable[..., Any], places: Mapping[int, int]) -> Calla
         return known[place]
 
     return recall
-
-
-def _column(values: Sequence[float]) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.fitness.scoring import StopRule, Tokens
+from evomerge.fitness.forward import Tokens
+from evomerge.fitness.generation import StopRule
 
 _UNLIMITED = 10**12  # tokenizers without a limit report 1e30
 

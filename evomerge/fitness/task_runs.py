@@ -1,0 +1,167 @@
+"""One task for one tokenizer: its plans, the answers to them, and their scores, remembered."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.errors import ConfigurationError, Problem
+from evomerge.fitness.choices import ChoicePlan
+from evomerge.fitness.forward import Tokens
+from evomerge.fitness.generation import PromptPlan, generate
+from evomerge.fitness.likelihoods import ContinuationPlan, log_likelihoods
+from evomerge.fitness.prompts import Encoder
+from evomerge.records import ItemId
+
+if TYPE_CHECKING:
+    from evomerge.fitness.lm_eval_task import LmEvalTask
+
+Columns = dict[str, NDArray[np.float32]]
+Plan = TypeVar("Plan")
+
+_KEPT_PLANS = 32  # item sets whose batches are kept
+_KEPT_SCORES = 500_000  # scored answers that are kept
+
+
+class LikelihoodRun:
+    """A task of log-likelihoods, for one tokenizer."""
+
+    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
+        self.task = task
+        self.encoder = encoder
+        self.gold = task.gold()
+        self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
+        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
+        self._scores: dict[tuple[Any, ...], float] = {}
+
+    def respond(
+        self, module: torch.nn.Module, items: tuple[ItemId, ...]
+    ) -> tuple[Columns, tuple[str, ...] | None]:
+        """Columns of the responses, as `LmEvalTask` tells; no texts."""
+        plan, bounds, choices = self._plans(items)
+        sums, greedy = log_likelihoods(module, plan, self.task.clock)
+        columns: Columns = {}
+        if choices is not None:
+            best, columns["margin"], columns["choice"] = choices.compare(sums, greedy)
+        elif plan.num_requests == len(items):
+            columns["loglikelihood"] = sums
+        if choices is not None and self.task.depends_on_best_choice_only:
+            keys = list(zip(items, best, strict=True))
+        else:
+            keys = []
+        columns["score"] = self._score(items, keys, sums.tolist(), greedy.tolist(), bounds)
+        return columns, None
+
+    def _score(
+        self,
+        items: tuple[ItemId, ...],
+        keys: list[tuple[Any, ...]],
+        sums: list[float],
+        greedy: list[bool],
+        bounds: list[int],
+    ) -> NDArray[np.float32]:
+        scores = []
+        for place, item in enumerate(items):
+            value = self._scores.get(keys[place]) if keys else None
+            if value is None:
+                span = slice(bounds[place], bounds[place + 1])
+                value = self.task.score(item, list(zip(sums[span], greedy[span], strict=True)))
+                if keys:
+                    self._scores[keys[place]] = value
+            scores.append(value)
+        return column(scores)
+
+    def _plan(
+        self, items: tuple[ItemId, ...]
+    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
+        pairs = [self._encoded(item) for item in items]
+        bounds = [0, *itertools.accumulate(map(len, pairs))]
+        flat = [pair for of_item in pairs for pair in of_item]
+        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
+        if self.gold is None:
+            return plan, bounds, None
+        right, texts = self.gold
+        choices = ChoicePlan(
+            [right[item] for item in items], [texts[item] for item in items], self.task.metric
+        )
+        return plan, bounds, choices
+
+    def _encoded(self, item: ItemId) -> list[tuple[Tokens, Tokens]]:
+        if item not in self._pairs:
+            self._pairs[item] = [
+                self.encoder.pair(*request.args) for request in self.task.requests(item)
+            ]
+        return self._pairs[item]
+
+
+class GenerationRun:
+    """A task of generated answers, for one tokenizer."""
+
+    def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
+        self.task = task
+        self.encoder = encoder
+        longest = task.settings.max_new_tokens
+        if longest >= encoder.max_length:
+            what = f"max_gen_toks: {longest} leaves no room in {encoder.max_length} positions"
+            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
+        self.stop = encoder.stop_rule(task.settings.until)
+        self._plans = _Kept[PromptPlan](self._plan)
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float]] = {}
+
+    def respond(
+        self, module: torch.nn.Module, items: tuple[ItemId, ...]
+    ) -> tuple[Columns, tuple[str, ...] | None]:
+        """Scores and answers of the items."""
+        answers = generate(module, self._plans(items), self.stop, self.task.clock)
+        if len(self._answers) > _KEPT_SCORES:
+            self._answers.clear()
+        texts, scores = [], []
+        for key in zip(items, answers, strict=True):
+            if key not in self._answers:
+                text = self.stop.text(key[1])
+                self._answers[key] = (text, self.task.score(key[0], [text]))
+            text, score = self._answers[key]
+            texts.append(text)
+            scores.append(score)
+        return {"score": column(scores)}, tuple(texts)
+
+    def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
+        texts = [self.task.requests(item)[0].args[0] for item in items]
+        prompts = [self.encoder.encode(text) for text in texts]
+        # The longest first, as in HFLM: what does not fit in memory fails at once.
+        order = sorted(range(len(items)), key=lambda i: (-len(prompts[i]), texts[i]))
+        return PromptPlan(
+            prompts,
+            order,
+            self.task.batch_size,
+            self.task.settings.max_new_tokens,
+            self.encoder.max_length,
+            self.encoder.pad_id,
+        )
+
+
+class _Kept(Generic[Plan]):
+    """Plans by item set; the one that was not used for longest is forgotten."""
+
+    def __init__(self, make: Callable[[tuple[ItemId, ...]], Plan]) -> None:
+        self._make = make
+        self._plans: OrderedDict[tuple[ItemId, ...], Plan] = OrderedDict()
+
+    def __call__(self, items: tuple[ItemId, ...]) -> Plan:
+        if items not in self._plans:
+            self._plans[items] = self._make(items)
+            if len(self._plans) > _KEPT_PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(items)
+        return self._plans[items]
+
+
+def column(values: Sequence[float]) -> NDArray[np.float32]:
+    """Scores as a response's column."""
+    return np.asarray(values, np.float32)
