@@ -327,7 +327,8 @@ def _complain(error: EvomergeError) -> int:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    # No markup: names and reasons come from models and tasks, and may hold brackets.
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False)
 
 
 def _open_run(folder: Path) -> Run:

@@ -327,26 +327,40 @@ class Ledger:
     def events(self, *kinds: str) -> Iterator[tuple[str, int, Any]]:
         """(kind, cohort, data) of the events of these kinds, in order."""
         marks = ", ".join("?" * len(kinds))
-        rows = self._db.execute(
-            f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) AND sequence <= ? "  # noqa: S608
-            "ORDER BY sequence",
-            (*kinds, self._horizon),
-        )
-        for kind, cohort, text in rows.fetchall():
-            with _damage(self.path):
-                data = json.loads(text)
-            yield kind, cohort, data
+        with _damage(self.path):
+            rows = self._db.execute(
+                f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) "  # noqa: S608
+                "AND sequence <= ? ORDER BY sequence",
+                (*kinds, self._horizon),
+            )
+            found = [(kind, cohort, json.loads(text)) for kind, cohort, text in rows.fetchall()]
+        yield from found
 
     def asked_ids(self) -> dict[int, list[CandidateId]]:
         """Cohort -> the ids of its candidates, in the order of asking."""
         asked: dict[int, list[CandidateId]] = {}
-        for cohort, candidate in self._db.execute(
-            "SELECT cohort, id FROM candidates JOIN events ON event = sequence "
-            "WHERE event <= ? ORDER BY event, candidates.rowid",
-            (self._horizon,),
-        ):
-            asked.setdefault(cohort, []).append(candidate)
+        with _damage(self.path):
+            for cohort, candidate in self._db.execute(
+                "SELECT cohort, id FROM candidates JOIN events ON event = sequence "
+                "WHERE event <= ? ORDER BY event, candidates.rowid",
+                (self._horizon,),
+            ):
+                asked.setdefault(cohort, []).append(candidate)
         return asked
+
+    def seconds_spent(self) -> float:
+        """How long drivers have worked on the run: each session up to its last event."""
+        seconds, start, last = 0.0, None, 0.0
+        with _damage(self.path):
+            for kind, moment in self._db.execute(
+                "SELECT kind, time FROM events WHERE sequence <= ? ORDER BY sequence",
+                (self._horizon,),
+            ):
+                if kind == "session":
+                    seconds += last - start if start is not None else 0.0
+                    start = moment
+                last = moment
+        return seconds + (last - start if start is not None else 0.0)
 
     def evaluation(self, data: Mapping[str, Any]) -> Evaluation:
         """An evaluation as it was told."""
@@ -486,7 +500,7 @@ def _unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | Non
 def _database_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if "full" in str(error):
             raise DiskFull(
                 f"{path}: no space left on the disk; what was committed is intact"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from evomerge.errors import LedgerDamaged
 from evomerge.ledger import Ledger
-from evomerge.measurement import Measurer
+from evomerge.measurement import Measurer, notify
 from evomerge.pareto import best_first
 from evomerge.protocols import Estimator, Observer, Searcher, SearchSpace
 from evomerge.records import (
@@ -59,7 +59,7 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
         NoWorkersLeft: the pool is empty; the search can be resumed.
         LedgerDamaged: the replay contradicts the ledger.
     """
-    started = time.monotonic()
+    started = time.monotonic() - search.ledger.seconds_spent()
     replay(search)
     while not is_spent(budget, search, time.monotonic() - started):
         fill_window(search)
@@ -132,8 +132,7 @@ def fill_window(search: Search) -> None:
         ]
         search.ledger.asked(search.num_cohorts, count, candidates)
         open_cohort(search, candidates)
-        for observer in search.observers:
-            observer.asked(candidates)
+        notify(search.observers, "asked", candidates)
 
 
 def make_candidate(space: SearchSpace, id_: CandidateId, genome: Genome) -> Candidate:
@@ -206,8 +205,7 @@ def tell(search: Search, evaluations: Sequence[Evaluation]) -> None:
     search.ledger.told(search.open[0].index, evaluations)
     search.searcher.tell(evaluations)
     close_cohort(search, evaluations)
-    for observer in search.observers:
-        observer.told(evaluations)
+    notify(search.observers, "told", evaluations)
 
 
 def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from evomerge.ledger import Ledger
 from evomerge.protocols import Observer, Pool
 from evomerge.records import Candidate, CandidateId, Failure, ItemId, Job, Outcome, Request
+
+logger = logging.getLogger(__name__)
 
 COLLECT_S = 0.5  # how long to wait for outcomes before the driver looks around again
 
@@ -121,11 +125,19 @@ class Measurer:
             jobs.discard(outcome.job.id)
         for done in [other for other, jobs in self._awaited.items() if not jobs]:
             del self._awaited[done]
-        for observer in self._observers:
-            observer.measured(outcome)
+        notify(self._observers, "measured", outcome)
 
     def _candidate(self, candidate: CandidateId) -> Candidate:
         return self._ledger.candidates[candidate]
+
+
+def notify(observers: Sequence[Observer], event: str, *facts: Any) -> None:
+    """Tell all who watch; one that fails is logged and cannot end the search."""
+    for observer in observers:
+        try:
+            getattr(observer, event)(*facts)
+        except Exception:
+            logger.exception("%s failed to watch", type(observer).__name__)
 
 
 def checked(outcome: Outcome) -> Outcome:

@@ -26,9 +26,9 @@ class TerminalView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -84,6 +84,10 @@ class TerminalView:
         if name == "search":
             self._bars.update(self._tasks[name], completed=self._num_told)
         self._plain(f"{name} ...")
+
+    def warning(self, text: str) -> None:
+        """Say it once, above the bars."""
+        self._console.print(f"warning: {text}")
 
     def asked(self, candidates: Sequence[Candidate]) -> None:
         """Nothing to show yet."""
@@ -157,7 +161,7 @@ def final_table(final: Mapping[str, Any]) -> Table:
         table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
 
     for label, row in final["references"].items():
-        add(label.replace("task_", ""), row)
+        add(label.replace("task_arithmetic", "arithmetic"), row)
     table.add_section()
     front = [row for row in final["front"] if row["candidate"] != best["candidate"]]
     front.sort(key=lambda row: -row["holdout_mean"]["value"])

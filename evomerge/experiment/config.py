@@ -197,6 +197,9 @@ class ExperimentConfig(Strict):
     def _no_base(cls, experts: dict[str, str]) -> dict[str, str]:
         if "base" in experts:
             raise ValueError("`base` is the base model's own name; call the expert something else")
+        for name in experts:
+            if name == "uniform" or name.startswith("task_arithmetic"):
+                raise ValueError(f"a reference is called {name!r}; call the expert otherwise")
         return experts
 
     def models(self) -> dict[str, str]:

@@ -13,14 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
-from evomerge.experiment.config import BudgetConfig, ExperimentConfig, read_experiment
+from evomerge.errors import ConfigurationError, Interrupted, Problem
+from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.wire import InMemory, Parts, wire
 from evomerge.files import write_text
 from evomerge.ledger import Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
-from evomerge.measurement import Measurer
+from evomerge.measurement import Measurer, notify
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
 from evomerge.protocols import Observer
@@ -39,6 +39,9 @@ class Watcher(Observer, Protocol):
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Something that takes a while goes on: training a zoo, reading a model."""
+
+    def warning(self, text: str) -> None:
+        """Something is odd, and the run goes on."""
 
     def started(self, parts: Parts, ledger: Ledger) -> None:
         """The parts are there; the ledger is open."""
@@ -62,14 +65,17 @@ def run_experiment(
         EvomergeError: of whatever kind; what was measured is in the folder's ledger.
         Interrupted: SIGINT or SIGTERM.
     """
+    if (out / EXPERIMENT).exists() and not (out / "run.lock").exists():
+        raise ConfigurationError(
+            Problem(str(out), f"has an {EXPERIMENT} that is no run's", "choose another --out")
+        )
     out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), run_log(out / "run.log"), signals():
+    with RunLock(out), run_log(out / "run.log", watchers), signals():
         if config.pool.num_workers > 0 and in_memory is None:
             warm_up()
 
         def progress(what: str, done: int, total: int) -> None:
-            for watcher in watchers:
-                watcher.progress(what, done, total)
+            notify(watchers, "progress", what, done, total)
 
         parts = wire(config, in_memory, progress)
         for warning in parts.models.warnings:
@@ -80,8 +86,7 @@ def run_experiment(
         with closing(open_ledger(out / LEDGER, parts)) as ledger:
             write_text(out / EXPERIMENT, config.to_yaml())
             ledger.note("session", session_facts())
-            for watcher in watchers:
-                watcher.started(parts, ledger)
+            notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
                 search_and_finish(parts, Measurer(pool, ledger, watchers), ledger, out, watchers)
@@ -96,8 +101,7 @@ def search_and_finish(
     """References, search, finalists, holdout; what is recorded already is not done again."""
 
     def phase(name: str) -> None:
-        for watcher in watchers:
-            watcher.phase(name)
+        notify(watchers, "phase", name)
 
     phase("references")
     references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
@@ -145,15 +149,19 @@ def finish(
         on_phase=phase,
     )
     if table is None:
-        raise EvomergeError(no_candidate_worked(ledger))
+        raise ConfigurationError(no_candidate_worked(ledger))
     write_pictures(out, list(evaluations.values()), table)
     ledger.note("final", table)  # last: what comes after it would not be done again
 
 
 def no_candidate_worked(ledger: Ledger) -> list[Problem]:
     """Why there is nothing to choose from: the reasons, most frequent first."""
+    evaluations = ledger.evaluations()
+    if not evaluations:
+        spent = f"the references took {ledger.item_evaluations:,} item evaluations"
+        return [Problem("budget", f"spent before the first candidate: {spent}")]
     reasons: dict[str, int] = {}
-    for evaluation in ledger.evaluations().values():
+    for evaluation in evaluations.values():
         if evaluation.failure is not None:
             reasons[evaluation.failure.reason] = reasons.get(evaluation.failure.reason, 0) + 1
     shown = sorted(reasons.items(), key=lambda item: -item[1])[:3]
@@ -199,18 +207,15 @@ def leaves(value: Any, place: str = "") -> dict[str, Any]:
     return found
 
 
-def read_run_config(folder: Path, budget: int | None = None) -> ExperimentConfig:
-    """The experiment of a run folder, with another budget in candidates if one is given.
+def read_run_config(folder: Path) -> ExperimentConfig:
+    """The experiment of a run folder.
 
     Raises:
         ConfigurationError: there is no run.
     """
     if not (folder / LEDGER).exists():
         raise ConfigurationError(f"{folder}: no run here (there is no {LEDGER})")
-    config = read_experiment(folder / EXPERIMENT)
-    if budget is not None:
-        config = config.model_copy(update={"budget": BudgetConfig(candidates=budget)})
-    return config
+    return read_experiment(folder / EXPERIMENT)
 
 
 def session_facts() -> dict[str, Any]:
@@ -231,18 +236,34 @@ def session_facts() -> dict[str, Any]:
     }
 
 
+class WarningHandler(logging.Handler):
+    """Passes warnings on to those who watch."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        super().__init__(logging.WARNING)
+        self._watchers = watchers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell every watcher."""
+        for watcher in self._watchers:
+            watcher.warning(record.getMessage())
+
+
 @contextmanager
-def run_log(path: Path) -> Iterator[None]:
-    """Log to the run's own file for as long as the run goes."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s driver %(levelname)s %(message)s"))
+def run_log(path: Path, watchers: Sequence[Watcher]) -> Iterator[None]:
+    """Log to the run's own file for as long as the run goes; warnings also to the watchers."""
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s driver %(levelname)s %(message)s"))
+    handlers = (file, WarningHandler(watchers))
     root = logging.getLogger("evomerge")
-    root.addHandler(handler)
+    for handler in handlers:
+        root.addHandler(handler)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 class _Signal(BaseException):

@@ -17,7 +17,7 @@ from evomerge.errors import ModelError, Problem
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
-from evomerge.ledger import FINAL, Ledger
+from evomerge.ledger import FINAL, REFERENCES, Ledger
 from evomerge.measurement import Measurer, requests_for
 from evomerge.pareto import non_dominated
 from evomerge.protocols import SearchSpace
@@ -153,7 +153,8 @@ def recommendation(
     for candidate in ledger.candidates.values():
         if candidate.label == label:
             return candidate
-    number = min(ledger.candidates, default=0) - 1
+    # After the references, and the same whether or not there were recommendations before this one.
+    number = -1 - len(ledger.asked_ids()[REFERENCES]) - num_told
     candidate = Candidate(number, genome, space.decode(genome), label=label)
     ledger.asked(FINAL, 1, [candidate])
     return candidate

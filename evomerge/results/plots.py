@@ -106,7 +106,8 @@ def _labels(
                 break
         else:
             groups.append(([label], place))
-    return {", ".join(names).replace("task_", ""): place for names, place in groups}
+    short = "task_arithmetic", "arithmetic"
+    return {", ".join(names).replace(*short): place for names, place in groups}
 
 
 def _crosses(

@@ -19,11 +19,11 @@ def status(folder: Path, ledger: Ledger) -> dict[str, Any]:
     driver = holder(folder)
     best = best_first([e for e in evaluations.values() if e.score is not None])
     return {
-        "state": "running" if driver else "finished" if final else "stopped",
+        "state": "running" if driver is not None else "finished" if final else "stopped",
         "driver": driver,
         "candidates": len(evaluations),
         "failed": sum(e.failure is not None for e in evaluations.values()),
-        "item_evaluations": ledger.measurements.item_evaluations,
+        "item_evaluations": ledger.item_evaluations,
         "incumbent": incumbent(best[0]) if best else None,
         "final": final,
     }
