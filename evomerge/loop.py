@@ -61,7 +61,9 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
     """
     started = time.monotonic() - search.ledger.seconds_spent()
     replay(search)
-    while not is_spent(budget, search, time.monotonic() - started):
+    between_cohorts = True  # what is under way is finished and told before a budget ends it
+    while not (between_cohorts and is_spent(budget, search, time.monotonic() - started)):
+        between_cohorts = False
         fill_window(search)
         if not search.open:
             return
@@ -79,6 +81,7 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
             return  # cut short by the budget: scored for the report, told to nobody
         else:
             tell(search, evaluate(search, head))
+            between_cohorts = True
 
 
 def replay(search: Search) -> None:
@@ -219,12 +222,12 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
 def is_spent(budget: Budget, search: Search, elapsed_s: float) -> bool:
     """Whether nothing more may be started.
 
-    Items count up to the cohort that is told next: how many of later ones are answered by now
+    Items count up to the cohort that was told last: how many of later ones are answered by now
     depends on the workers.
     """
     if budget.candidates is not None and search.num_told >= budget.candidates:
         return True
-    head = search.open[0].index if search.open else search.num_cohorts
-    if budget.item_evaluations is not None and search.ledger.spent(head) >= budget.item_evaluations:
+    last = (search.open[0].index if search.open else search.num_cohorts) - 1
+    if budget.item_evaluations is not None and search.ledger.spent(last) >= budget.item_evaluations:
         return True
     return budget.hours is not None and elapsed_s >= 3600 * budget.hours

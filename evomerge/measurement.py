@@ -88,6 +88,12 @@ class Measurer:
                     if other < cohort:
                         jobs.discard(outcome.job.id)  # it has to ask for itself
 
+    def cancel(self) -> None:
+        """Take back what no worker has begun: nobody will wait for it."""
+        for job in self._pool.cancel():
+            self._land(job)
+            self._settle(job)
+
     def measure(self, cohort: int, requests: Sequence[Request]) -> None:
         """Submit, and wait until all of it is measured or failed."""
         self.submit(cohort, requests)
@@ -121,11 +127,15 @@ class Measurer:
 
     def _record(self, cohort: int, outcome: Outcome) -> None:
         self._ledger.measured(cohort, outcome)
+        self._settle(outcome.job)
+        notify(self._observers, "measured", outcome)
+
+    def _settle(self, job: Job) -> None:
+        """Nobody waits for a job any more."""
         for jobs in self._awaited.values():
-            jobs.discard(outcome.job.id)
+            jobs.discard(job.id)
         for done in [other for other, jobs in self._awaited.items() if not jobs]:
             del self._awaited[done]
-        notify(self._observers, "measured", outcome)
 
     def _candidate(self, candidate: CandidateId) -> Candidate:
         return self._ledger.candidates[candidate]

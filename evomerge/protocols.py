@@ -142,6 +142,10 @@ class Pool(Protocol):
 
     def submit(self, job: Job) -> None: ...
 
+    def cancel(self) -> list[Job]:
+        """Take back what no worker has begun."""
+        ...
+
     def collect(self, timeout_s: float) -> list[Outcome]:
         """Outcomes in order of arrival; may be empty.
 

@@ -115,6 +115,10 @@ class Shuffled:
         ]
         return outcomes
 
+    def cancel(self) -> list[Job]:
+        jobs, self.queue = self.queue, []
+        return jobs
+
     def close(self) -> None: ...
 
 

@@ -119,6 +119,7 @@ def search_and_finish(
     )
     phase("search")
     run_search(search, measurer, parts.config.budget.budget())
+    measurer.cancel()  # a budget of items or hours may end with cohorts under way
     if ledger.final() is None:
         finish(parts, search, measurer, references, phase, out)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from evomerge.errors import CandidateError
 from evomerge.fitness.forward import ForwardClock, Tokens, device_of
+
+_END, _STOP, _DOUBT = 1, 2, 3  # what a token does to an answer; 0 is nothing
 
 
 class StopRule:
@@ -45,20 +48,18 @@ class StopRule:
         specials = set(tokenizer.all_special_ids)
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         size = max(vocabulary_size, len(texts))
-        self._ends = np.zeros(size, np.bool_)
-        self._ends[list(end_ids)] = True
-        self._stops = np.zeros(size, np.bool_)
-        self._doubtful = np.zeros(size, np.bool_)
+        self._effects = np.zeros(size, np.uint8)
         last = {string[-1] for string in self.strings}
         # A blank may be stripped where a token stands alone, and half a character has no text.
         always = any(character == " " or ord(character) > 127 for character in last)
         for token, text in enumerate(texts):
             if token in specials:
-                self._ends[token] |= text in self.strings
+                self._effects[token] = _END if text in self.strings else 0
             elif any(string in text for string in self.strings):
-                self._stops[token] = True
+                self._effects[token] = _STOP
             elif always or not last.isdisjoint(text):
-                self._doubtful[token] = True
+                self._effects[token] = _DOUBT
+        self._effects[list(end_ids)] = _END
 
     def mark(
         self, tokens: NDArray[np.int64], running: NDArray[np.bool_], ends: NDArray[np.int64]
@@ -66,19 +67,21 @@ class StopRule:
         """Note in `running` and `ends` which answers the newest tokens bring to an end.
 
         Args:
-            tokens: (rows, steps) of every answer so far.
+            tokens: (steps, rows) of every answer so far.
             running: (rows,) whether an answer goes on.
             ends: (rows,) its length; an end token is not part of it.
         """
-        newest, step = tokens[:, -1], tokens.shape[1] - 1
-        over = self._ends[newest] & running
-        ends[over] = step
-        running &= ~over
-        over = self._stops[newest] & running
-        for row in np.flatnonzero(self._doubtful[newest] & running).tolist():
-            text = self.tokenizer.decode(tokens[row].tolist(), skip_special_tokens=True)
+        effects = self._effects[tokens[-1]] * running
+        if not effects.any():
+            return
+        over = effects == _STOP
+        for row in np.flatnonzero(effects == _DOUBT).tolist():
+            text = self.tokenizer.decode(tokens[:, row].tolist(), skip_special_tokens=True)
             over[row] = any(string in text for string in self.strings)
-        ends[over] = step + 1
+        ends[over] = len(tokens)
+        running &= ~over
+        over = effects == _END
+        ends[over] = len(tokens) - 1
         running &= ~over
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -93,7 +96,7 @@ class StopRule:
 class _PromptBatch:
     input_ids: Tensor  # (rows, length), padded on the left
     mask: Tensor | None  # (rows, length + max_new_tokens); None where nothing is padded
-    position_ids: Tensor  # (rows, length)
+    position_ids: Tensor  # (rows, length + max_new_tokens)
     requests: NDArray[np.int64]  # (rows,)
 
 
@@ -130,7 +133,7 @@ class PromptPlan:
             for row, ids in enumerate(rows):
                 input_ids[row, width - len(ids) :] = torch.tensor(ids)
                 mask[row, : width - len(ids)] = 0
-            position_ids = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+            position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
             padded = bool((mask == 0).any())
             self.batches.append(
                 _PromptBatch(input_ids, mask if padded else None, position_ids, requests)
@@ -146,7 +149,7 @@ def generate(
         CandidateError: a logit is not finite.
     """
     answers: list[Tokens] = [()] * plan.num_requests
-    accepted = inspect.signature(module.forward).parameters
+    accepted = _accepted(type(module))
     with torch.inference_mode():
         for batch in plan.batches:
             tokens, ends = _decode(module, batch, plan.max_new_tokens, stop, clock, accepted)
@@ -155,20 +158,27 @@ def generate(
     return answers
 
 
+@lru_cache
+def _accepted(model: type[nn.Module]) -> frozenset[str]:
+    """The arguments of a model's forward pass."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
 def _decode(
     module: nn.Module,
     batch: _PromptBatch,
     max_new_tokens: int,
     stop: StopRule,
     clock: ForwardClock,
-    accepted: Any,
+    accepted: frozenset[str],
 ) -> tuple[list[list[int]], list[int]]:
     """Greedy decoding of one batch: tokens of shape (rows, steps), and each answer's length."""
     device = device_of(module)
     rows, width = batch.input_ids.shape
     ids, positions = batch.input_ids.to(device), batch.position_ids.to(device)
+    start = 0
     mask = None if batch.mask is None else batch.mask.to(device)
-    made = np.zeros((rows, max_new_tokens), np.int64)
+    made = np.zeros((max_new_tokens, rows), np.int64)
     ends = np.full(rows, max_new_tokens)
     running = np.ones(rows, np.bool_)
     best_logits = []
@@ -178,20 +188,20 @@ def _decode(
     step = 0
     for step in range(max_new_tokens):
         if "position_ids" in accepted:
-            inputs["position_ids"] = positions
+            inputs["position_ids"] = positions[:, start : width + step]
         if mask is not None:
             inputs["attention_mask"] = mask[:, : width + step]
         with clock:
             output = module(ids, **inputs)
         inputs["past_key_values"] = output.past_key_values
-        logits = output.logits[:, -1]  # (rows, vocabulary)
-        ids, positions = logits.argmax(-1, keepdim=True), positions[:, -1:] + 1
-        best_logits.append(logits.gather(-1, ids))
-        made[:, step] = ids[:, 0].cpu().numpy()
-        stop.mark(made[:, : step + 1], running, ends)
+        best, ids = output.logits[:, -1].max(-1, keepdim=True)  # (rows, 1); of equals the first
+        best_logits.append(best)
+        start = width + step
+        made[step] = ids[:, 0].cpu().numpy()
+        stop.mark(made[: step + 1], running, ends)
         if not running.any():
             break
-    # argmax picks NaN and infinity, so what is not finite shows in the best logits.
+    # The maximum picks NaN and infinity, so what is not finite shows in the best logits.
     if not bool(torch.isfinite(torch.cat(best_logits, 1)).all()):
         raise CandidateError("a logit is not finite")
-    return made[:, : step + 1].tolist(), ends.tolist()
+    return made[: step + 1].T.tolist(), ends.tolist()

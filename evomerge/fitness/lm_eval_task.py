@@ -29,7 +29,7 @@ from evomerge.fitness.lm_eval_files import (
     scores_by_own_code,
 )
 from evomerge.fitness.lm_eval_guard import silent_and_offline
-from evomerge.fitness.prompts import Encoder, GreedySettings
+from evomerge.fitness.prompts import Encoder, GreedySettings, max_length
 from evomerge.fitness.task_runs import GenerationRun, LikelihoodRun, column
 from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
@@ -243,9 +243,9 @@ class LmEvalTask:
         return chosen
 
     def _run(self, tokenizer: Any, config: Any) -> LikelihoodRun | GenerationRun:
-        encoder = Encoder(tokenizer, config)
-        key = (id(tokenizer), encoder.max_length)
+        key = (id(tokenizer), max_length(config, tokenizer))
         if key not in self._runs:
+            encoder = Encoder(tokenizer, config)
             # The run holds the tokenizer, so that its id cannot be taken by another.
             generates = self._task.OUTPUT_TYPE == "generate_until"
             self._runs[key] = (GenerationRun if generates else LikelihoodRun)(self, encoder)

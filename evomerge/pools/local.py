@@ -44,6 +44,12 @@ class InlinePool:
         """Run the next job."""
         return [self._worker.run(self._queue.popleft())] if self._queue else []
 
+    def cancel(self) -> list[Job]:
+        """Take back what is queued."""
+        jobs = list(self._queue)
+        self._queue.clear()
+        return jobs
+
     def close(self) -> None:
         """Forget what is queued."""
         self._queue.clear()
@@ -90,6 +96,12 @@ class LocalPool:
                 outcomes += self._receive(number, seat)
         self._dispatch()
         return outcomes
+
+    def cancel(self) -> list[Job]:
+        """Take back what no worker has begun."""
+        jobs = list(self._queue)
+        self._queue.clear()
+        return jobs
 
     def close(self) -> None:
         """End all workers; one that is in the middle of a job is not waited for."""
