@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -149,19 +148,13 @@ def generate(
         CandidateError: a logit is not finite.
     """
     answers: list[Tokens] = [()] * plan.num_requests
-    accepted = _accepted(type(module))
+    accepted = frozenset(inspect.signature(module.forward).parameters)
     with torch.inference_mode():
         for batch in plan.batches:
             tokens, ends = _decode(module, batch, plan.max_new_tokens, stop, clock, accepted)
             for request, row, end in zip(batch.requests.tolist(), tokens, ends, strict=True):
                 answers[request] = tuple(row[:end])
     return answers
-
-
-@lru_cache
-def _accepted(model: type[nn.Module]) -> frozenset[str]:
-    """The arguments of a model's forward pass."""
-    return frozenset(inspect.signature(model.forward).parameters)
 
 
 def _decode(
