@@ -8,6 +8,7 @@ import shutil
 
 from evomerge.experiment.run import session_facts
 from evomerge.files import cache_folder, catalogue_folder
+from evomerge.pools import PoolConfig
 
 
 def examine() -> dict[str, str]:
@@ -23,7 +24,8 @@ def examine() -> dict[str, str]:
     found = {
         "python": f"{facts['python']} on {platform.system()} {facts['machine']}",
         **{name: str(number) for name, number in facts["versions"].items()},
-        "processors": f"{os.cpu_count()} (so many workers by default, one torch thread each)",
+        "processors": f"{os.cpu_count()} ({PoolConfig().num_workers} workers by default, "
+        "one torch thread each)",
         "memory": f"{memory / 1e9:.1f} GB",
         "gpus": ", ".join(gpus) or "none; none is needed",
         "cache": f"{cache} ({disk.free / 1e9:.1f} GB free)",
