@@ -45,6 +45,9 @@ ExperimentFile = Annotated[
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let task files run the code that they name.")
 ]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle-weights", help="Read .pt and .bin files, weights only.")
+]
 Budget = Annotated[
     int | None, typer.Option(min=1, help="Candidates in all, instead of what the file says.")
 ]
@@ -171,13 +174,15 @@ def export(
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
     out: OutFolder,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe describes."""
     from evomerge.experiment.recipes import open_recipe_models, read_recipe
     from evomerge.results.export import export_model
 
     parsed = read_recipe(recipe)
-    _console().print(f"wrote {export_model(parsed, open_recipe_models(parsed), out)}")
+    checkpoints = open_recipe_models(parsed, allow_pickle_weights=allow_pickle)
+    _console().print(f"wrote {export_model(parsed, checkpoints, out)}")
 
 
 @app.command()
@@ -194,12 +199,19 @@ def score(
     ],
     as_json: AsJson = False,
     allow_code: AllowCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Score my own merge on the same items as a search would."""
     from evomerge.experiment.score import score_model
 
     with _view() as view:
-        rows = score_model(model, fitness, allow_code=allow_code, progress=view.progress)
+        rows = score_model(
+            model,
+            fitness,
+            allow_code=allow_code,
+            allow_pickle_weights=allow_pickle,
+            progress=view.progress,
+        )
     if as_json:
         print(json.dumps(rows, indent=2))
         return

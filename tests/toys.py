@@ -201,9 +201,9 @@ def outcome_of(folder: Path) -> dict[str, Any]:
             "genomes": {id_: c.genome for id_, c in ledger.candidates.items()},
             "asked": ledger.asked_ids(),
             "failures": {
-                id_: ledger.measurements.failure(c.fingerprint, id_)
+                id_: failure
                 for id_, c in ledger.candidates.items()
-                if c.recipe is not None
+                if (failure := ledger.measurements.failure(c.fingerprint, id_)) is not None
             },
             "item_evaluations": ledger.measurements.item_evaluations,
         }

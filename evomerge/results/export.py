@@ -29,7 +29,7 @@ def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dic
     merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, CACHE_BYTES)
     dtype = output_dtype(recipe)
     return {
-        name: tensor.clone() if dtype is None else tensor.to(dtype, copy=True)
+        name: tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
         for name, tensor in merger.tensors(recipe)
     }
 
