@@ -22,23 +22,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from evomerge.errors import ConfigurationError, DiskFull, LedgerDamaged
+from evomerge.errors import ConfigurationError, LedgerDamaged
 from evomerge.failpoints import failpoint
 from evomerge.files import fsync
-from evomerge.recipe import Recipe, canonical_json
+from evomerge.ledger_rows import (
+    Candidates,
+    Row,
+    damage,
+    database_errors,
+    evaluation_data,
+    ordered_json,
+    pack,
+    unpack,
+)
+from evomerge.recipe import canonical_json
 from evomerge.records import (
     Candidate,
     CandidateId,
     Estimate,
     Evaluation,
     Failure,
-    Genome,
     Measurements,
     Outcome,
     Responses,
@@ -65,65 +70,6 @@ CREATE INDEX events_by_kind ON events (kind, sequence);
 """
 
 
-class _Row(NamedTuple):
-    """A candidate as it stands in the ledger."""
-
-    label: str
-    genome: str | None
-    recipe: str | None
-    fingerprint: str
-    violations: str
-
-
-class Candidates(Mapping[CandidateId, Candidate]):
-    """All candidates of a run, in the order of their ids.
-
-    They are kept as text and parsed when they are asked for: a long run asks for few of them again,
-    and a parsed recipe is ten times as large.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: dict[CandidateId, _Row] = {}
-        self._parsed: WeakValueDictionary[CandidateId, Candidate] = WeakValueDictionary()
-
-    def __getitem__(self, id_: CandidateId) -> Candidate:
-        if (known := self._parsed.get(id_)) is not None:
-            return known
-        row = self._rows[id_]
-        with _damage(self._path):
-            recipe = None if row.recipe is None else Recipe.from_json(row.recipe)
-            violations = tuple(json.loads(row.violations))
-        candidate = Candidate(id_, self.genome(id_), recipe, violations, row.label)
-        self._parsed[id_] = candidate
-        return candidate
-
-    def __iter__(self) -> Iterator[CandidateId]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, id_: object) -> bool:
-        return id_ in self._rows
-
-    def genome(self, id_: CandidateId) -> Genome | None:
-        """A candidate's genome alone."""
-        text = self._rows[id_].genome
-        with _damage(self._path):
-            return None if text is None else json.loads(text)
-
-    def fingerprint(self, id_: CandidateId) -> str:
-        """The fingerprint of a candidate's recipe."""
-        return self._rows[id_].fingerprint
-
-    def add(self, id_: CandidateId, row: _Row, parsed: Candidate | None = None) -> None:
-        """Take in a candidate that is committed; `parsed` serves for as long as anybody has it."""
-        self._rows[id_] = row
-        if parsed is not None:
-            self._parsed[id_] = parsed
-
-
 class Ledger:
     """A run's memory: durable on disk, and as objects in the driver.
 
@@ -141,7 +87,7 @@ class Ledger:
             raise ConfigurationError(f"{path.parent}: no run here (there is no {path.name})")
         self.path = path
         uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
-        with _damage(path):
+        with damage(path):
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
             self._open(read_only)
@@ -150,7 +96,7 @@ class Ledger:
             raise
 
     def _open(self, read_only: bool) -> None:
-        with _damage(self.path):
+        with damage(self.path):
             self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
             if (number := int(self.meta["format"])) > FORMAT:
                 raise LedgerDamaged(
@@ -169,7 +115,7 @@ class Ledger:
                 "WHERE event <= ? ORDER BY id",
                 (self._horizon,),
             ):
-                self.candidates.add(id_, _Row(*row))
+                self.candidates.add(id_, Row(*row))
         self._measurements: Measurements | None = None
         self._items_of: Counter[int] = Counter()  # cohort -> item evaluations
 
@@ -181,7 +127,7 @@ class Ledger:
             LedgerDamaged: they cannot be read.
         """
         if self._measurements is None:
-            with _damage(self.path):
+            with damage(self.path):
                 self._measurements = Measurements(self.meta["num_items"])
                 self._load()
         return self._measurements
@@ -216,7 +162,7 @@ class Ledger:
         temporary = path.with_suffix(".creating")
         for leftover in (temporary, temporary.with_name(f"{temporary.name}-journal")):
             leftover.unlink(missing_ok=True)
-        with _database_errors(path):
+        with database_errors(path):
             db = sqlite3.connect(temporary, isolation_level=None)
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(SCHEMA)
@@ -240,7 +186,7 @@ class Ledger:
     def asked(self, cohort: int, count: int, candidates: Sequence[Candidate]) -> None:
         """Commit candidates, before any of them is dispatched."""
         rows = {
-            candidate.id: _Row(
+            candidate.id: Row(
                 candidate.label,
                 None if candidate.genome is None else canonical_json(candidate.genome),
                 None if candidate.recipe is None else candidate.recipe.to_json(),
@@ -275,24 +221,24 @@ class Ledger:
         with self._transaction("result", "measured", cohort, data) as event:
             self._db.executemany(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(event, fingerprint, *_pack(responses)) for responses in outcome.responses],
+                [(event, fingerprint, *pack(responses)) for responses in outcome.responses],
             )
         self._remember(cohort, data, outcome.responses)
 
     def told(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
         """Commit a cohort's scores together with the fact that the searcher is told them."""
-        data = [_evaluation_data(evaluation) for evaluation in evaluations]
+        data = [evaluation_data(evaluation) for evaluation in evaluations]
         with self._transaction("tell", "told", cohort, data):
             pass
 
     def scored(self, cohort: int, evaluations: Sequence[Evaluation]) -> None:
         """Commit the scores of a cohort that the budget cut short; once, however often resumed."""
-        data = [_evaluation_data(evaluation) for evaluation in evaluations]
+        data = [evaluation_data(evaluation) for evaluation in evaluations]
         newest = self._db.execute(
             "SELECT kind, cohort, data FROM events WHERE kind IN ('told', 'scored') "
             "ORDER BY sequence DESC LIMIT 1"
         ).fetchone()
-        if newest == ("scored", cohort, _ordered_json(data)):
+        if newest == ("scored", cohort, ordered_json(data)):
             return
         with self._transaction("tell", "scored", cohort, data):
             pass
@@ -306,12 +252,12 @@ class Ledger:
     def _transaction(
         self, place: str, kind: str, cohort: int | None, data: Any
     ) -> Iterator[int | None]:
-        with _database_errors(self.path):
+        with database_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 event = self._db.execute(
                     "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
-                    (kind, cohort, time.time(), _ordered_json(data)),
+                    (kind, cohort, time.time(), ordered_json(data)),
                 ).lastrowid
                 yield event
                 failpoint(f"{place}.before_commit")
@@ -327,7 +273,7 @@ class Ledger:
     def events(self, *kinds: str) -> Iterator[tuple[str, int, Any]]:
         """(kind, cohort, data) of the events of these kinds, in order."""
         marks = ", ".join("?" * len(kinds))
-        with _damage(self.path):
+        with damage(self.path):
             rows = self._db.execute(
                 f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) "  # noqa: S608
                 "AND sequence <= ? ORDER BY sequence",
@@ -339,7 +285,7 @@ class Ledger:
     def asked_ids(self) -> dict[int, list[CandidateId]]:
         """Cohort -> the ids of its candidates, in the order of asking."""
         asked: dict[int, list[CandidateId]] = {}
-        with _damage(self.path):
+        with damage(self.path):
             for cohort, candidate in self._db.execute(
                 "SELECT cohort, id FROM candidates JOIN events ON event = sequence "
                 "WHERE event <= ? ORDER BY event, candidates.rowid",
@@ -351,7 +297,7 @@ class Ledger:
     def seconds_spent(self) -> float:
         """How long drivers have worked on the run: each session up to its last event."""
         seconds, start, last = 0.0, None, 0.0
-        with _damage(self.path):
+        with damage(self.path):
             for kind, moment in self._db.execute(
                 "SELECT kind, time FROM events WHERE sequence <= ? ORDER BY sequence",
                 (self._horizon,),
@@ -427,7 +373,7 @@ class Ledger:
             (self._horizon,),
         ):
             told = {"fingerprint": fingerprint, "failure": None}
-            self._remember(cohort, told, (_unpack(*packed),))
+            self._remember(cohort, told, (unpack(*packed),))
 
     def _remember(
         self, cohort: int, measured: Mapping[str, Any], responses: Sequence[Responses]
@@ -442,79 +388,3 @@ class Ledger:
         for response in responses:
             self._measurements.add(fingerprint, response)
         self._items_of[cohort] += self._measurements.item_evaluations - before
-
-
-def _ordered_json(value: Any) -> str:
-    """JSON that keeps the order of keys: objectives are told in the order of their declaration."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
-    score = evaluation.score
-    return {
-        "id": evaluation.id,
-        "score": None
-        if score is None
-        else {
-            name: [estimate.value, estimate.standard_error, estimate.num_items]
-            for name, estimate in score.objectives.items()
-        },
-        "rung": 0 if score is None else score.rung,
-        "failure": None if evaluation.failure is None else asdict(evaluation.failure),
-        "violation": evaluation.violation,
-    }
-
-
-def _pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
-    """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
-    columns, data = [], b""
-    for name, values in responses.columns.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"task {responses.task}: column {name} is not finite")
-        is_binary = bool(np.isin(values, (0, 1)).all())
-        block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")
-        columns.append([name, "bit" if is_binary else "f4"])
-        data += block.tobytes()
-    texts = None if responses.texts is None else json.dumps(responses.texts)
-    items = responses.items.astype("<u4").tobytes()
-    return responses.task, items, json.dumps(columns), data, texts
-
-
-def _unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | None) -> Responses:
-    ids = np.frombuffer(items, "<u4").astype(np.int64)
-    values: dict[str, NDArray[np.float32]] = {}
-    start = 0
-    for name, kind in json.loads(columns):
-        size = (len(ids) + 7) // 8 if kind == "bit" else 4 * len(ids)
-        block = data[start : start + size]
-        start += size
-        if kind == "bit":
-            bits = np.unpackbits(np.frombuffer(block, np.uint8), count=len(ids))
-            values[name] = bits.astype(np.float32)
-        else:
-            values[name] = np.frombuffer(block, "<f4").astype(np.float32)
-    return Responses(task, ids, values, None if texts is None else tuple(json.loads(texts)))
-
-
-@contextmanager
-def _database_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if "full" in str(error):
-            raise DiskFull(
-                f"{path}: no space left on the disk; what was committed is intact"
-            ) from None
-        raise LedgerDamaged(f"{path}: {error}") from None
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a ledger is read is a damage of the file."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise LedgerDamaged(f"{path}: damaged: {what}") from None

@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as arrays
 from toys import start_fork
 
 from evomerge.errors import ConfigurationError, LedgerDamaged
-from evomerge.ledger import FORMAT, Ledger, _pack, _unpack
+from evomerge.ledger import FORMAT, Ledger
+from evomerge.ledger_rows import pack, unpack
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import (
     Candidate,
@@ -80,7 +81,7 @@ def some_responses(draw: st.DrawFn) -> Responses:
 @settings(max_examples=300, deadline=None)
 @given(some_responses())
 def test_responses_come_back_exactly(responses):
-    again = _unpack(*_pack(responses))
+    again = unpack(*pack(responses))
     assert again.task == responses.task
     assert np.array_equal(again.items, responses.items)
     assert list(again.columns) == list(responses.columns)

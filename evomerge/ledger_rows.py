@@ -1,0 +1,157 @@
+"""How records stand in the rows of the ledger, and what a damaged row means."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import DiskFull, LedgerDamaged
+from evomerge.recipe import Recipe
+from evomerge.records import Candidate, CandidateId, Evaluation, Genome, Responses
+
+
+class Row(NamedTuple):
+    """A candidate as it stands in the ledger."""
+
+    label: str
+    genome: str | None
+    recipe: str | None
+    fingerprint: str
+    violations: str
+
+
+class Candidates(Mapping[CandidateId, Candidate]):
+    """All candidates of a run, in the order of their ids.
+
+    They are kept as text and parsed when they are asked for: a long run asks for few of them again,
+    and a parsed recipe is ten times as large.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[CandidateId, Row] = {}
+        self._parsed: WeakValueDictionary[CandidateId, Candidate] = WeakValueDictionary()
+
+    def __getitem__(self, id_: CandidateId) -> Candidate:
+        if (known := self._parsed.get(id_)) is not None:
+            return known
+        row = self._rows[id_]
+        with damage(self._path):
+            recipe = None if row.recipe is None else Recipe.from_json(row.recipe)
+            violations = tuple(json.loads(row.violations))
+        candidate = Candidate(id_, self.genome(id_), recipe, violations, row.label)
+        self._parsed[id_] = candidate
+        return candidate
+
+    def __iter__(self) -> Iterator[CandidateId]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._rows
+
+    def genome(self, id_: CandidateId) -> Genome | None:
+        """A candidate's genome alone."""
+        text = self._rows[id_].genome
+        with damage(self._path):
+            return None if text is None else json.loads(text)
+
+    def fingerprint(self, id_: CandidateId) -> str:
+        """The fingerprint of a candidate's recipe."""
+        return self._rows[id_].fingerprint
+
+    def add(self, id_: CandidateId, row: Row, parsed: Candidate | None = None) -> None:
+        """Take in a candidate that is committed; `parsed` serves for as long as anybody has it."""
+        self._rows[id_] = row
+        if parsed is not None:
+            self._parsed[id_] = parsed
+
+
+def ordered_json(value: Any) -> str:
+    """JSON that keeps the order of keys: objectives are told in the order of their declaration."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON, without its genome, which stands with the candidate."""
+    score = evaluation.score
+    return {
+        "id": evaluation.id,
+        "score": None
+        if score is None
+        else {
+            name: [estimate.value, estimate.standard_error, estimate.num_items]
+            for name, estimate in score.objectives.items()
+        },
+        "rung": 0 if score is None else score.rung,
+        "failure": None if evaluation.failure is None else asdict(evaluation.failure),
+        "violation": evaluation.violation,
+    }
+
+
+def pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
+    """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
+    columns, data = [], b""
+    for name, values in responses.columns.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"task {responses.task}: column {name} is not finite")
+        is_binary = bool(np.isin(values, (0, 1)).all())
+        block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")
+        columns.append([name, "bit" if is_binary else "f4"])
+        data += block.tobytes()
+    texts = None if responses.texts is None else json.dumps(responses.texts)
+    items = responses.items.astype("<u4").tobytes()
+    return responses.task, items, json.dumps(columns), data, texts
+
+
+def unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | None) -> Responses:
+    """The inverse of `pack`."""
+    ids = np.frombuffer(items, "<u4").astype(np.int64)
+    values: dict[str, NDArray[np.float32]] = {}
+    start = 0
+    for name, kind in json.loads(columns):
+        size = (len(ids) + 7) // 8 if kind == "bit" else 4 * len(ids)
+        block = data[start : start + size]
+        start += size
+        if kind == "bit":
+            bits = np.unpackbits(np.frombuffer(block, np.uint8), count=len(ids))
+            values[name] = bits.astype(np.float32)
+        else:
+            values[name] = np.frombuffer(block, "<f4").astype(np.float32)
+    return Responses(task, ids, values, None if texts is None else tuple(json.loads(texts)))
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """A full disk is one thing; whatever else goes wrong in writing is another."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "full" in str(error):
+            raise DiskFull(
+                f"{path}: no space left on the disk; what was committed is intact"
+            ) from None
+        raise LedgerDamaged(f"{path}: {error}") from None
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a ledger is read is a damage of the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise LedgerDamaged(f"{path}: damaged: {what}") from None
