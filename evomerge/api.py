@@ -18,7 +18,7 @@ from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experi
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
-from evomerge.pareto import best_first
+from evomerge.pareto import best
 from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.export import export_model, merged_tensors
@@ -68,10 +68,10 @@ class Run:
         """
         if (final := self.ledger.final()) is not None:
             return self.ledger.candidates[final["best"]["candidate"]]
-        ranked = best_first(list(self.ledger.evaluations().values()))
-        if not ranked:
+        top = best(list(self.ledger.evaluations().values()))
+        if top is None:
             raise ConfigurationError(f"{self.folder}: no candidate has a score yet")
-        return self.ledger.candidates[ranked[0].id]
+        return self.ledger.candidates[top.id]
 
     def front(self) -> list[dict[str, Any]]:
         """The front's rows of the final table; with one objective, the best alone.

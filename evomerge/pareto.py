@@ -124,3 +124,12 @@ def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     ids = np.array([e.id for e, _ in scored])
     order = np.lexsort((ids, -values.mean(axis=1), ranks, -rungs))
     return [scored[i][0] for i in order]
+
+
+def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The first of `best_first`, found without ranking the rest; None if nobody has a score.
+
+    Whoever has the largest mean is dominated by nobody.
+    """
+    scored = [(-e.score.rung, -np.mean(e.score.values), e.id, e) for e in evaluations if e.score]
+    return min(scored, key=lambda entry: entry[:3])[3] if scored else None

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from evomerge.experiment.wire import Parts
 from evomerge.ledger import Ledger
-from evomerge.pareto import best_first
+from evomerge.pareto import best
 from evomerge.records import Candidate, Evaluation, Outcome
 
 PLAIN_EVERY_S = 10.0  # how often a search speaks where there is no terminal to draw on
@@ -104,10 +104,8 @@ class TerminalView:
         """Show the incumbent."""
         if self._ledger is None:
             return
-        scored = [e for e in evaluations if e.score is not None]
-        if scored:
-            best = best_first(scored)[0].score
-            self._best = f"generation's best {np.mean(best.values):.3f}" if best else ""
+        if (top := best(evaluations)) is not None and top.score is not None:
+            self._best = f"generation's best {np.mean(top.score.values):.3f}"
         self._num_told = 1 + max(e.id for e in evaluations)
         self._bars.update(self._tasks["search"], completed=self._num_told, facts=self._facts())
         if time.monotonic() - self._last_plain > PLAIN_EVERY_S:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evomerge.pareto import hypervolume, knee, non_dominated
+from evomerge.pareto import best, best_first, hypervolume, knee, non_dominated
+from evomerge.records import Estimate, Evaluation, Score
 
 # Few different coordinates, so that equal points and ties in one objective are common.
 grids = st.integers(1, 4).flatmap(
@@ -119,3 +120,24 @@ def test_the_knee_of_degenerate_fronts() -> None:
         knee(np.empty((0, 2)))
     with pytest.raises(ValueError, match="expected shape"):
         knee([1.0, 2.0])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.integers(0, 3), min_size=2, max_size=2)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_the_best_is_the_first_of_all(rows):
+    """`best_first` ranks whole fronts; the short cut must find the same head."""
+    evaluations = [
+        Evaluation(
+            number,
+            [],
+            Score({str(k): Estimate(v / 3, 0.0, 1) for k, v in enumerate(values)}, rung),
+        )
+        for number, (rung, values) in enumerate(rows)
+    ]
+    assert best(evaluations) == best_first(evaluations)[0]
+    assert best([]) is None

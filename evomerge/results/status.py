@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.ledger import Ledger
 from evomerge.lock import holder
-from evomerge.pareto import best_first
+from evomerge.pareto import best
 from evomerge.records import Evaluation, Score
 
 
@@ -17,14 +17,14 @@ def status(folder: Path, ledger: Ledger) -> dict[str, Any]:
     evaluations = ledger.evaluations()
     final = ledger.final()
     driver = holder(folder)
-    best = best_first([e for e in evaluations.values() if e.score is not None])
+    top = best(list(evaluations.values()))
     return {
         "state": "running" if driver is not None else "finished" if final else "stopped",
         "driver": driver,
         "candidates": len(evaluations),
         "failed": sum(e.failure is not None for e in evaluations.values()),
         "item_evaluations": ledger.item_evaluations,
-        "incumbent": incumbent(best[0]) if best else None,
+        "incumbent": incumbent(top) if top else None,
         "final": final,
     }
 
