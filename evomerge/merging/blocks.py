@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
@@ -108,6 +108,30 @@ def resolve(recipe: Recipe, groups: tuple[Group, ...]) -> dict[Group, Effective 
     if problems:
         raise ConfigurationError(problems)
     return plan
+
+
+def joined(
+    plan: Mapping[Group, Effective | None], origin: Checkpoint
+) -> dict[Group, Effective | None]:
+    """The same plan in fewer steps: groups that merge alike are one, up to a chunk.
+
+    A small model with one merge for all its layers is then written in a few steps instead of one
+    for each layer and component. What is joined depends on the recipe alone, so its values do too.
+    """
+    fewer: dict[Group, Effective | None] = {}
+    open_ones: dict[tuple[object, ...], Group] = {}  # the last group of each kind
+    filled: dict[tuple[object, ...], int] = {}
+    for group, effective in plan.items():
+        kind = (effective, group.copied, origin.dtype(group.names[0]))
+        size = sum(math.prod(origin.shape(name)) for name in group.names)
+        if kind in open_ones and filled[kind] + size <= CHUNK:
+            before = open_ones[kind]
+            del fewer[before]
+            group = replace(before, names=before.names + group.names)
+            size += filled[kind]
+        fewer[group] = effective
+        open_ones[kind], filled[kind] = group, size
+    return fewer
 
 
 def check_recipe(recipe: Recipe, anatomy: Anatomy) -> list[Problem]:

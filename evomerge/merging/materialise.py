@@ -18,6 +18,7 @@ from evomerge.merging.blocks import (
     Group,
     check_recipe,
     groups_of,
+    joined,
     operator_of,
     resolve,
 )
@@ -64,7 +65,7 @@ class Merger:
         self._plan: dict[Group, Effective | None] = {}
 
     def plan(self, recipe: Recipe) -> Mapping[Group, Effective | None]:
-        """What every group's values depend on; None for what is copied from the base.
+        """What is written in one step, and what it depends on; None for copies of the base.
 
         Raises:
             ConfigurationError: with all that is wrong with the recipe.
@@ -78,7 +79,8 @@ class Merger:
                 or any(slot.layer != i for i, slot in enumerate(slots))
             ):
                 raise ConfigurationError(check_recipe(recipe, self.anatomy))
-            self._plan = resolve(recipe, self.groups)
+            plan = resolve(recipe, self.groups)
+            self._plan = joined(plan, self.checkpoints[self.base])
             self._recipe = recipe
             self._cache.next_candidate()
         return self._plan
@@ -92,15 +94,15 @@ class Merger:
         """
         self._require(name)
         plan = self.plan(recipe)
-        whole = next(group for group in self.groups if name in group.names)
-        self.write(self._group_of[name], plan[whole], [out])
+        effective = next(plan[group] for group in plan if name in group.names)
+        self.write(self._group_of[name], effective, [out])
 
     def tensors(self, recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
         """All merged tensors, one at a time, in the recipe's dtype or else the base's."""
         plan = self.plan(recipe)
         origin = self.checkpoints[self.base]
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-        for group in self.groups:
+        for group, effective in plan.items():
             outs = [
                 torch.empty(
                     origin.shape(name),
@@ -110,7 +112,7 @@ class Merger:
                 )
                 for name in group.names
             ]
-            self.write(group, plan[group], outs)
+            self.write(group, effective, outs)
             yield from zip(group.names, outs, strict=True)
 
     def write(self, group: Group, effective: Effective | None, outs: Sequence[Tensor]) -> None:

@@ -85,14 +85,14 @@ class Resident:
         count = 0
         for group, effective in plan.items():
             if group not in held or held[group] != effective:
-                self.merger.write(group, effective, self._targets[group])
+                self.merger.write(group, effective, [self._targets[name] for name in group.names])
                 count += len(group.names)
         self._written = dict(plan)
         return count
 
 
-def _targets(module: nn.Module, merger: Merger) -> dict[Group, list[Tensor]]:
-    """The module's tensors, group by group.
+def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:
+    """The module's tensors, by their names.
 
     Raises:
         ModelError: naming every tensor that one side lacks, or that has another shape.
@@ -115,7 +115,7 @@ def _targets(module: nn.Module, merger: Merger) -> dict[Group, list[Tensor]]:
     ]
     if problems:
         raise ModelError(problems)
-    return {group: [state[name] for name in group.names] for group in merger.groups}
+    return {name: state[name] for name in origin.names}
 
 
 def _from_folder(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:

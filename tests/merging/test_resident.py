@@ -139,3 +139,17 @@ def test_weights_that_are_missing_are_told(llamas, tmp_path):
     opened = {"base": open_checkpoint(tmp_path / "base", name="base")}
     with pytest.raises(ModelError, match=r"model\.norm\.weight"):
         Resident.open(opened, "base")
+
+
+def test_what_merges_alike_is_written_in_one_step(llamas):
+    """Fewer steps, every tensor once, and the values of the tensors merged one by one."""
+    opened = {name: open_checkpoint(llamas / name, name=name) for name in MODELS}
+    merger = Merger(opened, anatomy_of(opened["base"]), "base", 2**20)
+    one = recipe(weight=0.3)
+    plan = merger.plan(one)
+    assert len(plan) < len(merger.groups)
+    assert sorted(name for group in plan for name in group.names) == sorted(opened["base"].names)
+    for name, merged in merger.tensors(one):
+        alone = torch.empty_like(merged)
+        merger.merge_tensor(one, name, alone)
+        torch.testing.assert_close(merged, alone, rtol=0, atol=1e-6)
