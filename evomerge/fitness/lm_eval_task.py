@@ -22,6 +22,7 @@ import numpy as np
 
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
 from evomerge.fitness.choices import gold_choices
+from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
@@ -161,6 +162,8 @@ class LmEvalTask:
 
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
+        if self._expected is not None:
+            return exact_match(self._expected[item], answers[0])
         with self._guard:
             value = self._results(item, answers)[self.metric]
         return self._sign * float(value)
@@ -171,6 +174,12 @@ class LmEvalTask:
             return None
         with silent_and_offline(), self._guard:
             return gold_choices(self._task, self._docs)
+
+    @cached_property
+    def _expected(self) -> list[str] | None:
+        """Every item's right answer, where the score is whether the answer equals it."""
+        with silent_and_offline(), self._guard:
+            return expected_answers(self._task, self.metric, self._filters, self._docs)
 
     @cached_property
     def depends_on_best_choice_only(self) -> bool:

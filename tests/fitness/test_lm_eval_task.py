@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -122,8 +124,39 @@ def asset(task: str, **options: Any) -> LmEvalTask:
     return LmEvalTask(task, task=f"assets_{task}", path=ASSETS, **options)
 
 
+def scored_by_lm_eval(task: LmEvalTask, item: int, answer: str) -> float:
+    """The score without any short cut."""
+    return float(task._results(item, [answer])[task.metric])
+
+
 def log_likelihoods(sample: dict[str, Any]) -> list[float]:
     return [answer[0] for answer in sample["filtered_resps"]]
+
+
+@pytest.fixture(scope="module")
+def copy_task() -> LmEvalTask:
+    return asset("copy")
+
+
+@given(
+    item=st.integers(0, 15),
+    before=st.sampled_from(["", " ", "\0", "x"]),
+    after=st.sampled_from(["", " ", "\n", "\0", "\0\0", ".", "É"]),
+)
+def test_exact_match_is_lm_evals(copy_task, item, before, after):
+    assert copy_task._expected is not None
+    answer = before + copy_task._expected[item] + after
+    assert copy_task.score(item, [answer]) == scored_by_lm_eval(copy_task, item, answer)
+
+
+def test_exact_match_with_options_is_left_to_lm_eval(tmp_path):
+    plain = "metric: exact_match"
+    for number, new in enumerate([plain, f"{plain}\n    ignore_case: true"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        task = LmEvalTask("copy", **changed(folder, plain, new))
+        assert (task._expected is None) == bool(number)
+        assert task.score(0, ["QRSTQ"]) == scored_by_lm_eval(task, 0, "QRSTQ")
 
 
 # --- equal to lm-eval -----------------------------------------------------------------------------
