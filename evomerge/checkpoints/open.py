@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -122,11 +122,12 @@ class Checkpoint:
         self._maps.clear()
 
     def _find(self, name: str) -> Entry | torch.Tensor:
-        try:
-            return self._stored[name]
-        except KeyError:
-            what = f"has no tensor {name!r}"
-            raise ModelError(Problem(self.where, what, nearest(name, self.names))) from None
+        found = self._stored.get(name)
+        return self._missing(name) if found is None else found
+
+    def _missing(self, name: str) -> NoReturn:
+        what = f"has no tensor {name!r}"
+        raise ModelError(Problem(self.where, what, nearest(name, self.names)))
 
     def _map(self, file: StoredFile) -> torch.Tensor:
         """All bytes of a file, shape (size_bytes,)."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.anatomy import anatomy_of
-from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.family import open_family
+from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import preflight
 from evomerge.documents import parse, read_yaml
-from evomerge.errors import ConfigurationError, ModelError, Problem
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.experiment.wire import Progress, resolve
 from evomerge.merging.blocks import check_recipe
 from evomerge.merging.check import check_merge
@@ -59,17 +60,14 @@ def open_recipe_models(
         problems.update((str(p), p) for p in check_merge(complete, recipe.base))
     if problems:
         raise ConfigurationError(problems.values())
-    checkpoints = {}
-    missing: list[Problem] = []
-    for name, source in recipe.models.items():
-        given = (sources or {}).get(name)
-        try:
-            where: Any = given if isinstance(given, Mapping) else resolve(source.path, progress)
-            checkpoints[name] = open_checkpoint(where, name=name, allow_pickle=allow_pickle_weights)
-        except ModelError as error:
-            missing += error.problems
-    if missing:
-        raise ModelError(missing)
+    given = sources or {}
+    found: dict[str, Any] = {
+        name: given[name]
+        if isinstance(given.get(name), Mapping)
+        else resolve(source.path, progress)
+        for name, source in recipe.models.items()
+    }
+    checkpoints = open_family(found, recipe.base, allow_pickle=allow_pickle_weights).checkpoints
     preflight(checkpoints, recipe.base)
     if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
         raise ConfigurationError(unlike)

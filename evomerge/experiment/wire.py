@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
-from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.family import open_family
+from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig, FitnessConfig
@@ -92,22 +93,19 @@ def open_models(
         ModelError: everything that is missing, damaged, not finite, or does not fit.
     """
     given = (in_memory or InMemory()).models
-    checkpoints: dict[str, Checkpoint] = {}
+    sources: dict[str, Any] = {}
     problems: list[Problem] = []
-    error_type: type[EvomergeError] = ConfigurationError
     for name, path in config.models().items():
         try:
             if path.startswith(IN_MEMORY) and name not in given:
                 raise ConfigurationError("was a state dict in memory: hand it over again")
-            source = given[name] if name in given else resolve(path, progress)
-            checkpoints[name] = open_checkpoint(
-                source, name=name, allow_pickle=config.allow_pickle_weights
-            )
+            sources[name] = given[name] if name in given else resolve(path, progress)
         except EvomergeError as error:
-            error_type = type(error)
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
-        raise error_type(problems)
+        raise ConfigurationError(problems)
+    family = open_family(sources, "base", allow_pickle=config.allow_pickle_weights)
+    checkpoints = family.checkpoints
     warnings = preflight(checkpoints, "base")
     for name, checkpoint in checkpoints.items():
         report = None if progress is None else partial(progress, f"reading {name}")
@@ -117,7 +115,7 @@ def open_models(
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
         raise ModelError(problems)
-    return Models(checkpoints, anatomy_of(checkpoints["base"]), tuple(warnings))
+    return Models(checkpoints, anatomy_of(checkpoints["base"]), (*family.notes, *warnings))
 
 
 def resolve(path: str, progress: Progress | None = None) -> str:

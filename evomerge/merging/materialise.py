@@ -162,8 +162,14 @@ class Merger:
             sources=tuple(self._flat(source, group.names) for source in effective.sources),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
+            depths=tuple(map(self._depth, group.names)),
             whole_model=self._whole_model,
         )
+
+    def _depth(self, name: str) -> float | None:
+        """How deep in the model a tensor's layer lies, from 0 to 1."""
+        layer = self.anatomy.places[name].layer
+        return None if layer is None else layer / max(1, self.anatomy.num_layers - 1)
 
     def _flat(self, model: str, names: Sequence[str]) -> Tensor:
         """A model's tensors end to end, shape (numel,): a view where it is one."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.records import Parameter
 
@@ -34,6 +34,7 @@ class Block:
 
     names, shapes: of the tensors; base: shape (numel,), absent for operators that need none;
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
+    depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
     whole_model: the ascending magnitudes of a source's task vector over the whole model.
     """
 
@@ -43,6 +44,7 @@ class Block:
     sources: tuple[Tensor, ...]
     source_names: tuple[str, ...]
     mask_seed: int
+    depths: tuple[float | None, ...]
     whole_model: Callable[[str], NDArray[np.float32]]
 
     @property
@@ -86,6 +88,7 @@ class Operator:
     apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
     accumulated in float32 and cast once. It raises CandidateError where the parameters make no
     model.
+    needs: what beside the weights it is computed from.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Operator:
     max_sources: int | None
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], None]
+    needs: Literal["nothing", "activations", "gradients"] = "nothing"
 
     def parameter(self, name: str) -> Parameter:
         """The declaration of a parameter.

@@ -63,17 +63,16 @@ class Worker:
         import torch
         from transformers.utils import logging as transformers_logging
 
-        from evomerge.checkpoints.open import open_checkpoint
+        from evomerge.checkpoints.family import open_family
         from evomerge.fitness import make_task
         from evomerge.merging.resident import Resident
 
         torch.set_num_threads(spec.threads)
         transformers_logging.disable_progress_bar()  # the run has its own
         self.name = name
-        checkpoints = {
-            model: open_checkpoint(source, name=model, allow_pickle=spec.allow_pickle)
-            for model, source in spec.models.items()
-        }
+        checkpoints = open_family(
+            spec.models, spec.base, allow_pickle=spec.allow_pickle
+        ).checkpoints
         _compare(checkpoints, spec.sha256)
         self._model = Resident.open(
             checkpoints,

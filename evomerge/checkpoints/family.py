@@ -1,0 +1,52 @@
+"""The models of one merge, opened together and made to fit each other where they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.errors import ModelError, Problem
+
+Source = str | Path | Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Opened models by name, as merges see them.
+
+    Attributes:
+        checkpoints: the models; some may be seen through a change (see derived.py).
+        base: the name of the one that the others are compared with.
+        notes: what was changed to make them fit, for the user to read.
+    """
+
+    checkpoints: dict[str, Checkpoint]
+    base: str
+    notes: tuple[str, ...] = ()
+
+
+def open_family(sources: Mapping[str, Source], base: str, *, allow_pickle: bool = False) -> Family:
+    """Open the models of a merge; whoever opens the same ones sees the same tensors.
+
+    Args:
+        sources: by name, a folder, a file or a state dict in memory.
+        base: one of the names.
+        allow_pickle: whether pickled weights may be read.
+
+    Raises:
+        ModelError: everything that is missing or damaged, each problem with its model's name.
+    """
+    checkpoints: dict[str, Checkpoint] = {}
+    problems: list[Problem] = []
+    for name, source in sources.items():
+        try:
+            checkpoints[name] = open_checkpoint(source, name=name, allow_pickle=allow_pickle)
+        except ModelError as error:
+            problems += [Problem(f"model {name}", str(p)) for p in error.problems]
+    if problems:
+        raise ModelError(problems)
+    return Family(checkpoints, base)
