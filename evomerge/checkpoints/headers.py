@@ -101,6 +101,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             entries[name] = entry
         else:
             problems.append(Problem(f"{path}: tensor {name!r}", problem))
+    problems += _cut(file, entries)
     problems = problems or _gaps(file, entries, data_start)
     if problems:
         raise ModelError(shortened(problems))
@@ -205,13 +206,24 @@ def _entry(file: StoredFile, value: Any, data_start: int) -> tuple[str, Entry | 
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         return f"data_offsets must be two ascending integers, got {_short(offsets)}", None
     start, stop = offsets[0] + data_start, offsets[1] + data_start
-    if stop > file.size_bytes:
-        return f"ends at byte {stop}, but the file has {file.size_bytes}", None
     needed = math.prod(shape) * dtype.itemsize
     if needed != stop - start:
         what = f"{value['dtype']} of shape {_short(shape)} needs {_short(needed)} bytes"
         return f"{what}, but {stop - start} are stored", None
     return "", Entry(file, dtype, tuple(shape), start, stop)
+
+
+def _cut(file: StoredFile, entries: dict[str, Entry]) -> list[Problem]:
+    """One line for a file that ends before its tensors do, however many they are."""
+    beyond = [name for name, entry in entries.items() if entry.stop > file.size_bytes]
+    if not beyond:
+        return []
+    promised = max(entries[name].stop for name in beyond)
+    first = min(beyond, key=lambda name: entries[name].stop)
+    counted = "1 tensor ends" if len(beyond) == 1 else f"{len(beyond)} tensors end"
+    what = f"is cut off at byte {file.size_bytes} of {promised}"
+    hint = f"{counted} after it, first {first!r}"
+    return [Problem(str(file.path), what, hint)]
 
 
 def _gaps(file: StoredFile, entries: dict[str, Entry], data_start: int) -> list[Problem]:

@@ -86,7 +86,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         "needs",
     ),
     "descending offsets": (pack({"a": entry(4, 0, shape=[1])}, bytes(4)), "ascending"),
-    "offsets past the end": (pack({"a": entry(0, 2**62)}, bytes(4)), "ends at byte"),
+    "offsets past the end": (pack({"a": entry(0, 2**62)}, bytes(4)), "ends after it, first 'a'"),
     "offsets of 2^63": (pack({"a": entry(0, 2**63)}, bytes(4)), "data_offsets"),
     "three offsets": (
         pack({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, bytes(4)),
