@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +30,13 @@ class Derived(Checkpoint):
     Args:
         origin: the model that is changed; name, path and files are its own.
         tensors: by the new name, the origin's name of a tensor, or one that is made.
+        name: what this one is called; the origin's name by default.
+        path: where tokenizer and small files are; the origin's path by default.
         config: the changed config.json; the origin's by default.
-        change: all that the change depends on, as JSON; with the origin's checksum it gives this
-            one's.
+        beside: what else is read to make tensors; what it holds, and a NaN in it, counts.
+        small_files: tokenizer and the like, by name, a path or a text; those in `path` by default.
+        change: all that the change depends on, as JSON; with the checksums of what is read it
+            gives this one's.
     """
 
     def __init__(
@@ -39,17 +44,23 @@ class Derived(Checkpoint):
         origin: Checkpoint,
         tensors: Mapping[str, str | Made],
         *,
+        name: str | None = None,
+        path: Path | None = None,
         config: Mapping[str, Any] | None = None,
+        beside: Checkpoint | None = None,
+        small_files: Mapping[str, Path | str] | None = None,
         change: Any,
     ) -> None:
         super().__init__(
-            origin.name,
+            origin.name if name is None else name,
             {},
-            path=origin.path,
+            path=origin.path if path is None else path,
             config=origin.config if config is None else config,
-            files=origin.files,
+            files=origin.files + (() if beside is None else beside.files),
         )
         self.origin = origin
+        self._beside = beside
+        self.small_files = None if small_files is None else dict(small_files)
         self.names = tuple(sorted(tensors))
         self._tensors = dict(tensors)
         self._change = change
@@ -69,17 +80,27 @@ class Derived(Checkpoint):
         found = self._source(name)
         return self.origin.tensor(found) if isinstance(found, str) else found.make()
 
+    def is_made(self, name: str) -> bool:
+        """Whether a tensor is computed, here or by the origin."""
+        found = self._source(name)
+        return self.origin.is_made(found) if isinstance(found, str) else True
+
     def survey(self, progress: Callable[[int, int], None] | None = None) -> Survey:
-        """The origin's survey, with a checksum that tells the change."""
+        """The surveys of what is read, with a checksum that tells the change."""
         if self._survey is None:
-            found = self.origin.survey(progress)
-            content = canonical_json([found.sha256, self._change])
-            self._survey = Survey(hashlib.sha256(content.encode()).hexdigest(), found.non_finite)
+            read = [self.origin.survey(progress)]
+            if self._beside is not None:
+                read.append(self._beside.survey(progress))
+            content = canonical_json([*(found.sha256 for found in read), self._change])
+            non_finite = tuple(name for found in read for name in found.non_finite)
+            self._survey = Survey(hashlib.sha256(content.encode()).hexdigest(), non_finite)
         return self._survey
 
     def close(self) -> None:
-        """Let go of the origin's mapped files."""
+        """Let go of the mapped files."""
         self.origin.close()
+        if self._beside is not None:
+            self._beside.close()
 
     def _source(self, name: str) -> str | Made:
         found = self._tensors.get(name)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
+from evomerge.checkpoints.adapters import base_notes, open_adapter
+from evomerge.checkpoints.folder import has_adapter_too, is_adapter
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import ModelError, Problem
 
@@ -33,7 +36,7 @@ def open_family(sources: Mapping[str, Source], base: str, *, allow_pickle: bool 
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
 
     Args:
-        sources: by name, a folder, a file or a state dict in memory.
+        sources: by name, a folder (of a model or an adapter), a file or a state dict in memory.
         base: one of the names.
         allow_pickle: whether pickled weights may be read.
 
@@ -42,11 +45,31 @@ def open_family(sources: Mapping[str, Source], base: str, *, allow_pickle: bool 
     """
     checkpoints: dict[str, Checkpoint] = {}
     problems: list[Problem] = []
-    for name, source in sources.items():
+    notes: list[str] = []
+    # The base first: adapters are read as changes of it.
+    for name in sorted(sources, key=lambda name: name != base):
+        source = sources[name]
         try:
+            if name != base and _is_adapter(source):
+                if base in checkpoints:  # else there is an error already
+                    adapted = open_adapter(
+                        source, name=name, base=checkpoints[base], allow_pickle=allow_pickle
+                    )
+                    checkpoints[name] = adapted
+                    notes += base_notes(adapted)
+                continue
             checkpoints[name] = open_checkpoint(source, name=name, allow_pickle=allow_pickle)
+            if isinstance(source, str | Path) and has_adapter_too(Path(source).expanduser()):
+                notes.append(f"{name}: the adapter in {source} is not read, the model beside it is")
         except ModelError as error:
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
         raise ModelError(problems)
-    return Family(checkpoints, base)
+    return Family({name: checkpoints[name] for name in sources}, base, tuple(notes))
+
+
+def _is_adapter(source: Source) -> TypeGuard[str | Path]:
+    try:
+        return isinstance(source, str | Path) and is_adapter(Path(source).expanduser())
+    except OSError:  # opening it will say what is wrong
+        return False

@@ -9,11 +9,21 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.headers import Entry, StoredFile, read_header, read_json, shortened
+from evomerge.checkpoints.headers import (
+    MAX_TENSORS,
+    Entry,
+    StoredFile,
+    read_header,
+    read_json,
+    shortened,
+)
 from evomerge.errors import ModelError, Problem
 
 Stored = dict[str, Entry | torch.Tensor]
 
+MAX_SHARDS = 5_000  # the largest models have hundreds
+
+_ADAPTER = "adapter_config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLE_SINGLE = "pytorch_model.bin"
@@ -30,15 +40,31 @@ def read_folder(folder: Path, *, allow_pickle: bool) -> tuple[Stored, dict[str, 
     """
     config_path = inside(folder, "config.json")
     config = read_json(config_path, what="a config") if config_path.exists() else {}
-    if (folder / "adapter_config.json").exists() and not config:
-        what = "is a PEFT adapter; adapters cannot be merged yet"
-        raise ModelError(Problem(str(folder), what, "merge it into its base model first"))
+    if is_adapter(folder):
+        what = "is a PEFT adapter, which is no model without its base"
+        hint = "name its base model as the base, and this folder as an expert"
+        raise ModelError(Problem(str(folder), what, hint))
     _refuse_quantised(config_path, config)
     if inside(folder, _SINGLE).exists():  # transformers looks in this order too
         return dict(read_header(inside(folder, _SINGLE))), config
     if inside(folder, _INDEX).exists():
         return dict(_read_sharded(folder, _INDEX)), config
     return _read_unusual(folder, allow_pickle=allow_pickle), config
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model of its own."""
+    return (folder / _ADAPTER).exists() and not _has_model(folder)
+
+
+def has_adapter_too(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter beside a model of its own."""
+    return (folder / _ADAPTER).exists() and _has_model(folder)
+
+
+def _has_model(folder: Path) -> bool:
+    names = (_SINGLE, _INDEX, _PICKLE_SINGLE, _PICKLE_INDEX)
+    return any((folder / name).exists() for name in names)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -123,6 +149,8 @@ def _weight_map(folder: Path, index_name: str) -> dict[str, list[str]]:
     weight_map = read_json(path, what="an index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(Problem(str(path), "has no weight_map of tensor names to files"))
+    if len(weight_map) > MAX_TENSORS:
+        raise ModelError(Problem(str(path), f"{len(weight_map)} tensors; at most {MAX_TENSORS}"))
     shards: dict[str, list[str]] = {}
     problems = []
     for tensor, shard in weight_map.items():
@@ -130,6 +158,8 @@ def _weight_map(folder: Path, index_name: str) -> dict[str, list[str]]:
             shards.setdefault(shard, []).append(tensor)
         else:
             problems.append(Problem(f"{path}: {tensor!r}", f"expected a file, got {shard!r}"))
+    if len(shards) > MAX_SHARDS:
+        raise ModelError(Problem(str(path), f"names {len(shards)} files; at most {MAX_SHARDS}"))
     for shard in shards:
         try:
             if not inside(folder, shard).exists():

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -53,6 +53,47 @@ def spots_by_module(
     return spots
 
 
+Kind = Literal["linear", "conv1d", "embedding", "other"]
+
+
+class Holder(NamedTuple):
+    """The module that holds a stored tensor: its path in the tree, and what it computes."""
+
+    path: str
+    kind: Kind
+
+
+def holders_by_module(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Holder] | None:
+    """The holders of those stored tensors that the tree has; None as for `spots_by_module`."""
+    from transformers.pytorch_utils import Conv1D
+
+    model = _meta_model(config)
+    if model is None:
+        return None
+    tree = _Tree(model)
+    kinds: dict[Any, Kind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
+    holders = {}
+    for name in names:
+        if (found := tree.find(name)) is not None:
+            path = found.rpartition(".")[0]
+            module = tree.modules[path]
+            kind: Kind = next((k for cls, k in kinds.items() if isinstance(module, cls)), "other")
+            holders[name] = Holder(path, kind)
+    return holders
+
+
+def shapes_by_module(
+    config: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, tuple[int, ...]] | None:
+    """The shapes that the tree gives to those stored tensors it has; None as above."""
+    model = _meta_model(config)
+    if model is None:
+        return None
+    tree = _Tree(model)
+    found = {name: tree.find(name) for name in names}
+    return {name: tree.shape(own) for name, own in found.items() if own is not None}
+
+
 def _meta_model(config: Mapping[str, Any]) -> nn.Module | None:
     """The config's model without memory; None where its class is not in transformers."""
     import transformers
@@ -82,16 +123,16 @@ class _Tree:
     """A model's parameters and buffers by name, and its block lists by path."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         self._tensors: dict[str, torch.Tensor] = dict(
             model.named_parameters(remove_duplicate=False)
         ) | dict(model.named_buffers(remove_duplicate=False))
         prefix = getattr(model, "base_model_prefix", "")
         self._prefix = f"{prefix}." if prefix else ""
-        self._has_base = bool(prefix) and prefix in self._modules
+        self._has_base = bool(prefix) and prefix in self.modules
         self._inputs = _parameter_ids(_call(model, "get_input_embeddings"))
         self._outputs = _parameter_ids(_call(model, "get_output_embeddings"))
-        self.lists = _block_lists(model, self._modules)  # path -> number of its first layer
+        self.lists = _block_lists(model, self.modules)  # path -> number of its first layer
 
     def find(self, name: str) -> str | None:
         """The tree's name for a stored tensor."""
@@ -99,6 +140,10 @@ class _Tree:
             if candidate in self._tensors:
                 return candidate
         return None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the tree."""
+        return tuple(self._tensors[name].shape)
 
     def spot(self, name: str) -> Spot:
         """The spot of a tensor of the tree."""
@@ -123,10 +168,10 @@ class _Tree:
         # From the list's own name inwards: parallel lists say "attentions" there.
         steps: list[tuple[str, nn.Module | None]] = [(parts[depth - 1], None)]
         steps += [
-            (parts[i - 1], self._modules[".".join(parts[:i])]) for i in range(depth + 2, len(parts))
+            (parts[i - 1], self.modules[".".join(parts[:i])]) for i in range(depth + 2, len(parts))
         ]
         if depth + 2 >= len(parts):  # the list's entries are leaves themselves
-            steps.append(("", self._modules[".".join(parts[: depth + 1])]))
+            steps.append(("", self.modules[".".join(parts[: depth + 1])]))
         if self._is_norm(name, steps[-1]):
             return "norm"
         if any(_is_attention(part, module) for part, module in steps):
@@ -140,7 +185,7 @@ class _Tree:
     def _outside(self, name: str) -> str:
         tensor = self._tensors[name]
         parent, _, leaf = name.rpartition(".")
-        module = self._modules[parent]
+        module = self.modules[parent]
         if id(tensor) in self._inputs:  # a tied head is the embedding
             return "embedding"
         if self._is_norm(name, (parent.rpartition(".")[2], module)):

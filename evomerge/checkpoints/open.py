@@ -85,6 +85,11 @@ class Checkpoint:
         """A tensor's stored dtype."""
         return self._find(name).dtype
 
+    def is_made(self, name: str) -> bool:
+        """Whether a tensor is computed when it is asked for, in a dtype of nobody's choice."""
+        self._find(name)
+        return False
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, memory-mapped where it comes from a file.
 

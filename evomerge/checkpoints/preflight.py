@@ -120,7 +120,7 @@ def _compare_dtypes(name: str, one: Checkpoint, base: Checkpoint) -> list[str]:
     pairs = Counter(
         (one.dtype(key), base.dtype(key))
         for key in set(one.names) & set(base.names)
-        if one.dtype(key) != base.dtype(key)
+        if one.dtype(key) != base.dtype(key) and not one.is_made(key)
     )
     return [
         f"{name}: {count} tensors are {mine}, the base's {theirs}".replace("torch.", "")
