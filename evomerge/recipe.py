@@ -6,12 +6,17 @@ hand, and has one fingerprint wherever it is read.
 
 How a tensor finds its merge, from the most particular to the most general:
 
+    any tensor                    tensors[its name in the merged model], then as below
     a tensor of layer slot i      slots[i].merges[component], slots[i].merges["default"], default
     a tensor outside the layers   outside[component], default
 
 A particular merge inherits what it leaves out: the operator, the sources, and each parameter (one
 that has a value for each source is inherited whole or not at all). Without sources, they are all
 models but the base.
+
+Slots are the layers of the merged model, in order. A model's layer may stand in several of them or
+in none, and models may give different layers to one slot: so layers are repeated, left out,
+reordered, and stacked from several models.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +33,7 @@ Number = bool | float  # 1 and 1.0 say the same: whole numbers become floats
 ParameterValue = Number | str | None | dict[str, Number]
 LayerGroup = Literal["default", "attention", "mlp", "norm", "other"]
 OutsideGroup = Literal["embedding", "head", "norm", "other"]
+LayerNumber = Annotated[int, Field(ge=0)]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -54,10 +60,19 @@ class Merge(Frozen):
 
 
 class Slot(Frozen):
-    """One layer of the merged model: which layer the sources read, and how they are merged."""
+    """One layer of the merged model: which layers it is made of, and how they are merged.
+
+    layer: what every model gives that `layers` does not name. The base's decides which tensors the
+    slot has, also where no merge reads the base.
+    """
 
     layer: int = Field(ge=0)
+    layers: dict[str, LayerNumber] = Field(default_factory=dict)
     merges: dict[LayerGroup, Merge] = Field(default_factory=dict)
+
+    def layer_of(self, model: str) -> int:
+        """The layer that a model gives to this slot."""
+        return self.layers.get(model, self.layer)
 
 
 class ModelSource(Frozen):
@@ -76,6 +91,7 @@ class Recipe(Frozen):
     default: Merge
     outside: dict[OutsideGroup, Merge] = Field(default_factory=dict)
     slots: tuple[Slot, ...] | None = None
+    tensors: dict[str, Merge] = Field(default_factory=dict)
     dtype: DType | None = None
     tokenizer: str | None = None
     mask_seed: int = Field(default=0, ge=0)
@@ -91,9 +107,8 @@ class Recipe(Frozen):
     def _names_exist(self) -> Recipe:
         if self.default.operator is None:
             raise ValueError("default: an operator is needed")
-        merges = [self.default, *self.outside.values()]
-        merges += [merge for slot in self.slots or () for merge in slot.merges.values()]
-        used = {self.base, *(name for merge in merges for name in merge.sources or ())}
+        used = {self.base, *(name for merge in self.merges() for name in merge.sources or ())}
+        used.update(name for slot in self.slots or () for name in slot.layers)
         if self.tokenizer is not None:
             used.add(self.tokenizer)
         if unknown := sorted(used - set(self.models)):
@@ -101,8 +116,25 @@ class Recipe(Frozen):
             raise ValueError(f"unknown model(s) {', '.join(unknown)}; models: {known}")
         return self
 
-    def merge_for(self, slot: int | None, component: str) -> Merge:
-        """The complete merge of one tensor group; `slot` is None outside the layers."""
+    def merges(self) -> list[Merge]:
+        """Every merge as it is written, with what it leaves out left out; `default` first."""
+        inside = [merge for slot in self.slots or () for merge in slot.merges.values()]
+        return [self.default, *self.outside.values(), *inside, *self.tensors.values()]
+
+    def keeps_layers(self, num_layers: int) -> bool:
+        """Whether slot i is layer i of every model, for models with `num_layers` layers."""
+        if self.slots is None:
+            return True
+        return len(self.slots) == num_layers and all(
+            slot.layer == i and all(layer == i for layer in slot.layers.values())
+            for i, slot in enumerate(self.slots)
+        )
+
+    def merge_for(self, slot: int | None, component: str, tensor: str | None = None) -> Merge:
+        """The complete merge of one tensor group; `slot` is None outside the layers.
+
+        tensor: a tensor's name in the merged model, for what `tensors` says of it alone.
+        """
         if slot is None:
             chain = [self.outside.get(component)]  # type: ignore[call-overload]
         elif self.slots is None:
@@ -110,6 +142,8 @@ class Recipe(Frozen):
         else:
             merges = self.slots[slot].merges
             chain = [merges.get("default"), merges.get(component)]  # type: ignore[call-overload]
+        if tensor is not None:
+            chain.append(self.tensors.get(tensor))
         merge = self.default
         for particular in chain:
             if particular is not None:

@@ -64,6 +64,27 @@ class Anatomy:
             raise ModelError(Problem(repr(name), f"layer {layer} has no counterpart"))
         return found
 
+    def name_in_slot(self, name: str, slot: int) -> str:
+        """What a layer's tensor is called where it is layer `slot` of a rearranged model.
+
+        The model may have grown: `slot` need not be a layer that there is.
+
+        Raises:
+            ModelError: the names' numbers do not count the layers one by one, in one stack.
+        """
+        place = self.places[name]
+        if place.layer is None or place.layer == slot:
+            return name
+        found = self._by_role.get((self.roles[name], slot))
+        if found is not None:
+            return found
+        step = self._number_step
+        if step is None:
+            what = "no name can be made for it: the layers' numbers have gaps, or several stacks"
+            raise ModelError(Problem(f"{name!r} as layer {slot}", what))
+        stem, tail = self._around_number(name)
+        return f"{stem}{slot + step}{tail}"
+
     def table(self) -> list[tuple[str, str, int, int]]:
         """Rows of (layers, component, tensors, parameters); layers that look alike share a row.
 
@@ -88,6 +109,21 @@ class Anatomy:
                     tensors, size = counts[first][component]
                     rows.append((label, component, tensors * len(layers), size * len(layers)))
         return rows
+
+    def _around_number(self, name: str) -> tuple[str, str]:
+        """What stands before and after the number of a tensor's layer."""
+        tail = self.roles[name].partition("*")[2]
+        return name.removesuffix(tail).rstrip("0123456789"), tail
+
+    @cached_property
+    def _number_step(self) -> int | None:
+        """What is added to a layer to have its number in names; None if that varies."""
+        steps = set()
+        for name, place in self.places.items():
+            if place.layer is not None:
+                stem, tail = self._around_number(name)
+                steps.add(int(name[len(stem) : len(name) - len(tail)]) - place.layer)
+        return steps.pop() if len(steps) == 1 else None
 
     @cached_property
     def _by_place(self) -> dict[Place, tuple[str, ...]]:

@@ -44,6 +44,8 @@ def write_model(
     *,
     like: Checkpoint,
     tokenizer_from: Checkpoint | None = None,
+    config: Mapping[str, Any] | None = None,
+    size_bytes: int | None = None,
     dtype: torch.dtype | None = None,
     extra_files: Mapping[str, str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -58,6 +60,8 @@ def write_model(
         like: the model that gives config.json and generation_config.json. Without a config
             there is just model.safetensors besides the extra files.
         tokenizer_from: the model that gives the tokenizer and chat template; default `like`.
+        config: what config.json says instead of `like`'s, for a model of other layers.
+        size_bytes: what the tensors take, where that is not what `like`'s do.
         dtype: floating tensors are cast to it; None keeps each as it comes.
         extra_files: further text files, by bare name (README.md, evomerge_recipe.yaml, ...).
         max_shard_bytes: a tensor larger than this gets a shard of its own.
@@ -75,14 +79,14 @@ def write_model(
     _check_target(target, like, tokenizer_from)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)
-    _check_space(target, like, dtype)
+    _check_space(target, _size_bytes(like, dtype) if size_bytes is None else size_bytes)
     with disk_errors(target), staged_folder(target) as staged:
         shards = _Shards(staged, sharded=bool(like.config), max_bytes=max_shard_bytes)
         for name, tensor in tensors:
             shards.add(name, _cast(tensor, dtype))
         index = shards.finish()
         if like.config:
-            _write_json(staged / "config.json", _config(like.config, shards.main_dtype()))
+            _write_json(staged / "config.json", _config(config or like.config, shards.main_dtype()))
             _copy_small_files(like, tokenizer_from, staged)
         for name, text in (extra_files or {}).items():
             _write_text(inside(staged.resolve(), name), text)
@@ -190,12 +194,16 @@ def _check_target(target: Path, *sources: Checkpoint) -> None:
         raise ConfigurationError(Problem(str(target), what, "choose another folder"))
 
 
-def _check_space(target: Path, like: Checkpoint, dtype: torch.dtype | None) -> None:
+def _size_bytes(like: Checkpoint, dtype: torch.dtype | None) -> int:
     projected = 0
     for name in like.names:
         stored = like.dtype(name)
         written = dtype if dtype is not None and stored.is_floating_point else stored
         projected += math.prod(like.shape(name)) * written.itemsize
+    return projected
+
+
+def _check_space(target: Path, projected: int) -> None:
     needed = projected * 6 // 5
     free = shutil.disk_usage(target.parent).free
     if free < needed:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.merging.operator import CHUNK, Operator, Value
 from evomerge.merging.table import OPERATORS
@@ -19,25 +19,39 @@ from evomerge.recipe import Recipe
 class Group:
     """Tensors of one place that are merged in one step: one large one, or small ones.
 
+    names: in the merged model; origins: of the base's tensors that stand there.
     slot, component: whose merge they take; slot is None outside the layers.
     copied: they come from the base as they are (integers, and what no other model has).
     """
 
     names: tuple[str, ...]
+    origins: tuple[str, ...]
     slot: int | None
     component: str
     copied: bool
 
+    def of(self, names: Iterable[str]) -> Group:
+        """The same group with some of its tensors alone."""
+        origin = dict(zip(self.names, self.origins, strict=True))
+        chosen = tuple(names)
+        return replace(self, names=chosen, origins=tuple(origin[name] for name in chosen))
+
 
 @dataclass(frozen=True)
 class Effective:
-    """All that a group's values depend on; equal ones give equal tensors."""
+    """All that a group's values depend on, beside the base's tensors; equal ones give equal ones.
+
+    layers: the layer that the base gives and that each source gives, where layers are rearranged
+    and not all of these are the slot's own number.
+    depth: the slot's, from 0 to 1, where layers are rearranged.
+    """
 
     operator: str
     sources: tuple[str, ...]
     values: tuple[tuple[str, Value], ...]
     mask_seed: int
-    layer: int | None  # the layer that the sources read
+    layers: tuple[int, ...] | None = None
+    depth: float | None = None
 
     def prepare_key(self, operator: Operator) -> tuple[object, ...]:
         """What the operator's prepared data depend on."""
@@ -46,7 +60,7 @@ class Effective:
             for name, value in self.values
             if operator.parameter(name).phase == "prepare"
         )
-        return (self.operator, self.sources, fixed, self.mask_seed, self.layer)
+        return (self.operator, self.sources, fixed, self.mask_seed, self.layers, self.depth)
 
 
 def groups_of(
@@ -74,13 +88,41 @@ def groups_of(
             filled[id(parts[-1])] = 0
         filled[id(parts[-1])] += size
     return tuple(
-        Group(tuple(names), layer, component, copied)  # type: ignore[arg-type]
+        Group(tuple(names), tuple(names), layer, component, copied)  # type: ignore[arg-type]
         for (layer, component, copied, _), parts in open_groups.items()
         for names in parts
     )
 
 
-def resolve(recipe: Recipe, groups: tuple[Group, ...]) -> dict[Group, Effective | None]:
+def arranged(groups: tuple[Group, ...], recipe: Recipe, anatomy: Anatomy) -> tuple[Group, ...]:
+    """The groups of the merged model: the base's, in the recipe's slots, exceptions on their own.
+
+    Raises:
+        ModelError: a slot's tensors cannot be named (see `Anatomy.name_in_slot`).
+    """
+    if not recipe.keeps_layers(anatomy.num_layers):
+        of_layer: dict[int | None, list[Group]] = {}
+        for group in groups:
+            of_layer.setdefault(group.slot, []).append(group)
+        stack = list(of_layer.get(None, ()))
+        for number, slot in enumerate(recipe.slots or ()):
+            for group in of_layer.get(slot.layer_of(recipe.base), ()):
+                names = tuple(anatomy.name_in_slot(name, number) for name in group.origins)
+                stack.append(replace(group, names=names, slot=number))
+        groups = tuple(stack)
+    if not recipe.tensors:
+        return groups
+    parts = []
+    for group in groups:
+        alone = [name for name in group.names if name in recipe.tensors]
+        rest = [name for name in group.names if name not in recipe.tensors]
+        parts += [group.of(part) for part in (rest, *([name] for name in alone)) if part]
+    return tuple(parts)
+
+
+def resolve(
+    recipe: Recipe, groups: tuple[Group, ...], anatomy: Anatomy
+) -> dict[Group, Effective | None]:
     """What each group's values depend on; None for what is copied from the base.
 
     Raises:
@@ -95,19 +137,41 @@ def resolve(recipe: Recipe, groups: tuple[Group, ...]) -> dict[Group, Effective 
             continue
         inside = group.slot is not None
         place = (-1, "") if inside and recipe.slots is None else (group.slot, group.component)
-        if place not in resolved:
-            merge = recipe.merge_for(group.slot, group.component)
+        alone = bool(recipe.tensors) and group.names[:1] and group.names[0] in recipe.tensors
+        if place not in resolved or alone:
+            tensor = group.names[0] if alone else None
+            merge = recipe.merge_for(group.slot, group.component, tensor)
             if found := check_merge(merge, recipe.base):
-                problems.update(dict.fromkeys(_placed(found, group)))
+                problems.update(dict.fromkeys(_placed(found, group, tensor)))
                 continue
-            values = tuple(resolved_parameters(merge).items())
-            resolved[place] = Effective(
-                merge.operator or "", merge.sources or (), values, recipe.mask_seed, None
+            effective = Effective(
+                merge.operator or "",
+                merge.sources or (),
+                tuple(resolved_parameters(merge).items()),
+                recipe.mask_seed,
+                *_rearrangement(recipe, group.slot, merge.sources or (), anatomy.num_layers),
             )
+            if alone:
+                plan[group] = effective
+                continue
+            resolved[place] = effective
         plan[group] = resolved[place]
     if problems:
         raise ConfigurationError(problems)
     return plan
+
+
+def _rearrangement(
+    recipe: Recipe, slot: int | None, sources: tuple[str, ...], num_layers: int
+) -> tuple[tuple[int, ...] | None, float | None]:
+    """The layers and the depth of an effective merge."""
+    if recipe.slots is None or slot is None:
+        return None, None
+    given, count = recipe.slots[slot], len(recipe.slots)
+    layers = tuple(given.layer_of(model) for model in (recipe.base, *sources))
+    in_place = all(layer == slot for layer in layers)
+    same_depth = in_place and count == num_layers
+    return None if in_place else layers, None if same_depth else slot / max(1, count - 1)
 
 
 def joined(
@@ -122,12 +186,14 @@ def joined(
     open_ones: dict[tuple[object, ...], Group] = {}  # the last group of each kind
     filled: dict[tuple[object, ...], int] = {}
     for group, effective in plan.items():
-        kind = (effective, group.copied, origin.dtype(group.names[0]))
-        size = sum(math.prod(origin.shape(name)) for name in group.names)
+        kind = (effective, group.copied, origin.dtype(group.origins[0]))
+        size = sum(math.prod(origin.shape(name)) for name in group.origins)
         if kind in open_ones and filled[kind] + size <= CHUNK:
             before = open_ones[kind]
             del fewer[before]
-            group = replace(before, names=before.names + group.names)
+            group = replace(
+                before, names=before.names + group.names, origins=before.origins + group.origins
+            )
             size += filled[kind]
         fewer[group] = effective
         open_ones[kind], filled[kind] = group, size
@@ -136,31 +202,71 @@ def joined(
 
 def check_recipe(recipe: Recipe, anatomy: Anatomy) -> list[Problem]:
     """Everything about a recipe that does not fit the operators or the model."""
-    problems = []
-    slots = recipe.slots
-    if slots is not None and [slot.layer for slot in slots] != list(range(anatomy.num_layers)):
-        layers = [slot.layer for slot in slots]
-        what = f"layers {layers} of a model of {anatomy.num_layers} layers"
-        problems.append(
-            Problem("slots", f"{what}: layer structure is not supported by this operator set yet")
-        )
+    if problems := _slot_problems(recipe, anatomy.num_layers):
         return problems
-    places = {
-        (place.layer, place.component): Group((), place.layer, place.component, copied=False)
-        for place in anatomy.places.values()
-    }
+    tensors = tuple(
+        Group((name,), (name,), place.layer, place.component, copied=False)
+        for name, place in anatomy.places.items()
+    )
     try:
-        resolve(recipe, tuple(places.values()))
-    except ConfigurationError as error:
+        groups = arranged(tensors, recipe, anatomy)
+        known = [name for group in groups for name in group.names]
+        problems = [
+            Problem(f"tensors.{name}", "the merged model has no such tensor", nearest(name, known))
+            for name in sorted(recipe.tensors.keys() - set(known))
+        ]
+        for group, effective in resolve(recipe, groups, anatomy).items():
+            problems += _counterpart_problems(group, effective, anatomy)
+    except EvomergeError as error:
         problems += error.problems
     return problems
 
 
-def _placed(problems: list[Problem], group: Group) -> list[Problem]:
+def _slot_problems(recipe: Recipe, num_layers: int) -> list[Problem]:
+    """Layers that the models do not have."""
+    if recipe.slots is None:
+        return []
+    if not recipe.slots and num_layers:
+        return [Problem("slots", "a model without layers: name at least one slot")]
+    problems = []
+    for number, slot in enumerate(recipe.slots):
+        named = {"layer": slot.layer, **{f"layers.{m}": layer for m, layer in slot.layers.items()}}
+        problems += [
+            Problem(
+                f"slots.{number}.{key}",
+                f"there is no layer {layer}: the models have {num_layers}, counted from 0",
+            )
+            for key, layer in named.items()
+            if layer >= num_layers
+        ]
+    return problems
+
+
+def _counterpart_problems(
+    group: Group, effective: Effective | None, anatomy: Anatomy
+) -> list[Problem]:
+    """Tensors that a layer does not have which a source is to give; layers need not be alike."""
+    if effective is None or effective.layers is None:
+        return []
+    problems = []
+    for source, layer in zip(effective.sources, effective.layers[1:], strict=True):
+        for name in group.origins:
+            try:
+                anatomy.name_in_layer(name, layer)
+            except ModelError as error:
+                where = f"slot {group.slot}, {source}"
+                problems += [Problem(f"{where}: {p.where}", p.what) for p in error.problems]
+    return problems
+
+
+def _placed(problems: list[Problem], group: Group, tensor: str | None) -> list[Problem]:
     """Problems of one merge, with its place in the recipe."""
-    where = f"outside {group.component}" if group.slot is None else f"slot {group.slot}"
-    if group.slot is not None:
-        where += f" {group.component}"
+    if tensor is not None:
+        where = f"tensors {tensor}"
+    elif group.slot is None:
+        where = f"outside {group.component}"
+    else:
+        where = f"slot {group.slot} {group.component}"
     return [
         Problem(f"{where}: {problem.where}", problem.what, problem.hint) for problem in problems
     ]

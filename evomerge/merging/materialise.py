@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.checkpoints.anatomy import Anatomy
@@ -16,6 +15,7 @@ from evomerge.errors import CandidateError, ConfigurationError, ModelError, Prob
 from evomerge.merging.blocks import (
     Effective,
     Group,
+    arranged,
     check_recipe,
     groups_of,
     joined,
@@ -24,6 +24,7 @@ from evomerge.merging.blocks import (
 )
 from evomerge.merging.cache import Cache
 from evomerge.merging.operator import Block, chunks
+from evomerge.merging.order import Order, order_of
 from evomerge.recipe import Recipe
 
 __all__ = ["Merger", "check_recipe"]
@@ -54,13 +55,7 @@ class Merger:
         self.base = base
         self.device = torch.device(device)
         self.groups = groups_of(checkpoints, anatomy, base)
-        self._group_of = {
-            name: Group((name,), group.slot, group.component, group.copied)
-            for group in self.groups
-            for name in group.names
-        }
         self._cache = Cache(cache_bytes)
-        self._whole: dict[str, NDArray[np.float32]] = {}
         self._recipe: Recipe | None = None
         self._plan: dict[Group, Effective | None] = {}
 
@@ -74,12 +69,11 @@ class Merger:
             if recipe.base != self.base:
                 what = f"the recipe's base is {recipe.base!r}, the models' {self.base!r}"
                 raise ConfigurationError(Problem("base", what))
-            if (slots := recipe.slots) is not None and (
-                len(slots) != self.anatomy.num_layers
-                or any(slot.layer != i for i, slot in enumerate(slots))
-            ):
-                raise ConfigurationError(check_recipe(recipe, self.anatomy))
-            plan = resolve(recipe, self.groups)
+            unusual = recipe.tensors or not recipe.keeps_layers(self.anatomy.num_layers)
+            if unusual and (problems := check_recipe(recipe, self.anatomy)):
+                raise ConfigurationError(problems)
+            groups = arranged(self.groups, recipe, self.anatomy)
+            plan = resolve(recipe, groups, self.anatomy)
             self._plan = joined(plan, self.checkpoints[self.base])
             self._recipe = recipe
             self._cache.next_candidate()
@@ -92,28 +86,30 @@ class Merger:
             ConfigurationError: the recipe cannot be applied.
             CandidateError: the merged tensor is not finite, or the parameters make no tensor.
         """
-        self._require(name)
         plan = self.plan(recipe)
-        effective = next(plan[group] for group in plan if name in group.names)
-        self.write(self._group_of[name], effective, [out])
+        for group, effective in plan.items():
+            if name in group.names:
+                self.write(group.of([name]), effective, [out])
+                return
+        known = [name for group in plan for name in group.names]
+        raise ModelError(Problem(repr(name), "no such tensor", nearest(name, known)))
 
     def tensors(self, recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
         """All merged tensors, one at a time, in the recipe's dtype or else the base's."""
-        plan = self.plan(recipe)
-        origin = self.checkpoints[self.base]
-        dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-        for group, effective in plan.items():
-            outs = [
-                torch.empty(
-                    origin.shape(name),
-                    dtype=dtype
-                    if dtype and origin.dtype(name).is_floating_point
-                    else origin.dtype(name),
-                )
-                for name in group.names
-            ]
+        shape, dtype = self.checkpoints[self.base].shape, self._dtype
+        for group, effective in self.plan(recipe).items():
+            outs = [torch.empty(shape(n), dtype=dtype(recipe, n)) for n in group.origins]
             self.write(group, effective, outs)
             yield from zip(group.names, outs, strict=True)
+
+    def size_bytes(self, recipe: Recipe) -> int:
+        """What all merged tensors take, without merging them."""
+        shape, dtype = self.checkpoints[self.base].shape, self._dtype
+        return sum(
+            math.prod(shape(name)) * dtype(recipe, name).itemsize
+            for group in self.plan(recipe)
+            for name in group.origins
+        )
 
     def write(self, group: Group, effective: Effective | None, outs: Sequence[Tensor]) -> None:
         """Write a group's merged tensors into `outs`, one for each of its names.
@@ -123,7 +119,7 @@ class Merger:
         """
         with torch.no_grad():
             if effective is None:
-                for name, out in zip(group.names, outs, strict=True):
+                for name, out in zip(group.origins, outs, strict=True):
                     out.copy_(self.checkpoints[self.base].tensor(name))
                 return
             if len(outs) == 1 and outs[0].is_contiguous():
@@ -143,62 +139,86 @@ class Merger:
         prepared = self._cache.get(
             key, lambda: operator.prepare(self._block(group, effective), values)
         )
-        operator.apply(prepared, values, flat)
-        if not math.isfinite(float(flat.sum(dtype=torch.float32))):
+        finite = operator.apply(prepared, values, flat)
+        if finite is None:
+            finite = math.isfinite(float(flat.sum(dtype=torch.float32)))
+        if not finite:
             self._refuse_not_finite(group, flat)
 
     def _refuse_not_finite(self, group: Group, flat: Tensor) -> None:
-        sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in group.names]
+        sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in group.origins]
         for name, part in zip(group.names, torch.split(flat, sizes), strict=True):
             if not torch.isfinite(part).all():
                 raise CandidateError(f"{name}: the merged tensor is not finite")
 
     def _block(self, group: Group, effective: Effective) -> Block:
         origin = self.checkpoints[self.base]
+        layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
         return Block(
             names=group.names,
-            shapes=tuple(origin.shape(name) for name in group.names),
-            base=self._flat(self.base, group.names),
-            sources=tuple(self._flat(source, group.names) for source in effective.sources),
+            shapes=tuple(origin.shape(name) for name in group.origins),
+            base=self._flat(self.base, group.origins),
+            sources=tuple(
+                self._flat(source, group.origins, layer)
+                for source, layer in zip(effective.sources, layers, strict=True)
+            ),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
-            depths=tuple(map(self._depth, group.names)),
-            whole_model=self._whole_model,
+            depths=tuple(self._depth(name, effective) for name in group.names),
+            whole_model=partial(self._whole_model_for, effective),
         )
 
-    def _depth(self, name: str) -> float | None:
+    def _depth(self, name: str, effective: Effective) -> float | None:
         """How deep in the model a tensor's layer lies, from 0 to 1."""
+        if effective.depth is not None:
+            return effective.depth
         layer = self.anatomy.places[name].layer
         return None if layer is None else layer / max(1, self.anatomy.num_layers - 1)
 
-    def _flat(self, model: str, names: Sequence[str]) -> Tensor:
-        """A model's tensors end to end, shape (numel,): a view where it is one."""
+    def _dtype(self, recipe: Recipe, origin: str) -> torch.dtype:
+        """What a merged tensor is stored in."""
+        stored = self.checkpoints[self.base].dtype(origin)
+        chosen = recipe.dtype if stored.is_floating_point else None
+        return stored if chosen is None else getattr(torch, chosen)
+
+    def _flat(self, model: str, origins: Sequence[str], layer: int | None = None) -> Tensor:
+        """A model's tensors end to end, shape (numel,): a view where it is one.
+
+        origins: of the base's tensors that they stand beside; layer: the model's, if another.
+        """
         checkpoint, origin = self.checkpoints[model], self.checkpoints[self.base]
         parts = []
-        for name in names:
-            if (shape := checkpoint.shape(name)) != origin.shape(name):
-                what = f"expected shape {origin.shape(name)}, as in {self.base!r}, got {shape}"
+        for beside in origins:
+            name = beside if layer is None else self.anatomy.name_in_layer(beside, layer)
+            if (shape := checkpoint.shape(name)) != origin.shape(beside):
+                what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
                 raise ModelError(Problem(f"{model}: {name}", what))
             parts.append(checkpoint.tensor(name).reshape(-1))
         flat = parts[0] if len(parts) == 1 else torch.cat(parts)
         return flat.to(self.device)
 
-    def _whole_model(self, source: str) -> NDArray[np.float32]:
-        """The ascending magnitudes of a task vector over all tensors that are merged."""
-        if source not in self._whole:
-            names = [name for group in self.groups if not group.copied for name in group.names]
-            origin = self.checkpoints[self.base]
-            sizes = [math.prod(origin.shape(name)) for name in names]
-            magnitudes = np.empty(sum(sizes), np.float32)
-            target = torch.from_numpy(magnitudes)
-            for name, part in zip(names, torch.split(target, sizes), strict=True):
+    def _whole_model_for(self, effective: Effective, source: str) -> Order:
+        if (
+            effective.layers
+            and effective.layers[1 + effective.sources.index(source)] != (effective.layers[0])
+        ):
+            raise CandidateError(
+                f"{effective.operator} ranks the entries of a whole task vector, and {source!r} "
+                "gives another layer than the base here; rank within each tensor instead"
+            )
+        return self._whole_model(source)
+
+    def _whole_model(self, source: str) -> Order:
+        """The order of magnitudes of a task vector over all tensors that are merged."""
+        order: Order = self._cache.get(
+            ("whole model", source), lambda: order_of(partial(self._task_vector, source))
+        )
+        return order
+
+    def _task_vector(self, source: str) -> Iterator[Tensor]:
+        """A model's task vector in float32, in pieces."""
+        for group in self.groups:
+            for name in () if group.copied else group.origins:
                 base, other = self._flat(self.base, [name]), self._flat(source, [name])
                 for piece in chunks(base.numel()):
-                    part[piece] = (other[piece].float() - base[piece].float()).abs()
-            magnitudes.sort()
-            self._whole[source] = magnitudes
-        return self._whole[source]
-
-    def _require(self, name: str) -> None:
-        if name not in self._group_of:
-            raise ModelError(Problem(repr(name), "no such tensor", nearest(name, self._group_of)))
+                    yield other[piece].float() - base[piece].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.layer_stack import layer_kinds
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import ModelError, Problem, nearest
+from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
 from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
@@ -80,6 +82,8 @@ class Resident:
                 the module holds is then unknown until the next write.
         """
         plan = self.merger.plan(recipe)
+        if not recipe.keeps_layers(self.merger.anatomy.num_layers):
+            self._check_arrangement(recipe)
         held, self._written = self._written, {}
         self.version += 1
         count = 0
@@ -89,6 +93,33 @@ class Resident:
                 count += len(group.names)
         self._written = dict(plan)
         return count
+
+    def _check_arrangement(self, recipe: Recipe) -> None:
+        """Refuse layers that the module, whose own stay where they are, cannot hold.
+
+        Raises:
+            ConfigurationError: naming the slots.
+        """
+        slots, kinds = recipe.slots or (), self._layer_kinds
+        hint = "`evomerge merge` writes it as a model folder, which can be scored"
+        if len(slots) != len(kinds):
+            what = f"{len(slots)} layers, and the model in memory has {len(kinds)}"
+            raise ConfigurationError(Problem("slots", what, hint))
+        read = [slot.layer_of(recipe.base) for slot in slots]
+        unlike = [i for i, layer in enumerate(read) if kinds[i] != kinds[layer]]
+        if unlike:
+            places = ", ".join(f"{i} (from {read[i]})" for i in unlike)
+            what = "config.json says other things of these layers than of those they are from"
+            raise ConfigurationError(Problem(f"slots {places}", what, hint))
+        written = {name for group in self.merger.plan(recipe) for name in group.names}
+        if unlike_names := sorted(written ^ self._targets.keys()):
+            what = f"would have other tensors than the model in memory: {unlike_names[0]}, ..."
+            raise ConfigurationError(Problem("slots", what, hint))
+
+    @cached_property
+    def _layer_kinds(self) -> list[str]:
+        merger = self.merger
+        return layer_kinds(merger.checkpoints[merger.base].config, merger.anatomy.num_layers)
 
 
 def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.layer_stack import stacked_config
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.write import write_model
 from evomerge.merging.materialise import Merger
@@ -48,11 +49,16 @@ def export_model(
         folder: a new folder, or one that evomerge wrote before.
         row: the candidate's row of the final table, for the card.
     """
-    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, CACHE_BYTES)
+    base = checkpoints[recipe.base]
+    merger = Merger(checkpoints, anatomy_of(base), recipe.base, CACHE_BYTES)
+    num_layers = merger.anatomy.num_layers
+    layers = [slot.layer_of(recipe.base) for slot in recipe.slots or ()] or range(num_layers)
     return write_model(
         folder,
         merger.tensors(recipe),
-        like=checkpoints[recipe.base],
+        like=base,
+        config=stacked_config(base.config, layers, num_layers),
+        size_bytes=merger.size_bytes(recipe),
         tokenizer_from=checkpoints[recipe.tokenizer or recipe.base],
         dtype=output_dtype(recipe),
         extra_files={

@@ -264,8 +264,8 @@ class Weights:
 
     def _check_template(self, recipe: Recipe) -> None:
         """What no gene of any space changes must be as in all recipes of this one."""
-        if recipe.slots is not None and [s.layer for s in recipe.slots] != list(self._layers):
-            raise ValueError("the recipe rearranges layers, which this space cannot")
+        if recipe.tensors or not recipe.keeps_layers(len(self._layers)):
+            raise ValueError("the recipe rearranges layers, or names tensors: this space cannot")
         for name in ("base", "dtype", "tokenizer", "mask_seed"):
             mine, theirs = getattr(self._template, name), getattr(recipe, name)
             if mine != theirs:

@@ -155,15 +155,6 @@ def test_all_problems_of_a_recipe_are_told_with_their_places(family):
         merger.plan(recipe)
 
 
-@pytest.mark.parametrize("layers", [[0], [1, 0], [0, 0], [0, 1, 1]])
-def test_layer_structure_is_refused_for_now(family, layers):
-    recipe = layered(family, slots=[{"layer": layer} for layer in layers])
-    merger = merger_of(family)
-    assert "not supported" in str(check_recipe(recipe, merger.anatomy)[0])
-    with pytest.raises(ConfigurationError, match="layer structure"):
-        merger.plan(recipe)
-
-
 def test_shapes_that_differ_and_names_that_are_unknown_are_errors(family):
     family["b"]["head.weight"] = torch.zeros(2, 4)
     merger = merger_of(family)

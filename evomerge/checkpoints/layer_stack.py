@@ -1,0 +1,98 @@
+"""The config of a model whose layers were repeated, left out or reordered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evomerge.errors import ConfigurationError, Problem
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Lists of the numbers of layers that are special; all other lists have an entry for each layer.
+_NUMBERS_OF_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attn_idxs")
+# What a class works out from the layers' numbers where config.json is silent.
+_WORKED_OUT = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
+
+def stacked_config(
+    config: Mapping[str, Any], layers: Sequence[int], num_layers: int
+) -> dict[str, Any]:
+    """The config of a model made of a model's layers.
+
+    Lists with an entry for each layer, such as `layer_types`, follow the layers. What a class works
+    out from a layer's number alone is not followed, other than `layer_types` and its kind.
+
+    Args:
+        config: of the model that the layers are from.
+        layers: the layer at each place of the new model.
+        num_layers: of the old one.
+
+    Raises:
+        ConfigurationError: the number of layers changes, and the config has no count of them.
+    """
+    made: dict[str, Any] = json.loads(json.dumps(config))
+    if list(layers) == list(range(num_layers)) or not made:
+        return made
+    counted = False
+    for part, complete in _parts(made):
+        counts = [key for key in _COUNTS if part.get(key) == num_layers]
+        counted = counted or bool(counts)
+        if not counts:
+            continue
+        part.update(dict.fromkeys(counts, len(layers)))
+        for key in _WORKED_OUT:
+            value = complete.get(key)
+            if isinstance(value, list) and key not in part and len(set(value)) > 1:
+                part[key] = value
+        for key, value in list(part.items()):
+            if key in _NUMBERS_OF_LAYERS and isinstance(value, list):
+                part[key] = [place for place, layer in enumerate(layers) if layer in value]
+            elif _of_layers(key) and _is_per_layer(value, num_layers):
+                part[key] = [value[layer] for layer in layers]
+    if not counted and len(layers) != num_layers:
+        what = f"no key counts the model's {num_layers} layers, so {len(layers)} cannot be written"
+        raise ConfigurationError(Problem("config.json", what, f"looked for {', '.join(_COUNTS)}"))
+    return made
+
+
+def layer_kinds(config: Mapping[str, Any], num_layers: int) -> list[str]:
+    """What a config says of each layer apart; layers of one kind can stand for each other."""
+    settings: list[dict[str, Any]] = [{} for _ in range(num_layers)]
+    for number, (part, complete) in enumerate(_parts(dict(config))):
+        for key, value in {**{k: complete.get(k) for k in _WORKED_OUT}, **part}.items():
+            if key in _NUMBERS_OF_LAYERS and isinstance(value, list):
+                value = [layer in value for layer in range(num_layers)]
+            elif not _of_layers(key) or not _is_per_layer(value, num_layers):
+                continue
+            for layer, setting in zip(settings, value, strict=True):
+                layer[f"{number} {key}"] = setting
+    return [json.dumps(layer, sort_keys=True) for layer in settings]
+
+
+def _of_layers(key: str) -> bool:
+    return "layer" in key or "block" in key
+
+
+def _parts(config: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The parts of a config that describe the text model, each with its class's defaults."""
+    complete = _completed(config)
+    parts = [(config, complete)]
+    if isinstance(text := config.get("text_config"), dict):
+        inner = complete.get("text_config")
+        parts.append((text, inner if isinstance(inner, dict) else text))
+    return parts
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
+    try:
+        return dict(AutoConfig.for_model(config.get("model_type", ""), **settings).to_dict())
+    except Exception:  # a config can ask for anything
+        return dict(config)
+
+
+def _is_per_layer(value: Any, num_layers: int) -> bool:
+    return isinstance(value, list) and len(value) == num_layers
