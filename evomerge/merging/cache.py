@@ -1,10 +1,20 @@
-"""Prepared data within a budget of bytes."""
+"""Prepared data within a budget of bytes; what does not fit goes to the disk, or is made again."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.files import cache_folder
+
+_WORTH_A_FILE = 2**16  # bytes
+_FREE_SHARE = 4  # of the disk's free bytes one of so many may be taken at once
 
 
 @dataclass
@@ -15,7 +25,11 @@ class _Entry:
 
 
 class Cache:
-    """Keeps prepared data of at most `budget_bytes`; what does not fit is made again each time.
+    """Keeps prepared data of at most `budget_bytes` in memory.
+
+    What does not fit and has `spill` brings its large arrays to files, which the system keeps in
+    memory as long as nobody else needs it. Everything else that does not fit is made again each
+    time.
 
     What the last two candidates used is never thrown out for something else of the same size: every
     candidate walks through all blocks in one order, where dropping the least recently used would
@@ -32,13 +46,19 @@ class Cache:
         """A new candidate begins."""
         self._turn += 1
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What is kept under the key, or what `make` returns; that must have `nbytes`."""
+    def get(self, key: Hashable, make: Callable[[], Any], *, always: bool = False) -> Any:
+        """What is kept under the key, or what `make` returns; that must have `nbytes`.
+
+        `always` keeps it whatever it costs: making it again would cost a reading of the model.
+        """
         entry = self._entries.get(key)
         if entry is None:
             prepared = make()
             entry = _Entry(prepared, prepared.nbytes, self._turn)
-            if self._make_room(entry.nbytes):
+            if not self._make_room(entry.nbytes) and hasattr(prepared, "spill"):
+                prepared.spill(_to_file)
+                entry.nbytes = prepared.nbytes
+            if self._make_room(entry.nbytes) or always:
                 self._entries[key] = entry
                 self.used_bytes += entry.nbytes
         entry.last_used = self._turn
@@ -59,3 +79,23 @@ class Cache:
             if missing <= 0:
                 break
         return True
+
+
+def _to_file(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in a file that has no name, so that nothing is left behind however we end.
+
+    The array itself comes back where it is small, or the disk has too little room.
+    """
+    folder = cache_folder()
+    if array.nbytes < _WORTH_A_FILE:
+        return array
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if array.nbytes > shutil.disk_usage(folder).free // _FREE_SHARE:
+            return array
+        with tempfile.TemporaryFile(dir=folder) as file:
+            stored = np.memmap(file, array.dtype, "w+", shape=array.shape)
+    except OSError:
+        return array
+    stored[...] = array
+    return stored

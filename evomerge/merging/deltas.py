@@ -1,166 +1,186 @@
-"""What the task-vector family prepares: task vectors, their order of magnitude, random draws."""
+"""What the task-vector family prepares: orders of magnitude, random draws, ranks in rows.
+
+Task vectors themselves are not kept: computing W_k - W_0 where it is used costs less than reading
+it from memory, and the models stay in their mapped files.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from evomerge.merging import sparsify
-from evomerge.merging.operator import CHUNK, Block, Values, chunks, held_bytes, small_as_float
+import numpy as np
+
+from evomerge.merging import passes, sparsify
+from evomerge.merging.operator import Block, Values, chunks, held_bytes
+from evomerge.merging.order import Order, order_of, ranks_in_rows
+from evomerge.merging.passes import Mode, Selection
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from evomerge.merging.sparsify import Magnitudes
+    from evomerge.merging.sparsify import Limits
 
 NO_NORM = 1e-7  # an L1 norm below this is not matched, as in mergekit
+_MODES: dict[str, Mode] = {
+    "none": "all",
+    "largest": "magnitude",
+    "band": "magnitude",
+    "random": "draw",
+    "ranked": "rank",
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """What tells the methods of the family apart."""
 
-    sparsify: Literal["none", "magnitude", "random"]
+    sparsify: Literal["none", "largest", "band", "random", "ranked"]
     consensus: bool
 
 
 @dataclass
 class Prepared:
-    """What is kept of a block: task vectors, and what its row of the family sparsifies by."""
+    """What is kept of a block."""
 
-    base: Tensor  # (numel,), float32 where small
-    tau: Tensor  # (sources, numel) float32
+    base: Tensor  # (numel,)
+    sources: tuple[Tensor, ...]  # each (numel,)
+    source_names: tuple[str, ...]
     segments: tuple[slice, ...]  # where each tensor lies
-    magnitudes: list[list[Magnitudes]]  # [source][segment]; for magnitude
-    draws: Tensor | None  # (sources, numel) int16; for random
-    mass: list[list[float]]  # [source][segment], the sum of |tau|; for random
-    nbytes: int
-    sparse: Tensor | None = None  # (sources, numel), of the densities last asked for; where small
-    sparse_of: tuple[float, ...] | None = None
-    factors: dict[tuple[float, ...], list[list[float]]] = field(default_factory=dict)
+    held_bytes: int  # what base and sources cost
+    orders: list[list[Order]] = field(default_factory=list)  # [source][segment]
+    orders_are_shared: bool = False  # with all other blocks
+    draws: list[Tensor] = field(default_factory=list)  # each (numel,) int16
+    ranks: list[Tensor] = field(default_factory=list)  # each (numel,) int16
+    is_spilled: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, without what other blocks share."""
+        own = [] if self.orders_are_shared else [one for row in self.orders for one in row]
+        drawn = sum(t.nbytes for t in (*self.draws, *self.ranks) if not self.is_spilled)
+        return self.held_bytes + drawn + sum(order.nbytes for order in own)
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the large arrays elsewhere."""
+        import torch
+
+        if not self.orders_are_shared:
+            for order in (one for row in self.orders for one in row):
+                order.spill(move)
+        if self.base.device.type != "cpu":
+            return
+        self.is_spilled = True
+        self.draws = [torch.from_numpy(move(draws.numpy())) for draws in self.draws]
+        self.ranks = [torch.from_numpy(move(ranks.numpy())) for ranks in self.ranks]
 
 
 def prepare(row: Row, block: Block, values: Values) -> Prepared:
     """All that a block's task vectors need for any weights and densities."""
-    import torch
-
-    base = small_as_float(cast("Tensor", block.base))
-    tau = torch.empty((len(block.sources), block.numel), dtype=torch.float32, device=base.device)
-    for source, difference in zip(block.sources, tau, strict=True):
-        for part in chunks(block.numel):
-            torch.sub(source[part].float(), base[part].float(), out=difference[part])
-    prepared = Prepared(base, tau, block.segments, [], None, [], tau.nbytes + held_bytes(base))
-    if row.sparsify == "magnitude":
-        _prepare_magnitudes(prepared, block, values)
-    elif row.sparsify == "random":
-        _prepare_draws(prepared, block)
-    if row.sparsify != "none" and block.numel <= CHUNK:
-        prepared.sparse = torch.empty_like(tau)
-        prepared.nbytes += tau.nbytes
+    base = cast("Tensor", block.base)
+    held = held_bytes(base) + sum(map(held_bytes, block.sources))
+    prepared = Prepared(base, block.sources, block.source_names, block.segments, held)
+    if row.sparsify in ("largest", "band"):
+        _add_orders(prepared, block, values)
+    if row.sparsify in ("random", "ranked"):
+        prepared.draws = [_draws_of(block, source) for source in block.source_names]
+    if row.sparsify == "ranked":
+        prepared.ranks = [_ranks_of(block, source) for source in block.sources]
     return prepared
 
 
-def _prepare_magnitudes(prepared: Prepared, block: Block, values: Values) -> None:
-    scope = values["trim"]
+def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
+    scope = values.get("trim", "tensor")
     if scope == "auto":
         scope = "model" if values["compat"] == "published" else "tensor"
     if scope == "model":
         whole = [block.whole_model(name) for name in block.source_names]
-        prepared.magnitudes = [[one] * len(block.segments) for one in whole]
+        prepared.orders = [[one] * len(block.segments) for one in whole]
+        prepared.orders_are_shared = True
         return
-    prepared.magnitudes = [
-        [sparsify.ascending_magnitudes(tau[part]) for part in block.segments]
-        for tau in prepared.tau
+    prepared.orders = [
+        [order_of(partial(_task_vector, block, source, segment)) for segment in block.segments]
+        for source in block.sources
     ]
-    prepared.nbytes += prepared.tau.nbytes
 
 
-def _prepare_draws(prepared: Prepared, block: Block) -> None:
+def _task_vector(block: Block, source: Tensor, segment: slice) -> Iterator[Tensor]:
+    """A tensor's task vector in float32, chunk by chunk."""
+    base = cast("Tensor", block.base)[segment]
+    for part in chunks(len(base)):
+        yield source[segment][part].float() - base[part].float()
+
+
+def _draws_of(block: Block, source: str) -> Tensor:
     import torch
 
-    sizes = [part.stop - part.start for part in block.segments]
     drawn = [
-        [
-            sparsify.draws(block.mask_seed, name, source, size)
-            for name, size in zip(block.names, sizes, strict=True)
-        ]
-        for source in block.source_names
+        sparsify.draws(block.mask_seed, name, source, segment.stop - segment.start)
+        for name, segment in zip(block.names, block.segments, strict=True)
     ]
-    prepared.draws = torch.stack([torch.cat(row) for row in drawn]).to(prepared.tau.device)
-    prepared.mass = [
-        [float(tau[part].abs().sum()) for part in block.segments] for tau in prepared.tau
-    ]
-    prepared.nbytes += prepared.draws.nbytes
+    together = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+    return together.to(cast("Tensor", block.base).device)
 
 
-def sparse(row: Row, prepared: Prepared, values: Values, part: slice) -> Tensor:
-    """The sparsified task vectors, shape (sources, entries); not owned."""
+def _ranks_of(block: Block, source: Tensor) -> Tensor:
     import torch
 
-    if row.sparsify == "none":
-        return prepared.tau[:, part]
-    densities = cast("tuple[float, ...]", values["density"])
-    if prepared.sparse is not None and prepared.sparse_of == densities:
-        return prepared.sparse
-    taus = prepared.sparse
-    if taus is None:
-        taus = torch.empty_like(prepared.tau[:, part], memory_format=torch.contiguous_format)
-    prepared.sparse_of = None
-    for k, (tau, density) in enumerate(zip(prepared.tau, densities, strict=True)):
-        if density >= 1:
-            taus[k] = tau[part]
-        elif prepared.draws is not None:
-            sparsify.drop_into(tau[part], prepared.draws[k, part], density, taus[k])
+    ranked = []
+    for shape, segment in zip(block.shapes, block.segments, strict=True):
+        tau = torch.cat(list(_task_vector(block, source, segment)))
+        ranked.append(ranks_in_rows(tau, shape))
+    return torch.from_numpy(np.concatenate(ranked)).to(source.device)
+
+
+def selection(row: Row, prepared: Prepared, values: Values) -> Selection:
+    """Which entries take part, and by what dropping the others is made up for."""
+    mode = _MODES[row.sparsify]
+    shape = (len(prepared.sources), len(prepared.segments))
+    limits = np.zeros((*shape, 2), np.float32)
+    for k in range(shape[0]) if mode != "all" else ():
+        if prepared.orders and not prepared.orders_are_shared:
+            limits[k] = [_limits(row, k, order, values) for order in prepared.orders[k]]
         else:
-            for (start, stop), ascending in zip(
-                within(prepared, part), prepared.magnitudes[k], strict=True
-            ):
-                inside = slice(start + part.start, stop + part.start)
-                sparsify.trim_into(tau[inside], ascending, density, taus[k, start:stop])
-    prepared.sparse_of = densities
-    return taus
+            limits[k] = _limits(row, k, prepared.orders[k][0] if prepared.orders else None, values)
+    ones = np.ones(shape, np.float32)
+    chosen = Selection(mode, limits, ones, prepared.draws, prepared.ranks)
+    return _made_up(row, prepared, values, chosen)
 
 
-def within(prepared: Prepared, part: slice) -> list[tuple[int, int]]:
-    """Where the tensors lie within a part: the part of one tensor, or a whole block."""
-    if len(prepared.segments) == 1:
-        return [(0, part.stop - part.start)]
-    return [(segment.start, segment.stop) for segment in prepared.segments]
+def _limits(row: Row, k: int, order: Order | None, values: Values) -> Limits:
+    density = _of(values, "density", k)
+    if order is None:
+        if row.sparsify == "random":
+            return sparsify.level_of_density(density)
+        return sparsify.levels_of_ranks(density, _of(values, "epsilon", k))
+    if row.sparsify == "band":
+        return sparsify.without_outliers(order, density, _of(values, "gamma", k))
+    return sparsify.largest(order, density)
 
 
-def rescale(prepared: Prepared, values: Values) -> list[list[float]] | None:
-    """By what dropping is made up for, [source][segment]; None where it is not."""
-    how = values["rescale"]
+def _of(values: Values, parameter: str, k: int) -> float:
+    """A parameter's value for one source."""
+    return cast("tuple[float, ...]", values[parameter])[k]
+
+
+def _made_up(row: Row, prepared: Prepared, values: Values, chosen: Selection) -> Selection:
+    """The selection with the factors that make up for what is dropped."""
+    how = values.get("rescale", "none")
+    own = "probability" if row.sparsify == "ranked" else "density"
     if how == "auto":
-        how = "density" if values["compat"] == "published" else "l1"
-    densities = cast("tuple[float, ...]", values["density"])
+        how = own if values["compat"] == "published" else "l1"
     if how == "none":
-        return None
+        return chosen
+    if how == "probability":
+        return replace(chosen, divide=True)
     if how == "density":
-        made_up = [1 / min(density, 1.0) if density > 0 else 0.0 for density in densities]
-        return [[factor] for factor in made_up]
-    if densities not in prepared.factors:
-        prepared.factors.clear()  # a candidate asks for every chunk; the next has other densities
-        prepared.factors[densities] = [
-            [_l1_factor(prepared, k, i, density) for i in range(len(prepared.segments))]
-            for k, density in enumerate(densities)
-        ]
-    return prepared.factors[densities]
-
-
-def _l1_factor(prepared: Prepared, k: int, i: int, density: float) -> float:
-    """The ratio of L1 norms of one task vector before and after dropping."""
-    import torch
-
-    if density >= 1:
-        return 1.0
-    segment = prepared.segments[i]
-    draws = cast("Tensor", prepared.draws)
-    after = 0.0
-    for inner in chunks(segment.stop - segment.start):
-        part = slice(segment.start + inner.start, segment.start + inner.stop)
-        kept = torch.empty_like(prepared.tau[k, part])
-        sparsify.drop_into(prepared.tau[k, part], draws[k, part], density, kept)
-        after += float(kept.abs_().sum())
-    before = prepared.mass[k][i]
-    return 1.0 if min(before, after) < NO_NORM else before / after
+        densities = np.array(values["density"])[:, None]
+        made_up = np.where(densities > 0, 1 / np.clip(densities, 1e-12, 1), 0)
+    else:
+        before, after = passes.kept_mass(prepared.base, prepared.sources, chosen, prepared.segments)
+        matched = np.minimum(before, after) >= NO_NORM
+        made_up = np.where(matched, before / np.where(matched, after, 1), 1)
+    return replace(chosen, factors=(chosen.factors * made_up).astype(np.float32))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from evomerge.errors import CandidateError
-from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Operator, Values, held_bytes
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -17,28 +18,17 @@ CANCELLED = 1e-3  # |sum w| below this share of sum |w| is refused: the quotient
 
 @dataclass
 class _Prepared:
-    rows: list[Tensor]  # each (numel,)
-    stack: Tensor | None  # (sources, numel) float32 of a small block
+    sources: tuple[Tensor, ...]  # each (numel,)
     nbytes: int
 
 
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
-    import torch
-
-    rows = block.rows()
-    if len({row.dtype for row in rows}) == 1 and rows[0].dtype == torch.float32:
-        small = next(iter(chunks(block.numel))).stop == block.numel
-        if small:
-            stack = torch.stack(rows)
-            return _Prepared([], stack, stack.nbytes)
-    return _Prepared(rows, None, sum(map(held_bytes, rows)))
+    return _Prepared(block.sources, sum(map(held_bytes, block.sources)))
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
     """Write sum_k w_k x_k, divided by sum_k w_k if normalised."""
-    import torch
-
     weights = list(cast("tuple[float, ...]", values["weight"]))
     if values["normalize"]:
         total = sum(weights)
@@ -47,15 +37,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
                 f"linear: the weights {weights} sum to {total:g}, which is no scale"
             )
         weights = [weight / total for weight in weights]
-    if prepared.stack is not None:
-        merged = torch.mv(prepared.stack.t(), prepared.stack.new_tensor(weights))
-        out.copy_(merged)
-        return
-    for part in chunks(out.numel()):
-        merged = prepared.rows[0][part].float() * weights[0]
-        for row, weight in zip(prepared.rows[1:], weights[1:], strict=True):
-            merged.add_(row[part], alpha=weight)
-        out[part].copy_(merged)
+    return passes.weighted_sum(prepared.sources, weights, out)
 
 
 LINEAR = Operator(

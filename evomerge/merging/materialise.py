@@ -211,7 +211,9 @@ class Merger:
     def _whole_model(self, source: str) -> Order:
         """The order of magnitudes of a task vector over all tensors that are merged."""
         order: Order = self._cache.get(
-            ("whole model", source), lambda: order_of(partial(self._task_vector, source))
+            ("whole model", source),
+            lambda: order_of(partial(self._task_vector, source)),
+            always=True,
         )
         return order
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
+
+    from evomerge.merging.order import Order
 
 Value = float | bool | str | tuple[float, ...]  # a tuple has one value for each source
 Values = Mapping[str, Value]
@@ -35,7 +35,7 @@ class Block:
     names, shapes: of the tensors; base: shape (numel,), absent for operators that need none;
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
-    whole_model: the ascending magnitudes of a source's task vector over the whole model.
+    whole_model: the order of magnitudes of a source's task vector over the whole model.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Block:
     source_names: tuple[str, ...]
     mask_seed: int
     depths: tuple[float | None, ...]
-    whole_model: Callable[[str], NDArray[np.float32]]
+    whole_model: Callable[[str], Order]
 
     @property
     def segments(self) -> tuple[slice, ...]:
@@ -74,10 +74,17 @@ def held_bytes(tensor: Tensor) -> int:
     return 0 if mapped else tensor.nbytes
 
 
-def chunks(numel: int) -> Iterator[slice]:
-    """Slices of at most CHUNK entries."""
-    for start in range(0, numel, CHUNK):
-        yield slice(start, min(start + CHUNK, numel))
+def chunks(numel: int, width: int = 1) -> Iterator[slice]:
+    """Slices of at most CHUNK entries; of rows, if each entry is one of `width`."""
+    step = max(1, CHUNK // max(1, width))
+    for start in range(0, numel, step):
+        yield slice(start, min(start + step, numel))
+
+
+def parts_of(segment: slice) -> Iterator[slice]:
+    """A tensor's place in its block, in slices of at most CHUNK entries."""
+    for part in chunks(segment.stop - segment.start):
+        yield slice(segment.start + part.start, segment.start + part.stop)
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,11 @@ class Operator:
 
     prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
     apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
-    accumulated in float32 and cast once. It raises CandidateError where the parameters make no
+    accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
+    says that nobody looked. It raises CandidateError where the parameters make no
     model.
     needs: what beside the weights it is computed from.
+    notes: for the reference: the formula, and where others compute something else.
     """
 
     name: str
@@ -99,8 +108,9 @@ class Operator:
     min_sources: int
     max_sources: int | None
     prepare: Callable[[Block, Values], Any]
-    apply: Callable[[Any, Values, Tensor], None]
+    apply: Callable[[Any, Values, Tensor], bool | None]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
+    notes: str = ""
 
     def parameter(self, name: str) -> Parameter:
         """The declaration of a parameter.

@@ -1,44 +1,65 @@
-"""Which entries of a task vector take part: the largest, or random ones."""
+"""Which entries of a task vector take part: limits that a pass over memory compares with."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    Magnitudes = NDArray[np.float32]
+    from evomerge.merging.order import Order
 
 HALF = 2**15  # draws have 2^16 levels: a density is exact to 1.5e-5, at two bytes an entry
 
-
-def ascending_magnitudes(values: Tensor) -> Magnitudes:
-    """|values| in ascending order, on the CPU; numpy sorts floats several times faster."""
-    import numpy as np
-
-    magnitudes: Magnitudes = values.abs().float().cpu().numpy().ravel()
-    return np.sort(magnitudes)
+Limits = tuple[float, float]
+EVERYTHING: Limits = (0.0, math.inf)  # magnitudes
+NOTHING: Limits = (math.inf, math.inf)
 
 
-def trim_into(values: Tensor, magnitudes: Magnitudes, density: float, out: Tensor) -> None:
-    """Keep the k = max(1, int(density n)) largest of n magnitudes, and all that equal the k-th.
+def largest(order: Order, density: float) -> Limits:
+    """The magnitudes of the k = max(1, int(density n)) largest, and of all that equal the k-th.
 
-    `magnitudes` may be those of a larger whole that `values` is a part of. A density of 0 keeps
-    nothing.
+    The order may be that of a larger whole. A density of 0 keeps nothing.
     """
-    import numpy as np
-    import torch
-
+    if density >= 1 or not len(order):
+        return EVERYTHING
     if density <= 0:
-        out.zero_()
-        return
-    kept = max(1, int(density * len(magnitudes)))
-    threshold = magnitudes[len(magnitudes) - kept]
-    below = float(np.nextafter(threshold, np.float32(0)))  # x > below is x >= threshold
-    torch.hardshrink(values, below, out=out)
+        return NOTHING
+    kept = max(1, int(density * len(order)))
+    return order.at(len(order) - kept), math.inf
+
+
+def without_outliers(order: Order, density: float, gamma: float) -> Limits:
+    """The magnitudes of the int(density n) entries below the int(gamma n) largest.
+
+    Fewer outliers are dropped where the density could not be had otherwise.
+    """
+    if density >= 1:
+        return EVERYTHING
+    size = len(order)
+    kept, dropped = int(density * size), int(gamma * size)
+    if kept <= 0:
+        return NOTHING
+    first = max(0, size - kept - dropped)
+    return order.at(first), order.at(first + kept - 1)
+
+
+def level_of_density(density: float) -> Limits:
+    """The draws below the first number are as many as the density says."""
+    return float(round(min(max(density, 0.0), 1.0) * 2 * HALF) - HALF), 0.0
+
+
+def levels_of_ranks(density: float, epsilon: float) -> Limits:
+    """The level of the lowest rank, -2^15, and what each rank adds: p = d - e + 2 e rank."""
+    if density >= 1:
+        return float(HALF), 0.0
+    if density <= 0:
+        return float(-HALF), 0.0
+    lowest = (density - epsilon) * 2 * HALF - HALF
+    slope = 2 * epsilon * 2 * HALF / (2 * HALF - 1)
+    return lowest + slope * HALF, slope
 
 
 def draws(mask_seed: int, tensor: str, source: str, numel: int) -> Tensor:
@@ -48,12 +69,3 @@ def draws(mask_seed: int, tensor: str, source: str, numel: int) -> Tensor:
     key = hashlib.sha256(f"{mask_seed}\0{tensor}\0{source}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
     return torch.randint(-HALF, HALF, (numel,), dtype=torch.int16, generator=generator)
-
-
-def drop_into(values: Tensor, draw: Tensor, density: float, out: Tensor) -> None:
-    """Keep each entry whose draw is below the density's level; density is below 1."""
-    import torch
-
-    level = min(round(density * 2 * HALF) - HALF, HALF - 1)
-    torch.lt(draw, level, out=out)  # into floats: a boolean costs ten times as much on a CPU
-    out.mul_(values)

@@ -9,6 +9,7 @@ and mergekit 0.1.5 differ, the default is the published one and `compat: mergeki
     normalise, consensus     by the number of entries that agree       by their summed weights
     normalise, no consensus  by the number of sources                  by the summed weights
     rescale (DARE)           divide by the density                     match the tensor's L1 norm
+    rescale (DELLA)          divide by each entry's own probability    match the tensor's L1 norm
 
 (*) The authors count the whole model's signs; here the tensor's, so that a tensor can be merged
 alone. It matters only where weighted task vectors cancel exactly. Entries as large as the last one
@@ -20,112 +21,88 @@ refused here, whatever mergekit does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from evomerge.errors import CandidateError
-from evomerge.merging import consensus
-from evomerge.merging.deltas import Prepared, Row, prepare, rescale, sparse, within
-from evomerge.merging.operator import Operator, Values, chunks
+from evomerge.merging import passes
+from evomerge.merging.deltas import Prepared, Row, prepare, selection
+from evomerge.merging.operator import Operator, Values
+from evomerge.merging.passes import Agreement, Found
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
-
-    from evomerge.merging.consensus import Compat
 
 CANCELLED = 1e-3  # |sum w| below this share of sum |w| is refused
 
 
-def _apply(row: Row, prepared: Prepared, values: Values, out: Tensor) -> None:
+def _apply(row: Row, prepared: Prepared, values: Values, out: Tensor) -> bool | None:
     """Write W_0 + lambda sum_k w_k sparse(tau_k), with the row's consensus and normalising."""
-    import torch
-
-    weights = cast("tuple[float, ...]", values["weight"])
-    normalize, compat = bool(values["normalize"]), cast("Compat", values["compat"])
-    scale = cast("float", values["lambda"])
-    by_weight = None
-    if normalize and (compat == "mergekit" or not row.consensus):
-        scale /= _divisor(row, compat, weights)
-        by_weight = prepared.tau.new_tensor(weights)
-    one_tensor = len(prepared.segments) == 1
-    for part in chunks(out.numel()) if one_tensor else [slice(0, out.numel())]:
-        base = prepared.base[part].float()
-        if not row.consensus:
-            taus, factors = sparse(row, prepared, values, part), _factors(row, prepared, values)
-            for entries, i in _spans(prepared, part, factors):
-                merged = torch.addmv(base[entries], taus[:, entries].t(), factors[:, i] * scale)
-                out[part][entries].copy_(merged)
-            continue
-        taus = _weighted(row, prepared, values, part)
-        fill = partial(_fill_majority, row, prepared, values, part)
-        signs = consensus.elect(taus, compat, fill)
-        counted = by_weight if compat == "mergekit" else None
-        total = consensus.disjoint_sum(taus, signs, normalize, counted)
-        out[part].copy_(base.add(total, alpha=scale))
+    if row.sparsify == "ranked":
+        _check_epsilon(values)
+    weights = np.array(values["weight"])
+    chosen = selection(row, prepared, values)
+    chosen = replace(chosen, factors=chosen.factors * weights[:, None].astype(np.float32))
+    agreement = _agreement(row, prepared, values)
+    merge = partial(passes.add_task_vectors, prepared.base, prepared.sources, chosen)
+    found: Found = merge(agreement, out, prepared.segments)
+    if row.consensus and values["compat"] == "published" and found.cancelled.any():
+        # Zero sums took the sign + so far, which is right where most signs are.
+        fills = np.where(found.cancelled > 0, np.sign(found.tally), 1)
+        if (fills < 1).any():
+            found = merge(replace(agreement, fills=fills), out, prepared.segments)
+    return found.finite
 
 
-def _divisor(row: Row, compat: Compat, weights: tuple[float, ...]) -> float:
-    """By what the sum is divided as a whole.
+def _agreement(row: Row, prepared: Prepared, values: Values) -> Agreement:
+    """How the weighted task vectors become one.
 
     Raises:
         CandidateError: the divisor is, or for some entry can be, next to nothing.
     """
-    total, size = sum(weights), sum(map(abs, weights))
-    if row.consensus:
-        if min(weights) < 0 < max(weights):
-            raise CandidateError(
-                f"weights {weights} of both signs can leave next to nothing to normalise by; "
-                "use normalize: false, compat: published, or weights of one sign"
-            )
-        return 1.0
-    if compat == "published":
-        return float(len(weights))
+    weights = cast("tuple[float, ...]", values["weight"])
+    by_weight, normalize = values["compat"] == "mergekit", bool(values["normalize"])
+    scale = cast("float", values["lambda"])
+    counted = np.array(weights) if by_weight else np.ones(len(weights))
+    fills = np.ones(len(prepared.segments))
+    if not row.consensus:
+        return Agreement("sum", counted, scale / (_divisor(counted) if normalize else 1.0), fills)
+    if normalize and by_weight and min(weights) < 0 < max(weights):
+        raise CandidateError(
+            f"weights {weights} of both signs can leave next to nothing to normalise by; "
+            "use normalize: false, compat: published, or weights of one sign"
+        )
+    return Agreement("agree_normalised" if normalize else "agree", counted, scale, fills)
+
+
+def _divisor(counted: NDArray[np.floating[Any]]) -> float:
+    """By what the sum is divided as a whole; 1 if nothing counts at all."""
+    total, size = float(counted.sum()), float(np.abs(counted).sum())
     if size > 0 and abs(total) <= CANCELLED * size:
+        weights = counted.tolist()
         raise CandidateError(f"the weights {weights} sum to {total:g}: nothing to normalise by")
     return total if size > 0 else 1.0
 
 
-def _weighted(row: Row, prepared: Prepared, values: Values, part: slice) -> Tensor:
-    """The sparsified task vectors times their weights, shape (sources, entries); owned."""
-    taus, factors = sparse(row, prepared, values, part), _factors(row, prepared, values)
-    if factors.shape[1] == 1:
-        return taus * factors
-    taus = taus.clone()
-    for entries, i in _spans(prepared, part, factors):
-        taus[:, entries].mul_(factors[:, i : i + 1])
-    return taus
-
-
-def _factors(row: Row, prepared: Prepared, values: Values) -> Tensor:
-    """Weights times what makes up for dropping, (sources, segments) or (sources, 1) for all."""
-    weights = prepared.tau.new_tensor(values["weight"])[:, None]
-    made_up = rescale(prepared, values) if row.sparsify == "random" else None
-    return weights if made_up is None else weights * weights.new_tensor(made_up)
-
-
-def _spans(prepared: Prepared, part: slice, factors: Tensor) -> list[tuple[slice, int]]:
-    """The stretches of a part that have one factor for each source, and its column."""
-    if factors.shape[1] == 1:
-        return [(slice(0, part.stop - part.start), 0)]
-    return [(slice(*span), i) for i, span in enumerate(within(prepared, part))]
-
-
-def _fill_majority(
-    row: Row, prepared: Prepared, values: Values, part: slice, signs: Tensor
-) -> None:
-    """Give the zeros among a part's signs the sign that most of their tensor's entries elected."""
-    for (start, stop), segment in zip(within(prepared, part), prepared.segments, strict=True):
-        if len(prepared.segments) > 1:
-            tally = float(signs[start:stop].sum())
-        else:
-            parts = chunks(segment.stop)
-            tally = sum(
-                float(consensus.add_up(_weighted(row, prepared, values, one)).sign_().sum())
-                for one in parts
+def _check_epsilon(values: Values) -> None:
+    """Refuse probabilities that leave (0, 1)."""
+    pairs = zip(
+        cast("tuple[float, ...]", values["density"]),
+        cast("tuple[float, ...]", values["epsilon"]),
+        strict=True,
+    )
+    for density, epsilon in pairs:
+        if 0 < density < 1 and not epsilon < min(density, 1 - density):
+            low, high = density - epsilon, density + epsilon
+            raise CandidateError(
+                f"density {density:g} with epsilon {epsilon:g} gives probabilities from {low:g} to "
+                f"{high:g}: they must stay inside (0, 1)"
             )
-        inside = signs[start:stop]
-        inside[inside == 0] = float((tally > 0) - (tally < 0))
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -153,17 +130,60 @@ def _parameters(row: Row, normalize: bool, density: float) -> tuple[Parameter, .
     share = Parameter(
         "density", "real", density, "share of entries kept", low=0.0, high=1.0, per_source=True
     )
-    if row.sparsify == "magnitude":
-        text = "the largest entries of what; auto: the model, or the tensor with compat: mergekit"
-        options = ("auto", "model", "tensor")
-        return (
-            *of_all,
-            share,
-            Parameter("trim", "choice", "auto", text, None, None, options, phase="prepare"),
-        )
-    text = "what dropping is made up for by; auto: density, or l1 with compat: mergekit"
-    remedies = ("auto", "density", "l1", "none")
-    return (*of_all, share, Parameter("rescale", "choice", "auto", text, None, None, remedies))
+    return (*of_all, share, *_PARTICULAR[row.sparsify])
+
+
+_REMEDY = "what dropping is made up for by; auto: {}, or l1 with compat: mergekit"
+_PARTICULAR: dict[str, tuple[Parameter, ...]] = {
+    "largest": (
+        Parameter(
+            "trim",
+            "choice",
+            "auto",
+            "the largest entries of what; auto: the model, or the tensor with compat: mergekit",
+            options=("auto", "model", "tensor"),
+            phase="prepare",
+        ),
+    ),
+    "band": (
+        Parameter(
+            "gamma",
+            "real",
+            0.01,
+            "share of entries dropped for being the largest",
+            low=0.0,
+            high=1.0,
+            per_source=True,
+        ),
+    ),
+    "random": (
+        Parameter(
+            "rescale",
+            "choice",
+            "auto",
+            _REMEDY.format("density"),
+            options=("auto", "density", "l1", "none"),
+        ),
+    ),
+    "ranked": (
+        Parameter(
+            "epsilon",
+            "real",
+            0.15,
+            "probabilities go from density - epsilon to density + epsilon",
+            low=0.0,
+            high=0.5,
+            per_source=True,
+        ),
+        Parameter(
+            "rescale",
+            "choice",
+            "auto",
+            _REMEDY.format("probability"),
+            options=("auto", "probability", "density", "l1", "none"),
+        ),
+    ),
+}
 
 
 def _operator(
@@ -191,7 +211,7 @@ TASK_VECTORS = (
     ),
     _operator(
         "ties",
-        Row("magnitude", consensus=True),
+        Row("largest", consensus=True),
         "Yadav et al. 2023, https://arxiv.org/abs/2306.01708 (algorithm 1)",
         "Trim task vectors, elect signs, average the entries that agree",
         normalize=True,
@@ -210,5 +230,34 @@ TASK_VECTORS = (
         "Yu et al. 2024, https://arxiv.org/abs/2311.03099 (eq. 2 to 4), with TIES' signs",
         "Drop entries of task vectors at random, rescale, sum those that agree in sign",
         density=0.5,
+    ),
+    _operator(
+        "della",
+        Row("ranked", consensus=True),
+        "Deep et al. 2024, https://arxiv.org/abs/2406.11617 (sec. 3: drop, elect, fuse)",
+        "Drop entries at random, small ones of a row rather, rescale, average those that agree",
+        normalize=True,
+        density=0.5,
+    ),
+    _operator(
+        "della_linear",
+        Row("ranked", consensus=False),
+        "Deep et al. 2024, https://arxiv.org/abs/2406.11617 (sec. 3), without elected signs",
+        "Drop entries at random, small ones of a row rather, rescale the rest, sum",
+        density=0.5,
+    ),
+    _operator(
+        "breadcrumbs",
+        Row("band", consensus=False),
+        "Davari & Belilovsky 2023, https://arxiv.org/abs/2312.06795 (sec. 3)",
+        "Drop the largest and the small entries of task vectors, sum the rest",
+        density=0.14,
+    ),
+    _operator(
+        "breadcrumbs_ties",
+        Row("band", consensus=True),
+        "Davari & Belilovsky 2023, https://arxiv.org/abs/2312.06795 (sec. 3), with TIES' signs",
+        "Drop the largest and the small entries, sum those that agree in sign",
+        density=0.14,
     ),
 )

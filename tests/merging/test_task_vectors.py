@@ -99,7 +99,7 @@ def test_the_majority_is_the_tensors_however_it_is_cut(merge, monkeypatch):
     b = torch.randint(-2, 3, (700,), generator=generator).float()
     states = states_of({"a": {"x": a, "y": a[:9]}, "b": {"x": b, "y": b[:9]}}, base=0.0)
     whole = merge(states, "ties", density=1.0)
-    for module in ("operator", "blocks", "deltas"):
+    for module in ("operator", "blocks"):
         monkeypatch.setattr(f"evomerge.merging.{module}.CHUNK", 64)
     cut = merge(states, "ties", density=1.0)
     assert torch.equal(whole["x"], cut["x"])

@@ -1,0 +1,114 @@
+"""The passes of passes.py in torch, chunk by chunk: for GPUs, and where numba is missing.
+
+On a CPU this is several times slower than the kernels: each step reads and writes memory again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evomerge.merging.operator import chunks
+from evomerge.merging.sparsify import HALF
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evomerge.merging.passes import Agreement, Selection
+
+
+def weighted_sum(sources: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """See `passes.weighted_sum`."""
+    for part in chunks(out.numel()):
+        merged = sources[0][part].float() * weights[0]
+        for source, weight in zip(sources[1:], weights[1:], strict=True):
+            merged.add_(source[part], alpha=weight)
+        out[part].copy_(merged)
+
+
+def add_task_vectors(
+    base: Tensor,
+    sources: Sequence[Tensor],
+    selection: Selection,
+    agreement: Agreement,
+    out: Tensor,
+    segments: Sequence[slice],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """See `passes.add_task_vectors`; what cancels, and the tally."""
+    cancelled, tally = np.zeros((2, len(segments)), np.int64)
+    for segment, part in _parts(segments):
+        taus = _sparse(base, sources, selection, segment, part)
+        sums = taus.sum(0)
+        if agreement.consensus != "sum":
+            fill = float(agreement.fills[segment])
+            signs = sums.sign()
+            tally[segment] += int(signs.sum())
+            zero = signs == 0
+            signs.masked_fill_(zero, fill)
+            agrees = taus * signs > 0
+            sums = (taus * agrees).sum(0)
+            cancelled[segment] += int((zero & (sums != 0)).sum())
+            if agreement.consensus == "agree_normalised":
+                counted = taus.new_tensor(agreement.counted.tolist())
+                divisor = (agrees * counted[:, None]).sum(0)
+                sums /= divisor.masked_fill(divisor == 0, 1.0)
+        out[part].copy_(base[part].float().add_(sums, alpha=agreement.scale))
+    return cancelled, tally
+
+
+def kept_mass(
+    base: Tensor, sources: Sequence[Tensor], selection: Selection, segments: Sequence[slice]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """See `passes.kept_mass`."""
+    before, after = np.zeros((2, len(sources), len(segments)))
+    for segment, part in _parts(segments):
+        for k, source in enumerate(sources):
+            tau = source[part].float() - base[part].float()
+            before[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
+            tau *= _kept(tau, selection, k, segment, part)
+            after[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
+    return before, after
+
+
+def _parts(segments: Sequence[slice]) -> Iterator[tuple[int, slice]]:
+    for number, segment in enumerate(segments):
+        for part in chunks(segment.stop - segment.start):
+            yield number, slice(segment.start + part.start, segment.start + part.stop)
+
+
+def _sparse(
+    base: Tensor, sources: Sequence[Tensor], selection: Selection, segment: int, part: slice
+) -> Tensor:
+    """The weighted, sparsified task vectors of a part, (sources, entries)."""
+    import torch
+
+    origin = base[part].float()
+    taus = torch.empty((len(sources), len(origin)), dtype=torch.float32, device=base.device)
+    for k, (source, tau) in enumerate(zip(sources, taus, strict=True)):
+        torch.sub(source[part].float(), origin, out=tau)
+        if selection.mode != "all":
+            tau *= _kept(tau, selection, k, segment, part)
+        if selection.divide:
+            tau /= _levels(selection, k, segment, part).add_(HALF).div_(2 * HALF).clamp_(1e-12)
+        tau *= float(selection.factors[k, segment])
+    return taus
+
+
+def _kept(tau: Tensor, selection: Selection, k: int, segment: int, part: slice) -> Tensor:
+    if selection.mode == "magnitude":
+        low, high = selection.limits[k, segment].tolist()
+        sizes = tau.abs()
+        return (sizes >= low) & (sizes <= high)
+    draws = selection.draws[k][part]
+    if selection.mode == "draw":
+        return draws.lt(float(selection.limits[k, segment, 0]))
+    return draws.lt(_levels(selection, k, segment, part))
+
+
+def _levels(selection: Selection, k: int, segment: int, part: slice) -> Tensor:
+    first, slope = selection.limits[k, segment].tolist()
+    levels: Tensor = selection.ranks[k][part].float().mul_(slope).add_(first)
+    return levels

@@ -1,0 +1,101 @@
+"""The order of magnitudes of a task vector, without loss at two bytes an entry.
+
+The entries' magnitudes are sorted by the bits of their float32 values, which order as the values
+do. The upper 16 bits of a sorted sequence say little: how many entries have each of them is enough.
+So a threshold for any density is a look-up, and none of it depends on a candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEVELS = 2**15  # upper halves of floats that are not negative
+
+
+@dataclass
+class Order:
+    """Ascending magnitudes: the upper halves that occur, where each starts, all lower halves."""
+
+    upper: NDArray[np.uint16]
+    starts: NDArray[np.int64]
+    lower: NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def at(self, place: int) -> float:
+        """The magnitude at a place of the ascending order."""
+        which = int(np.searchsorted(self.starts, place, side="right")) - 1
+        bits = np.uint32(int(self.upper[which]) << 16 | int(self.lower[place]))
+        return float(bits.view(np.float32))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        in_file = isinstance(self.lower, np.memmap)
+        return self.upper.nbytes + self.starts.nbytes + (0 if in_file else self.lower.nbytes)
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the large array elsewhere."""
+        self.lower = move(self.lower)
+
+
+def order_of(pieces: Callable[[], Iterable[Tensor]]) -> Order:
+    """Sort the magnitudes of a tensor that comes in pieces.
+
+    Beside the result it needs the memory of one piece. The pieces are asked for twice: a counting
+    sort, by the upper half first.
+
+    Args:
+        pieces: gives the pieces, float32 tensors of any shape on any device, again at each call.
+    """
+    counts = np.zeros(_LEVELS, np.int64)
+    for piece in pieces():
+        counts += np.bincount(_bits(piece) >> 16, minlength=_LEVELS)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    lower = np.empty(int(starts[-1]), np.uint16)
+    filled = starts[:-1].copy()
+    for piece in pieces():
+        bits = np.sort(_bits(piece))
+        upper = bits >> 16
+        here, first, count = np.unique(upper, return_index=True, return_counts=True)
+        for level, begin, size in zip(here.tolist(), first.tolist(), count.tolist(), strict=True):
+            target = filled[level]
+            lower[target : target + size] = bits[begin : begin + size].astype(np.uint16)
+        filled[here] += count
+    there = np.flatnonzero(counts)
+    for level in there.tolist():
+        lower[starts[level] : starts[level + 1]].sort()
+    return Order(there.astype(np.uint16), starts[there], lower)
+
+
+def _bits(values: Tensor) -> NDArray[np.uint32]:
+    return values.abs().float().cpu().contiguous().view(-1).numpy().view(np.uint32)
+
+
+def ranks_in_rows(tau: Tensor, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """Every entry's rank by magnitude in its row, spread over -2^15 to 2^15 - 1.
+
+    Rows of width 1 have the lowest. Entries of equal magnitude keep their order; in rows wider than
+    2^16 neighbours share a rank.
+
+    Args:
+        tau: (numel,).
+        shape: of the tensor; a vector is one row.
+    """
+    width = shape[-1] if len(shape) > 1 else tau.numel()
+    rows = _bits(tau).reshape(-1, width)
+    ranks = np.empty(rows.shape, np.int16)
+    scale = (2**16 - 1) / max(1, width - 1)
+    levels = (np.round(np.arange(width) * scale) - 2**15).astype(np.int16)
+    for row, rank in zip(rows, ranks, strict=True):
+        rank[np.argsort(row, kind="stable")] = levels
+    return ranks.reshape(-1)

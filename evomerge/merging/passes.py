@@ -1,0 +1,245 @@
+"""One pass over memory for a block: the numba kernels where they can go, else torch.
+
+Both compute the same thing entry by entry; the last bit may differ between them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.merging import eager
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Mode = Literal["all", "magnitude", "draw", "rank"]
+Consensus = Literal["sum", "agree", "agree_normalised"]
+Result = TypeVar("Result")
+
+_PER_THREAD = 2**20  # entries that are worth a thread
+
+
+@dataclass
+class Selection:
+    """Which entries of the task vectors take part, and what they are multiplied by.
+
+    Attributes:
+        mode: by what entries are chosen.
+        limits: (sources, segments, 2): lowest and highest magnitude; or the draws' level; or the
+            level at rank 0 and what a rank adds to it.
+        factors: (sources, segments).
+        draws, ranks: for each source an int16 tensor, shape (numel,).
+        divide: by each entry's own probability, for mode rank.
+    """
+
+    mode: Mode
+    limits: NDArray[np.floating[Any]]
+    factors: NDArray[np.floating[Any]]
+    draws: Sequence[Tensor] = field(default_factory=tuple)
+    ranks: Sequence[Tensor] = field(default_factory=tuple)
+    divide: bool = False
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How task vectors become one.
+
+    Attributes:
+        consensus: whether only entries of the elected sign count, and are divided by who counts.
+        counted: (sources,), what each source adds to the divisor.
+        scale: of the sum.
+        fills: (segments,), the sign where a sum is zero.
+    """
+
+    consensus: Consensus
+    counted: NDArray[np.floating[Any]]
+    scale: float
+    fills: NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass noticed.
+
+    Attributes:
+        finite: whether all that was written is; None if nobody looked.
+        cancelled: (segments,), entries whose sum is zero although summands are not.
+        tally: (segments,), the sum of the signs of all sums.
+    """
+
+    finite: bool | None
+    cancelled: NDArray[np.int64]
+    tally: NDArray[np.int64]
+
+
+def weighted_sum(sources: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> bool | None:
+    """Write sum_k weights[k] sources[k]; whether it is finite, None if nobody looked.
+
+    All are of shape (numel,), of any floating dtype.
+    """
+    fused = _kernels_for([*sources, out])
+    if fused is None:
+        eager.weighted_sum(sources, weights, out)
+        return None
+    pointers = np.array([fused.address_of(source) for source in sources], np.int64)
+    factors, target = np.array(weights, np.float32), np.array(fused.address_of(out), np.int64)
+
+    def run(share: _Share) -> int:
+        return int(fused.weighted_sum(pointers, factors, target, share.spans))
+
+    return not any(_run(run, [slice(0, out.numel())]))
+
+
+def add_task_vectors(
+    base: Tensor,
+    sources: Sequence[Tensor],
+    selection: Selection,
+    agreement: Agreement,
+    out: Tensor,
+    segments: Sequence[slice],
+) -> Found:
+    """Write W_0 + scale x what the chosen entries of the task vectors are together.
+
+    All tensors are of shape (numel,), of any floating dtype; `segments` are where each model's
+    tensor lies in them.
+    """
+    fused = _kernels_for([base, *sources, out])
+    if fused is None:
+        return Found(
+            None, *eager.add_task_vectors(base, sources, selection, agreement, out, segments)
+        )
+    kernel = fused.add_task_vectors(len(sources))
+    origin, target = (np.array(fused.address_of(t), np.int64) for t in (base, out))
+    pointers = _pointers(fused, sources, selection)
+    mode, how = fused.MODES[selection.mode], fused.CONSENSUS[agreement.consensus]
+    found = np.zeros((len(segments), 3), np.int64)
+
+    def run(share: _Share) -> NDArray[np.int64]:
+        noticed = np.empty((len(share.spans), 3), np.int64)
+        kernel(
+            origin,
+            pointers,
+            mode,
+            share.of(selection.limits),
+            share.of(selection.factors),
+            selection.divide,
+            how,
+            agreement.counted.astype(np.float32),
+            np.float32(agreement.scale),
+            agreement.fills[share.segments].astype(np.float32),
+            target,
+            share.spans,
+            noticed,
+        )
+        return noticed
+
+    for share, noticed in zip(_shares(segments), _run(run, segments), strict=True):
+        np.add.at(found, share.segments, noticed)
+    return Found(not found[:, 0].any(), found[:, 1], found[:, 2])
+
+
+def kept_mass(
+    base: Tensor, sources: Sequence[Tensor], selection: Selection, segments: Sequence[slice]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sums of |tau| of all entries and of the chosen ones, each (sources, segments)."""
+    fused = _kernels_for([base, *sources])
+    if fused is None:
+        return eager.kept_mass(base, sources, selection, segments)
+    origin = np.array(fused.address_of(base), np.int64)
+    pointers = _pointers(fused, sources, selection)
+    before, after = np.zeros((2, len(sources), len(segments)))
+    # On one thread: the order of a sum must not depend on how many there are.
+    share = _Share(np.arange(len(segments)), _spans(segments))
+    mode, limits = fused.MODES[selection.mode], share.of(selection.limits)
+    fused.kept_mass(origin, pointers, mode, limits, share.spans, before, after)
+    return before, after
+
+
+# --- where it runs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one thread does: spans of entries, and the segment that each lies in."""
+
+    segments: NDArray[np.int64]
+    spans: NDArray[np.int64]  # (spans, 2)
+
+    def of(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """The values of the spans' segments, from (sources, segments, ...)."""
+        return np.ascontiguousarray(values[:, self.segments], np.float32)
+
+
+def _spans(segments: Sequence[slice]) -> NDArray[np.int64]:
+    return np.array([(segment.start, segment.stop) for segment in segments], np.int64)
+
+
+def _shares(segments: Sequence[slice]) -> list[_Share]:
+    """The entries in equal shares, one for each thread that torch would use."""
+    import torch
+
+    spans = _spans(segments)
+    total = int((spans[:, 1] - spans[:, 0]).sum())
+    count = max(1, min(torch.get_num_threads(), total // _PER_THREAD))
+    if count == 1:
+        return [_Share(np.arange(len(segments)), spans)]
+    shares = []
+    for i in range(count):
+        first, last = spans[0, 0] + total * i // count, spans[0, 0] + total * (i + 1) // count
+        cut = np.clip(spans, first, last)
+        inside = np.flatnonzero(cut[:, 0] < cut[:, 1])
+        shares.append(_Share(inside, np.ascontiguousarray(cut[inside])))
+    return shares
+
+
+def _run(function: Callable[[_Share], Result], segments: Sequence[slice]) -> list[Result]:
+    shares = _shares(segments)
+    if len(shares) == 1:
+        return [function(shares[0])]
+    with ThreadPoolExecutor(len(shares)) as threads:  # the kernels let go of the interpreter
+        return list(threads.map(function, shares))
+
+
+def _pointers(
+    fused: ModuleType, sources: Sequence[Tensor], selection: Selection
+) -> NDArray[np.int64]:
+    pointers = np.zeros((len(sources), 4), np.int64)
+    for k, source in enumerate(sources):
+        pointers[k, :2] = fused.address_of(source)
+        if selection.draws:
+            pointers[k, 2] = selection.draws[k].data_ptr()
+        if selection.ranks:
+            pointers[k, 3] = selection.ranks[k].data_ptr()
+    return pointers
+
+
+def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
+    """The kernels, if they are there and can read and write these tensors."""
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    fused = kernels()
+    readable = fused is not None and all(fused.address_of(tensor) for tensor in tensors)
+    return fused if readable else None
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """The numba kernels; None, with a warning, where numba cannot be had."""
+    try:
+        from evomerge.merging import kernels as found
+    except ImportError as error:
+        warnings.warn(
+            f"numba cannot be imported ({error}): merging on the CPU is several times slower",
+            stacklevel=2,
+        )
+        return None
+    return found
