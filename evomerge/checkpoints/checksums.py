@@ -41,6 +41,25 @@ def survey(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None =
     return found
 
 
+def non_finite(
+    checkpoint: Checkpoint, progress: Callable[[int, int], None] | None = None
+) -> tuple[str, ...]:
+    """The tensors with a NaN or an Inf, from a reading that computes no checksum: far faster."""
+    known = _Cached(checkpoint.files).load()
+    if known is not None:
+        return known.non_finite
+    found = []
+    done, total = 0, checkpoint.size_bytes
+    for name in checkpoint.names:
+        tensor = checkpoint.tensor(name)
+        if not all(map(_finite, torch.split(tensor.contiguous().view(-1), _CHUNK))):
+            found.append(name)
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    return tuple(found)
+
+
 def _read(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None) -> Survey:
     digest = hashlib.sha256()
     non_finite = []

@@ -96,6 +96,11 @@ class Derived(Checkpoint):
             self._survey = Survey(hashlib.sha256(content.encode()).hexdigest(), non_finite)
         return self._survey
 
+    def non_finite(self, progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+        """The tensors with a NaN or an Inf of all that is read."""
+        found = self.origin.non_finite(progress)
+        return found if self._beside is None else found + self._beside.non_finite(progress)
+
     def close(self) -> None:
         """Let go of the mapped files."""
         self.origin.close()

@@ -165,10 +165,12 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
         raise ModelError(Problem(str(path), "the JSON has far too many values"))
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        if b"\\ud" in text.lower():  # half a character would be no name that can be written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _TwiceError as error:
         raise ModelError(Problem(f"{path}: {error.key!r}", "the name stands twice")) from None
     except (ValueError, RecursionError) as error:
-        # ValueError: no JSON, no UTF-8, or a number of thousands of digits
+        # ValueError: no JSON, no UTF-8, half a character, or a number of thousands of digits
         what = str(error).splitlines()[0][:120]
         raise ModelError(Problem(str(path), f"is not valid JSON: {what}")) from None
     if not isinstance(value, dict):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from evomerge.checkpoints.checksums import Survey, survey
+from evomerge.checkpoints.checksums import Survey, non_finite, survey
 from evomerge.checkpoints.folder import read_folder, read_pickle
 from evomerge.checkpoints.headers import Entry, StoredFile, read_header
 from evomerge.errors import ModelError, Problem, nearest
@@ -51,6 +51,7 @@ class Checkpoint:
         self._stored = dict(stored)
         self._maps: dict[Path, torch.Tensor] = {}
         self._survey: Survey | None = None
+        self._non_finite: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r}, {len(self.names)} tensors, {self.size_bytes} bytes)"
@@ -121,6 +122,14 @@ class Checkpoint:
         if self._survey is None:
             self._survey = survey(self, progress)
         return self._survey
+
+    def non_finite(self, progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+        """The tensors with a NaN or an Inf, without the checksum if it is not known."""
+        if self._survey is not None:
+            return self._survey.non_finite
+        if self._non_finite is None:
+            self._non_finite = non_finite(self, progress)
+        return self._non_finite
 
     def close(self) -> None:
         """Let go of the mapped files; tensors that were handed out stay valid."""

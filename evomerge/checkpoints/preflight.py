@@ -59,19 +59,28 @@ def preflight(checkpoints: Mapping[str, Checkpoint], base: str) -> list[str]:
             warnings += soft
         warnings += _compare_dtypes(name, checkpoint, reference)
     if problems:
-        raise ModelError(problems)
+        # All differences in one table: those that a merge would survive too.
+        raise ModelError([*problems, *(Problem("", f"{text} (no obstacle)") for text in warnings)])
     return warnings
 
 
 def check_finite(
-    checkpoint: Checkpoint, progress: Callable[[int, int], None] | None = None
+    checkpoint: Checkpoint,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    checksum: bool = True,
 ) -> None:
-    """Refuse a model with a NaN or an Inf; the same reading gives its checksum.
+    """Refuse a model with a NaN or an Inf.
+
+    Args:
+        checkpoint: all of it is read, unless the same files were read before.
+        progress: called with the bytes done and the bytes in all.
+        checksum: whether the same reading gives the checksum, which takes most of the time.
 
     Raises:
         ModelError: naming the tensors.
     """
-    found = checkpoint.survey(progress).non_finite
+    found = checkpoint.survey(progress).non_finite if checksum else checkpoint.non_finite(progress)
     if found:
         raise ModelError(
             Problem(f"{checkpoint.where}: tensor {name!r}", "holds NaN or Inf") for name in found

@@ -46,6 +46,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "length too short": (pack({"a": entry(0, 4)}, bytes(4), length=9), "JSON"),
     "not JSON": (pack(b"{a: 1}"), "JSON"),
     "not UTF-8": (pack(b'{"\xff\xfe": 1}'), "JSON"),
+    "half a character": (pack({"\ud800": entry(0, 4)}, bytes(4)), "JSON"),
     "a list": (pack([1, 2]), "JSON object"),
     "deep nesting": (pack(b'{"a":' + b"[" * 500_000), "JSON"),
     "many values": (pack(b'{"a":[' + b"[]," * 4_000_000 + b"0]}"), "too many"),
@@ -158,6 +159,10 @@ def dot_shard(f: Path) -> None:
 
 def null_shard(f: Path) -> None:
     sharded(f, {"a": "s1\0.safetensors"})
+
+
+def half_a_name(f: Path) -> None:
+    sharded(f, {"a": "\ud800.safetensors"})
 
 
 def number_shard(f: Path) -> None:
@@ -323,6 +328,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "folder as a file": (folder_as_file, "regular file"),
     "empty folder": (empty, "holds no model.safetensors"),
     "several files, no index": (several_unindexed, "x.safetensors, y.safetensors"),
+    "half a character as a shard": (half_a_name, "JSON"),
     "a damaged shard": (damaged_shard, "s1.safetensors: is cut off"),
     "the index as a shard": (shard_is_the_index, "at most"),
     "a folder as a shard": (shard_is_a_folder, "regular file"),
