@@ -6,23 +6,19 @@ anybody without a model hub: `base`, `sort`, `back` and `rot` (see tiny_items.py
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigurationError, Problem
-from evomerge.files import cache_folder, disk_errors, fsync, write_text
-from evomerge.zoo.tiny_folders import write_model
+from evomerge.files import cache_folder, fsync
+from evomerge.zoo.folders import claimed, read_label, refuse_other_content, write_label, write_model
+from evomerge.zoo.tiny_folders import new_tokenizer
 from evomerge.zoo.tiny_items import REWRITINGS, SKILLS, answer, prompt
 from evomerge.zoo.tiny_training import STAGES, Progress, Stage, train_all
 
-LABEL = "zoo.json"  # written last; says what the folder is
 REVISION = 1  # to be raised when the same stages come to train other weights
 
 
@@ -50,20 +46,14 @@ def _trained(
     in_cache = folder is None
     target = (folder or cache_folder() / "zoo" / f"tiny-seed{seed}").expanduser().absolute()
     label = _label(seed, stages)
-    if _read_label(target) == label:
+    if read_label(target) == label:
         return target
-    try:
-        with disk_errors(target), _locked(target):
-            if _read_label(target) == label:  # another process was faster
-                return target
-            if not in_cache:
-                _refuse_other_content(target)
-            _train_into(target, seed, stages, label, progress)
-    except OSError as error:
-        hint = "choose another folder, or set $EVOMERGE_CACHE"
-        raise ConfigurationError(
-            Problem(str(target), f"cannot be written: {error.strerror}", hint)
-        ) from error
+    with claimed(target):
+        if read_label(target) == label:  # another process was faster
+            return target
+        if not in_cache:
+            refuse_other_content(target)
+        _train_into(target, seed, stages, label, progress)
     return target
 
 
@@ -80,8 +70,8 @@ def _train_into(
     part.mkdir()
     try:
         for name, model in train_all(seed, stages, progress):
-            write_model(part / name, model, card(name, seed))
-        write_text(part / LABEL, json.dumps(label, indent=2) + "\n")
+            write_model(part / name, model, new_tokenizer(), card(name, seed))
+        write_label(part, label)
         if target.exists():  # empty, or in the cache by an older recipe
             shutil.rmtree(target)
         part.rename(target)
@@ -90,39 +80,11 @@ def _train_into(
         shutil.rmtree(part, ignore_errors=True)
 
 
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its process, so nothing stale can remain."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _label(seed: int, stages: tuple[Stage, ...]) -> dict[str, Any]:
     """What tells one zoo from another: its seed, and a hash of how it is trained."""
     recipe = json.dumps([REVISION, *(asdict(stage) for stage in stages)], sort_keys=True)
     sha256 = hashlib.sha256(recipe.encode()).hexdigest()
     return {"zoo": "tiny", "seed": seed, "models": [s.name for s in stages], "training": sha256}
-
-
-def _read_label(folder: Path) -> Any:
-    """The label of a complete zoo; None where there is none."""
-    try:
-        return json.loads((folder / LABEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _refuse_other_content(target: Path) -> None:
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists():
-        found = _read_label(target)
-        what = f"the zoo {found}" if found else "something that is no zoo"
-        raise ConfigurationError(
-            Problem(str(target), f"the folder holds {what}", "remove it or choose another")
-        )
 
 
 def card(name: str, seed: int) -> str:

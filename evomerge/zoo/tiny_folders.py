@@ -1,16 +1,10 @@
-"""Hugging Face folders of the tiny models: configuration, tokenizer, weights and card."""
+"""What the tiny models are: configuration, first weights and tokenizer."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, processors
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from evomerge.files import fsync, write_text
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F))
@@ -73,30 +67,3 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],  # all that a Llama takes
         clean_up_tokenization_spaces=False,
     )
-
-
-def write_model(folder: Path, model: LlamaForCausalLM, card: str) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    folder.mkdir(parents=True)
-    config = model.config
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-    ).save_pretrained(folder)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    new_tokenizer().save_pretrained(folder)
-    _name_tokenizer_for_all_versions(folder / "tokenizer_config.json")
-    write_text(folder / "README.md", card)
-    for path in (*folder.iterdir(), folder):
-        fsync(path)
-
-
-def _name_tokenizer_for_all_versions(path: Path) -> None:
-    """Give the class the name that both know: what transformers 5 writes, 4 does not know."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
