@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
 
 def tiny_llama(folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """A random Llama of two layers; q_proj and o_proj are square."""
@@ -62,7 +64,7 @@ def lora(base: Path, folder: Path, *, seed: int = 1, **settings: Any) -> Path:
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         model = peft.get_peft_model(load(base), peft.LoraConfig(**{"r": 3, **settings}))
-        for name, parameter in model.named_parameters():
+        for _, parameter in model.named_parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.2)
         model.save_pretrained(folder)
