@@ -68,7 +68,8 @@ def kept_mass(
         for k, source in enumerate(sources):
             tau = source[part].float() - base[part].float()
             before[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
-            tau *= _kept(tau, selection, k, segment, part)
+            if selection.mode != "all":
+                tau *= _kept(tau, selection, k, segment, part)
             after[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
     return before, after
 

@@ -5,6 +5,7 @@ Both compute the same thing entry by entry; the last bit may differ between them
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -235,11 +236,10 @@ def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
 def kernels() -> ModuleType | None:
     """The numba kernels; None, with a warning, where numba cannot be had."""
     try:
-        from evomerge.merging import kernels as found
+        return importlib.import_module("evomerge.merging.kernels")
     except ImportError as error:
         warnings.warn(
             f"numba cannot be imported ({error}): merging on the CPU is several times slower",
             stacklevel=2,
         )
         return None
-    return found

@@ -22,6 +22,7 @@ WEIGHTS = [0.7, 0.2, 0.4]
 SIGNED = [0.7, -0.5, 0.4]
 ONES = [1.0, 1.0, 1.0]
 SOME = [0.5, 0.34, 0.9]
+ONE_WIDE = ("width_one", "single")
 # name: (mergekit's method, its parameters, the tensors left out)
 CASES: dict[str, tuple[str, dict[str, object], tuple[str, ...]]] = {
     "linear": ("linear", {"weight": WEIGHTS}, ()),
@@ -49,6 +50,34 @@ CASES: dict[str, tuple[str, dict[str, object], tuple[str, ...]]] = {
     "dare_ties": ("dare_ties", {"weight": WEIGHTS, "density": SOME}, ()),
     "dare_ties_mean": ("dare_ties", {"weight": WEIGHTS, "density": SOME, "normalize": True}, ()),
     "dare_unscaled": ("dare_linear", {"weight": ONES, "density": SOME, "rescale": False}, ()),
+    # A row of width 1 has no ranks in mergekit: it divides 0 by 0.
+    "della": ("della", {"weight": WEIGHTS, "density": SOME, "epsilon": [0.3, 0.1, 0.05]}, ONE_WIDE),
+    "della_linear": (
+        "della_linear",
+        {"weight": SIGNED, "density": SOME, "epsilon": [0.05, 0.1, 0.02]},
+        ONE_WIDE,
+    ),
+    "della_unscaled": (
+        "della",
+        {"weight": ONES, "density": SOME, "epsilon": [0.3, 0.1, 0.05], "rescale": False},
+        ONE_WIDE,
+    ),
+    "breadcrumbs": (
+        "breadcrumbs",
+        {"weight": SIGNED, "density": SOME, "gamma": [0.01, 0.1, 0.05]},
+        ("tied", "constant"),
+    ),
+    "breadcrumbs_ties": (
+        "breadcrumbs_ties",
+        {"weight": WEIGHTS, "density": SOME, "gamma": [0.2, 0.5, 0.0], "lambda": 0.7},
+        ("tied", "constant"),
+    ),
+    "breadcrumbs_defaults": ("breadcrumbs", {"weight": ONES, "density": ONES}, ()),
+    "breadcrumbs_none": (
+        "breadcrumbs",
+        {"weight": ONES, "density": [0.0, 1e-6, 0.1]},
+        ("tied", "constant"),
+    ),
 }
 
 
@@ -71,6 +100,9 @@ def inputs() -> dict[str, dict[str, torch.Tensor]]:
     }
     base = normal(9, 5)
     tensors["close"] = {m: base + 1e-3 * (m != "base") * normal(9, 5) for m in MODELS}
+    base = 1e-20 * normal(5, 8)  # too small for a norm to be matched, in float32
+    tensors["tiny"] = {m: base + 1e-20 * (m != "base") * normal(5, 8) for m in MODELS}
+    tensors["bfloat16"] = {model: normal(6, 9).bfloat16() for model in MODELS}
     base = normal(6, 6)
     unchanged = {m: base + (m in "bc") * normal(6, 6) for m in MODELS}
     opposite = base.clone(), normal(6, 6)
@@ -118,10 +150,10 @@ def main() -> None:
 def merged(
     method: str, parameters: dict[str, object], tensor: str, by_model: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """One tensor merged by mergekit in float32."""
+    """One tensor merged by mergekit in float32, written in the dtype of its input."""
     used = {"linear": MODELS[1:], "slerp": MODELS[:2]}.get(method, MODELS)
     sources = [model for model in used if model != "base"]
-    per_source = {"weight", "density"}
+    per_source = {"weight", "density", "epsilon", "gamma"}
     return merge_state_dicts(
         {model: {tensor: by_model[model]} for model in used},
         method,
@@ -131,7 +163,7 @@ def merged(
         },
         base=None if method == "linear" else "base",
         dtype=torch.float32,
-        out_dtype=torch.float32,
+        out_dtype=by_model["base"].dtype,
     )[tensor]
 
 

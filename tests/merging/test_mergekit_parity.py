@@ -34,7 +34,7 @@ def test_the_oracle_is_the_version_that_parity_is_claimed_for():
 def test_equals_mergekit(case, tensor, merge, monkeypatch):
     method, parameters = CASES[case]["method"], dict(CASES[case]["parameters"])
     sources = ["a"] if method == "slerp" else ["a", "b", "c"]
-    for name in {"weight", "density"} & set(parameters):
+    for name in {"weight", "density", "epsilon", "gamma"} & set(parameters):
         parameters[name] = dict(zip(sources, parameters[name], strict=True))
     if method not in ("linear", "slerp"):
         parameters["compat"] = "mergekit"
@@ -50,4 +50,10 @@ def test_equals_mergekit(case, tensor, merge, monkeypatch):
     monkeypatch.setattr(sparsify, "draws", injected)
     merged = merge(states, method, sources, **parameters)[tensor]
     expected = STORED[f"out/{case}/{tensor}"]
-    assert (merged - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
+    assert merged.dtype == expected.dtype
+    largest = max(1.0, float(expected.abs().max()))
+    step = torch.finfo(expected.dtype).eps * largest if expected.dtype == torch.bfloat16 else 0.0
+    difference = (merged.float() - expected.float()).abs()
+    assert float(difference.max()) <= max(step, 1e-6 * largest)
+    # One rounding step in bfloat16 may differ where sums are added in another order; few do.
+    assert float((difference > 1e-6 * largest).float().mean()) <= 0.02

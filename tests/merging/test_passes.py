@@ -1,0 +1,256 @@
+"""The kernels and torch compute the same; numpy and brute force say what."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.merging import eager, kernels, passes
+from evomerge.merging.cache import Cache
+from evomerge.merging.order import order_of, ranks_in_rows
+from evomerge.merging.passes import Agreement, Selection
+
+SEGMENTS = (slice(0, 5000), slice(5000, 5001), slice(5001, 9000))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def data(seed: int, num_sources: int, dtypes: tuple[torch.dtype, ...]):
+    """A base, sources with many zero deltas, draws and ranks, of 9,000 entries."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(9000, generator=generator)
+    sources = []
+    for k in range(num_sources):
+        delta = torch.randn(9000, generator=generator)
+        # Multiples of a half cancel exactly now and then.
+        delta = delta.mul(2).round().div(2) * (torch.rand(9000, generator=generator) < 0.6)
+        sources.append((base + delta).to(dtypes[k % len(dtypes)]))
+    drawn = [
+        torch.randint(-(2**15), 2**15, (9000,), dtype=torch.int16, generator=generator)
+        for _ in range(2 * num_sources)
+    ]
+    return base.to(dtypes[-1]), sources, drawn[:num_sources], drawn[num_sources:]
+
+
+def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int]):
+    low, high = {
+        "all": ((0, 0), (0, 0)),
+        "magnitude": ((0, 0.8), (0.8, 3)),
+        "draw": ((-30000, 30000), (0, 0)),
+        "rank": ((-20000, 20000), (0, 0.3)),
+    }[mode]
+    return np.stack([generator.uniform(*low, shape), generator.uniform(*high, shape)], -1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_sources=st.integers(1, 4),
+    mode=st.sampled_from(["all", "magnitude", "draw", "rank"]),
+    consensus=st.sampled_from(["sum", "agree", "agree_normalised"]),
+    dtypes=st.sampled_from([*((d,) for d in DTYPES), DTYPES]),
+    divide=st.booleans(),
+    fill=st.sampled_from([-1.0, 0.0, 1.0]),
+)
+def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide, fill):
+    base, sources, draws, ranks = data(seed, num_sources, dtypes)
+    generator = np.random.default_rng(seed)
+    shape = (num_sources, len(SEGMENTS))
+    chosen = Selection(
+        mode,
+        limits_of(mode, generator, shape),
+        generator.uniform(-0.5, 1.5, shape).astype(np.float32),
+        draws,
+        ranks,
+        divide=divide and mode == "rank",
+    )
+    agreement = Agreement(
+        consensus, generator.uniform(0.5, 1.5, num_sources), 0.7, np.full(len(SEGMENTS), fill)
+    )
+    fast, slow = torch.empty(9000), torch.empty(9000)
+    found = passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
+    cancelled, tally = eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
+    assert found.finite
+    # A sum that is zero but for the last bit takes one sign here and the other one there.
+    unequal = (fast - slow).abs() > 1e-5 * slow.abs().clamp(min=1)
+    assert int(unequal.sum()) <= 2
+    if consensus != "sum":
+        assert np.abs(found.tally - tally).max() <= 2
+        assert np.abs(found.cancelled - cancelled).max() <= 2
+    before, after = passes.kept_mass(base, sources, chosen, SEGMENTS)
+    expected = eager.kept_mass(base, sources, chosen, SEGMENTS)
+    assert np.allclose(before, expected[0], rtol=1e-5)
+    assert np.allclose(after, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_sums_are_numpys(dtype):
+    _, sources, _, _ = data(1, 5, DTYPES)
+    weights = [0.3, -0.7, 1.1, 0.0, 2.0]
+    out = torch.empty(9000, dtype=dtype)
+    assert passes.weighted_sum(sources, weights, out)
+    exact = sum(w * s.double() for w, s in zip(weights, sources, strict=True))
+    # Half a step of the dtype, and a little for the sum in float32.
+    assert (
+        (out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps * 0.51 + 1e-6
+    ).all()
+
+
+def every_half(dtype: torch.dtype) -> torch.Tensor:
+    return torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_finite_half_is_read_as_torch_reads_it(dtype):
+    halves = every_half(dtype)
+    halves = halves[halves.float().isfinite()]
+    out = torch.empty(len(halves))
+    assert passes.weighted_sum([halves], [1.0], out)
+    assert torch.equal(out, halves.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_rounded_as_torch_rounds_them(dtype):
+    halves = every_half(dtype)
+    ascending = halves[halves.float().isfinite()].float().unique()
+    middles = (ascending[1:].double() + ascending[:-1].double()).div(2).float()
+    up, down = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    close = [ascending, middles, middles.nextafter(up), middles.nextafter(down)]
+    values = torch.cat([*close, torch.randn(9999).mul(1e-6), torch.randn(9999).mul(1e4)])
+    out = torch.empty(len(values), dtype=dtype)
+    assert passes.weighted_sum([values], [1.0], out) == bool(values.to(dtype).isfinite().all())
+    assert torch.equal(out.view(torch.int16), values.to(dtype).view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_is_noticed(dtype, bad):
+    values = torch.ones(3000)
+    values[2999] = bad
+    out = torch.empty(3000, dtype=dtype)
+    assert passes.weighted_sum([values], [1.0], out) is False
+    assert not out[2999].isfinite()
+    assert out[:2999].isfinite().all()
+
+
+def test_a_value_beyond_the_output_dtype_is_not_finite():
+    assert passes.weighted_sum([torch.full((3,), 7e4)], [1.0], torch.empty(3).half()) is False
+    largest = torch.full((3,), torch.finfo(torch.float32).max)
+    assert passes.weighted_sum([largest], [1.0], torch.empty(3).bfloat16()) is False
+
+
+def test_threads_change_no_bit(monkeypatch):
+    monkeypatch.setattr(passes, "_PER_THREAD", 700)
+    base, sources, draws, _ = data(2, 3, DTYPES)
+    chosen = Selection("draw", np.full((3, 3, 2), 5000.0), np.ones((3, 3)), draws)
+    agreement = Agreement("agree_normalised", np.ones(3), 1.0, np.ones(3))
+    outs, founds = [], []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            outs.append(torch.empty(9000, dtype=torch.bfloat16))
+            founds.append(
+                passes.add_task_vectors(base, sources, chosen, agreement, outs[-1], SEGMENTS)
+            )
+    finally:
+        torch.set_num_threads(before)
+    for out, found in zip(outs[1:], founds[1:], strict=True):
+        assert torch.equal(out, outs[0])
+        assert np.array_equal(found.tally, founds[0].tally)
+        assert np.array_equal(found.cancelled, founds[0].cancelled)
+
+
+def test_without_numba_the_user_is_told_and_merges_all_the_same(monkeypatch):
+    passes.kernels.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "evomerge.merging.kernels", None)
+    try:
+        out = torch.empty(2)
+        with pytest.warns(UserWarning, match="several times slower"):
+            assert passes.weighted_sum([torch.ones(2)], [0.5], out) is None
+        assert out.tolist() == [0.5, 0.5]
+    finally:
+        passes.kernels.cache_clear()
+
+
+def test_what_the_kernels_cannot_read_goes_through_torch():
+    double = torch.linspace(0, 1, 7, dtype=torch.float64)
+    out = torch.empty(7, dtype=torch.float64)
+    assert passes.weighted_sum([double], [2.0], out) is None
+    assert torch.allclose(out, 2 * double)
+    assert kernels.address_of(double) is None
+
+
+# --- orders and ranks -----------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.integers(1, 3000),
+    piece=st.integers(1, 900),
+    scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e20]),
+)
+def test_an_order_is_a_sort(seed, size, piece, scale):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale
+    values[:: 1 + seed % 7] = values[0]  # ties
+    order = order_of(lambda: values.split(piece))
+    expected = np.sort(values.abs().numpy())
+    assert [order.at(place) for place in range(size)] == expected.tolist()
+    assert order.nbytes <= 12 * size + 100
+
+
+def test_ranks_are_the_places_in_each_row():
+    tau = torch.tensor([[3.0, -1.0, 2.0], [0.0, -9.0, 5.0]])
+    ranks = ranks_in_rows(tau.view(-1), (2, 3)).astype(int) + 2**15
+    assert ranks.reshape(2, 3).tolist() == [[65535, 0, 32768], [0, 65535, 32768]]
+    assert (ranks_in_rows(tau.view(-1), (6, 1)) == -(2**15)).all()
+    assert sorted(ranks_in_rows(tau.view(-1), (6,)).tolist())[-1] == 2**15 - 1
+
+
+def test_wide_rows_have_ranks_that_still_rise():
+    tau = torch.arange(100_000, dtype=torch.float32)
+    ranks = ranks_in_rows(tau, (100_000,)).astype(int)
+    assert ranks[0] == -(2**15)
+    assert ranks[-1] == 2**15 - 1
+    assert (np.diff(ranks) >= 0).all()
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+class Spillable:
+    def __init__(self) -> None:
+        self.array = np.arange(100_000, dtype=np.uint16)
+
+    @property
+    def nbytes(self) -> int:
+        return 8 if isinstance(self.array, np.memmap) else self.array.nbytes
+
+    def spill(self, move) -> None:
+        self.array = move(self.array)
+
+
+def test_what_does_not_fit_goes_to_files_that_have_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("evomerge.merging.cache.cache_folder", lambda: tmp_path)
+    cache = Cache(budget_bytes=250_000)
+    made = itertools.count()
+    kept = [cache.get(key, lambda: (next(made), Spillable())[1]) for key in "abc"]
+    again = [cache.get(key, lambda: (next(made), Spillable())[1]) for key in "abc"]
+    assert next(made) == 3
+    assert [isinstance(one.array, np.memmap) for one in kept] == [False, True, True]
+    assert all(np.array_equal(one.array, Spillable().array) for one in again)
+    assert cache.used_bytes <= 250_000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("evomerge.merging.cache.cache_folder", lambda: tmp_path / "file" / "no")
+    (tmp_path / "file").write_text("")
+    cache = Cache(budget_bytes=10)
+    assert isinstance(cache.get("a", Spillable), Spillable)
+    assert cache.used_bytes == 0
