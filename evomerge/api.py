@@ -15,12 +15,13 @@ from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
-from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
+from evomerge.experiment.wire import IN_MEMORY, InMemory, Progress, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.pareto import best
 from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
+from evomerge.results.adapter_export import AdapterReport, export_adapter
 from evomerge.results.export import export_model, merged_tensors
 from evomerge.results.status import status
 
@@ -111,6 +112,26 @@ class Run:
         row = self._rows().get(chosen.id)
         return export_model(self._recipe(chosen), self._checkpoints(), Path(folder), row)
 
+    def export_adapter(
+        self,
+        candidate: Candidate | CandidateId | None = None,
+        folder: str | Path = "models/best",
+        *,
+        rank: int | None = None,
+        progress: Progress | None = None,
+    ) -> AdapterReport:
+        """Write a candidate as a LoRA adapter of the base; the best if none is given.
+
+        rank: the largest; None is exact where the merge is linear in adapters.
+
+        Raises:
+            ConfigurationError: the candidate has no form as an adapter.
+        """
+        chosen = self._chosen(candidate)
+        row = self._rows().get(chosen.id)
+        recipe, models = self._recipe(chosen), self._checkpoints()
+        return export_adapter(recipe, models, Path(folder), rank=rank, row=row, progress=progress)
+
     def _chosen(self, candidate: Candidate | CandidateId | None) -> Candidate:
         if candidate is None:
             return self.best()
@@ -152,7 +173,7 @@ def search(
     """Search for a merge: the same engine as `evomerge run`.
 
     Args:
-        models: the experts, name -> folder, file, hub-style path, or state dict.
+        models: the experts, name -> folder (of a model or a PEFT adapter), file or state dict.
         base: the model that they were fine-tuned from.
         space: a search space file, its name in the catalogue, or its content.
         fitness: a fitness file, its name, its content, or a Python callable
@@ -166,7 +187,7 @@ def search(
         split: how many items serve search, fresh choice and holdout (callable fitness only).
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
-        options: other keys of an experiment file: in_flight, cohort, pool, dtype, ...
+        options: other keys of an experiment file: in_flight, cohort, pool, dtype, tokenizer, ...
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.
@@ -211,19 +232,25 @@ def merge(
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    tokenizer: str | None = None,
     out: str | Path | None = None,
+    adapter: bool = False,
+    rank: int | None = None,
     allow_pickle_weights: bool = False,
 ) -> dict[str, Tensor]:
     """Merge without a search; the merged state dict, and a model folder if `out` is given.
 
     Args:
-        models: name -> folder, file or state dict.
+        models: name -> folder (of a model or a PEFT adapter), file or state dict.
         operator: a name from `evomerge operators`.
         base: the base model, or its name in `models`.
         parameters: the operator's; per-source ones may be a mapping name -> value.
         seed: decides what is dropped where an operator drops at random.
         dtype: of the result; the base's own if None.
+        tokenizer: whose tokens it has, where the models differ: `union`, or a model's name.
         out: a folder to write.
+        adapter: whether `out` is to be a LoRA adapter of the base instead of a full model.
+        rank: the adapter's largest; None is exact where the merge is linear in adapters.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
 
     Raises:
@@ -237,10 +264,13 @@ def merge(
         "parameters": dict(parameters or {}),
     }
     paths = {key: _path_of(source, key) for key, source in sources.items()}
-    data = {"base": name, "models": paths, "default": default, "dtype": dtype, "mask_seed": seed}
+    data = {"base": name, "models": paths, "default": default, "mask_seed": seed}
+    data |= {"dtype": dtype, "tokenizer": tokenizer}
     recipe = parse(Recipe, Document(data))
     checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
-    if out is not None:
+    if out is not None and adapter:
+        export_adapter(recipe, checkpoints, Path(out), rank=rank)
+    elif out is not None:
         export_model(recipe, checkpoints, Path(out))
     return merged_tensors(recipe, checkpoints)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from evomerge.api import Run
+    from evomerge.results.adapter_export import AdapterReport
     from evomerge.terminal import TerminalView
 
 app = typer.Typer(
@@ -56,6 +57,13 @@ Workers = Annotated[
     typer.Option(min=0, help="Processes that measure; 0 measures in the driver itself."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsAdapter = Annotated[
+    bool, typer.Option("--adapter", help="Write a LoRA adapter of the base, not a full model.")
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(min=1, help="Largest rank of the adapter. Default: exact where it can be."),
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]
 
 
@@ -155,33 +163,49 @@ def export(
     best: Annotated[bool, typer.Option("--best", help="The chosen candidate (default).")] = False,
     front: Annotated[bool, typer.Option("--front", help="The whole front, a folder each.")] = False,
     candidate: Annotated[int | None, typer.Option(help="The candidate with this number.")] = None,
+    adapter: AsAdapter = False,
+    rank: Rank = None,
 ) -> None:
     """Write found models as Hugging Face folders, with cards and recipes."""
     from evomerge.results.export import folder_name
 
     if best + front + (candidate is not None) > 1:
         raise ConfigurationError("choose one of --best, --front and --candidate")
+    _check_rank(rank, adapter)
     source = _open_run(folder)
-    console = _console()
+    wanted: list[tuple[int | None, Path]] = [(candidate, out)]
     if front:
-        for row in source.front():
-            console.print(f"wrote {source.export(row['candidate'], out / folder_name(row))}")
-    else:
-        console.print(f"wrote {source.export(candidate, out)}")
+        wanted = [(row["candidate"], out / folder_name(row)) for row in source.front()]
+    for number, target in wanted:
+        if adapter:
+            with _view() as view:
+                report = source.export_adapter(number, target, rank=rank, progress=view.progress)
+            _print_adapter(report)
+        else:
+            _console().print(f"wrote {source.export(number, target)}")
 
 
 @app.command()
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
     out: OutFolder,
+    adapter: AsAdapter = False,
+    rank: Rank = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe describes."""
     from evomerge.experiment.recipes import open_recipe_models, read_recipe
+    from evomerge.results.adapter_export import export_adapter
     from evomerge.results.export import export_model
 
+    _check_rank(rank, adapter)
     parsed = read_recipe(recipe)
     checkpoints = open_recipe_models(parsed, allow_pickle_weights=allow_pickle)
+    if adapter:
+        with _view() as view:
+            report = export_adapter(parsed, checkpoints, out, rank=rank, progress=view.progress)
+        _print_adapter(report)
+        return
     _console().print(f"wrote {export_model(parsed, checkpoints, out)}")
 
 
@@ -408,6 +432,18 @@ def _drive(config: Any, out: Path) -> None:
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
+
+
+def _check_rank(rank: int | None, adapter: bool) -> None:
+    if rank is not None and not adapter:
+        raise ConfigurationError(Problem("--rank", "is the rank of an adapter", "add --adapter"))
+
+
+def _print_adapter(report: AdapterReport) -> None:
+    console = _console()
+    console.print(f"wrote {report.folder}")
+    for line in report.lines:
+        console.print(line)
 
 
 def _print_final(console: Console, final: dict[str, Any]) -> None:

@@ -155,14 +155,17 @@ class _Reader:
     def _replaces(self, name: str, key: str) -> bool:
         """Whether a tensor replaces one of the base's; rows may differ, as for a larger vocabulary.
 
-        PEFT saves a head that is tied to the embedding beside it; it is not stored in the base.
+        PEFT saves embeddings whenever they are adapted, as they were, and with them a head that is
+        tied to them and not stored in the base.
         """
         if name not in self._base.names:
             if not (self._base.tied and self._is_copy(key)):
                 self._wrong(key, f"the base has no {name!r}", nearest(name, self._base.names))
             return False
         mine, its = self._stored.shape(key), self._base.shape(name)
-        if mine == its or (len(mine) == len(its) == 2 and mine[1] == its[1]):
+        if mine == its:
+            return not _same(self._stored.tensor(key), self._base.tensor(name))
+        if len(mine) == len(its) == 2 and mine[1] == its[1]:
             return True
         self._wrong(key, f"has shape {list(mine)}, {name!r} of the base {list(its)}")
         return False
@@ -173,8 +176,7 @@ class _Reader:
         others = [(self._stored, other) for other in self._whole.values() if other != key]
         others += [(self._base, name) for name in self._base.names]
         return any(
-            tuple(mine.shape) == owner.shape(other)
-            and torch.equal(mine, owner.tensor(other).to(mine.dtype))
+            tuple(mine.shape) == owner.shape(other) and _same(mine, owner.tensor(other))
             for owner, other in others
         )
 
@@ -235,6 +237,11 @@ class _Reader:
     def _wrong(self, key: str, what: str, hint: str = "") -> None:
         where = f"{self._stored.where}: tensor {key!r}" if key else self._stored.where
         self._problems.append(Problem(where, what, hint))
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    wide = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(one.to(wide), other.to(wide))
 
 
 def _renaming(wanted: Iterable[str], names: Iterable[str]) -> Callable[[str], str]:
