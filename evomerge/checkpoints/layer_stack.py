@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evomerge.checkpoints.module_tree import unlike_its_class
 from evomerge.errors import ConfigurationError, Problem
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Lists of the numbers of layers that are special; all other lists have an entry for each layer.
@@ -54,6 +57,39 @@ def stacked_config(
         what = f"no key counts the model's {num_layers} layers, so {len(layers)} cannot be written"
         raise ConfigurationError(Problem("config.json", what, f"looked for {', '.join(_COUNTS)}"))
     return made
+
+
+def stack_problems(
+    base: Mapping[str, Any],
+    base_shapes: Shapes,
+    stacked: Mapping[str, Any],
+    shapes: Shapes,
+) -> list[Problem]:
+    """Where a stack's tensors are not those of the class that its config makes.
+
+    Layers need not be alike: some have tensors that others lack, by rules that only the class
+    knows. Where it does not agree with the base's own tensors either, nothing is said.
+
+    Args:
+        base: the base's config.
+        base_shapes: of its tensors.
+        stacked: the config of the rearranged model.
+        shapes: of that one's tensors.
+    """
+    if unlike_its_class(base, base_shapes) != {}:
+        return []
+    return [
+        Problem(
+            f"slots: tensor {name!r}",
+            f"the stack has {_said(found)}, and its class {_said(expected)}",
+            "these layers cannot stand in this order",
+        )
+        for name, (found, expected) in list((unlike_its_class(stacked, shapes) or {}).items())[:8]
+    ]
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else f"shape {list(shape)}"
 
 
 def layer_kinds(config: Mapping[str, Any], num_layers: int) -> list[str]:

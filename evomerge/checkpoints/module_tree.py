@@ -94,6 +94,27 @@ def shapes_by_module(
     return {name: tree.shape(own) for name, own in found.items() if own is not None}
 
 
+def unlike_its_class(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] | None:
+    """Tensors whose stored shape is not what the config's class stores: name -> (stored, class's).
+
+    None stands for a tensor that is not there; all is None where the class cannot be built.
+    """
+    model = _meta_model(config)
+    if model is None:
+        return None
+    tree, own = _Tree(model), dict(model.named_parameters())
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - own.keys()
+    wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
+    stored = {tree.find(name) or name: shape for name, shape in shapes.items()}
+    return {
+        name: (stored.get(name), wanted.get(name))
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    }
+
+
 def _meta_model(config: Mapping[str, Any]) -> nn.Module | None:
     """The config's model without memory; None where its class is not in transformers."""
     import transformers

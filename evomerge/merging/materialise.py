@@ -102,14 +102,14 @@ class Merger:
             self.write(group, effective, outs)
             yield from zip(group.names, outs, strict=True)
 
-    def size_bytes(self, recipe: Recipe) -> int:
-        """What all merged tensors take, without merging them."""
+    def layout(self, recipe: Recipe) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The shape and dtype of every merged tensor, without merging it."""
         shape, dtype = self.checkpoints[self.base].shape, self._dtype
-        return sum(
-            math.prod(shape(name)) * dtype(recipe, name).itemsize
+        return {
+            name: (shape(origin), dtype(recipe, origin))
             for group in self.plan(recipe)
-            for name in group.origins
-        )
+            for name, origin in zip(group.names, group.origins, strict=True)
+        }
 
     def write(self, group: Group, effective: Effective | None, outs: Sequence[Tensor]) -> None:
         """Write a group's merged tensors into `outs`, one for each of its names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evomerge.checkpoints.anatomy import anatomy_of
-from evomerge.checkpoints.layer_stack import stacked_config
+from evomerge.checkpoints.layer_stack import Shapes, stack_problems, stacked_config
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.write import write_model
+from evomerge.errors import ConfigurationError
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
 
@@ -51,21 +53,37 @@ def export_model(
     """
     base = checkpoints[recipe.base]
     merger = Merger(checkpoints, anatomy_of(base), recipe.base, CACHE_BYTES)
-    num_layers = merger.anatomy.num_layers
-    layers = [slot.layer_of(recipe.base) for slot in recipe.slots or ()] or range(num_layers)
+    layout = merger.layout(recipe)
+    config = _config(recipe, merger, {name: shape for name, (shape, _) in layout.items()})
     return write_model(
         folder,
         merger.tensors(recipe),
         like=base,
-        config=stacked_config(base.config, layers, num_layers),
-        size_bytes=merger.size_bytes(recipe),
-        tokenizer_from=checkpoints[recipe.tokenizer or recipe.base],
+        config=config,
+        size_bytes=sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values()),
         dtype=output_dtype(recipe),
         extra_files={
             "README.md": model_card(recipe, folder.name, row),
             "evomerge_recipe.yaml": recipe_yaml(recipe),
         },
     )
+
+
+def _config(recipe: Recipe, merger: Merger, shapes: Shapes) -> dict[str, Any]:
+    """The config of the merged model, whose layers may be rearranged.
+
+    Raises:
+        ConfigurationError: no config of the base's class says what the recipe makes.
+    """
+    base, num_layers = merger.checkpoints[recipe.base], merger.anatomy.num_layers
+    if recipe.keeps_layers(num_layers):
+        return base.config
+    read = [slot.layer_of(recipe.base) for slot in recipe.slots or ()]
+    config = stacked_config(base.config, read, num_layers)
+    stored = {name: base.shape(name) for name in base.names}
+    if problems := stack_problems(base.config, stored, config, shapes):
+        raise ConfigurationError(problems)
+    return config
 
 
 def folder_name(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,318 @@
+"""Layers repeated, left out, reordered and stacked from several models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_states import merger_of
+from torch import Tensor, nn
+
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.layer_stack import layer_kinds, stacked_config
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.merging.materialise import Merger, check_recipe
+from evomerge.merging.resident import Resident
+from evomerge.recipe import Recipe
+from evomerge.results.export import export_model
+
+LAYERS = 3
+MODELS = ("base", "a", "b")
+PARTS = {"self_attn.q.weight": (4, 4), "mlp.up.weight": (6, 4), "norm.weight": (4,)}
+
+
+def family() -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(11)
+    shapes = {"embed.weight": (11, 4), "head.weight": (3, 4)} | {
+        f"layers.{i}.{part}": shape for i in range(LAYERS) for part, shape in PARTS.items()
+    }
+    return {
+        model: {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        | {f"layers.{i}.steps": torch.tensor([i]) for i in range(LAYERS)}
+        for model in MODELS
+    }
+
+
+FAMILY = family()
+
+
+def recipe_of(slots: Any, operator: str = "task_arithmetic", **changes: Any) -> Recipe:
+    default = {"operator": operator, "parameters": changes.pop("parameters", {})}
+    models = {name: name for name in MODELS}
+    return Recipe.model_validate(
+        {"base": "base", "models": models, "default": default, "slots": slots, **changes}
+    )
+
+
+def only(model: str, layer: int) -> dict[str, Any]:
+    """A slot that is one model's layer."""
+    return {"layer": layer, "merges": {"default": {"operator": "linear", "sources": [model]}}}
+
+
+def restacked(state: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
+    """By hand: a state dict whose layers are those of another one."""
+    made = {name: tensor for name, tensor in state.items() if not name.startswith("layers.")}
+    for slot, layer in enumerate(layers):
+        prefix = f"layers.{layer}."
+        for name, tensor in state.items():
+            if name.startswith(prefix):
+                made[f"layers.{slot}.{name.removeprefix(prefix)}"] = tensor
+    return made
+
+
+slots_lists = st.lists(st.integers(0, LAYERS - 1), min_size=1, max_size=6)
+
+
+@given(slots_lists, st.data())
+@settings(max_examples=30, deadline=None)
+def test_merging_rearranged_layers_equals_merging_rearranged_models(
+    layers: list[int], data: st.DataObject
+) -> None:
+    """The oracle: rearrange each model by hand first, then merge them as they stand."""
+    given_by = {
+        model: [data.draw(st.integers(0, LAYERS - 1)) for _ in layers] if model == "b" else layers
+        for model in MODELS
+    }
+    slots = [
+        {"layer": layer, "layers": {"b": b}} for layer, b in zip(layers, given_by["b"], strict=True)
+    ]
+    parameters = {"density": 0.5, "trim": "tensor"}
+    merged = dict(merger_of(FAMILY).tensors(recipe_of(slots, "ties", parameters=parameters)))
+    by_hand = {m: restacked(FAMILY[m], given_by[m]) for m in MODELS}
+    expected = dict(merger_of(by_hand).tensors(recipe_of(None, "ties", parameters=parameters)))
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_layer_may_come_from_one_model_alone() -> None:
+    slots = [only("a", 0), only("b", 0), only("a", 2), only("base", 1)]
+    merged = dict(merger_of(FAMILY).tensors(recipe_of(slots)))
+    for slot, (model, layer) in enumerate([("a", 0), ("b", 0), ("a", 2), ("base", 1)]):
+        for part in PARTS:
+            expected = FAMILY[model][f"layers.{layer}.{part}"]
+            assert torch.equal(merged[f"layers.{slot}.{part}"], expected)
+    copied = [int(merged[f"layers.{slot}.steps"]) for slot in range(4)]
+    assert copied == [0, 0, 2, 1]  # integers are the base's, of the layer that stands there
+
+
+def test_slots_in_order_are_the_model_as_it_is() -> None:
+    merger = merger_of(FAMILY)
+    plain, spelt = recipe_of(None), recipe_of([{"layer": i} for i in range(LAYERS)])
+    odd = recipe_of([{"layer": i, "layers": {"a": i}} for i in range(LAYERS)])
+    assert list(merger.plan(plain)) == list(merger.plan(spelt)) == list(merger.plan(odd))
+
+
+def test_a_tensor_may_have_a_merge_of_its_own() -> None:
+    name = "layers.1.mlp.up.weight"
+    tensors = {name: {"parameters": {"weight": {"a": 0.25, "b": 0.0}}}}
+    slots = [{"layer": 0}, {"layer": 0}]
+    recipe = recipe_of(slots, parameters={"weight": 0.0}, tensors=tensors)
+    merger = merger_of(FAMILY)
+    merged = dict(merger.tensors(recipe))
+    base, a = (FAMILY[model]["layers.0.mlp.up.weight"] for model in ("base", "a"))
+    torch.testing.assert_close(merged[name], base + 0.25 * (a - base))
+    assert torch.equal(merged["layers.0.mlp.up.weight"], base)
+    alone = torch.empty_like(base)
+    merger.merge_tensor(recipe, name, alone)
+    assert torch.equal(alone, merged[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"slots": [{"layer": 3}]}, "slots.0.layer: there is no layer 3: the models have 3"),
+        ({"slots": [{"layer": 0, "layers": {"a": 7}}]}, "slots.0.layers.a: there is no layer 7"),
+        ({"slots": []}, "slots: a model without layers"),
+        ({"slots": [{"layer": 0}], "tensors": {"layers.1.mlp.up.weight": {}}}, "no such tensor"),
+        ({"slots": None, "tensors": {"hed.weight": {}}}, "did you mean 'head.weight'"),
+        ({"slots": None, "tensors": {"head.weight": {"operator": "tise"}}}, "tensors head.weight"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_place(changes: dict[str, Any], told: str) -> None:
+    merger, recipe = merger_of(FAMILY), recipe_of(**changes)
+    assert told in "\n".join(map(str, check_recipe(recipe, merger.anatomy)))
+    with pytest.raises(ConfigurationError):
+        merger.plan(recipe)
+
+
+def test_a_whole_models_ranks_need_the_same_layer_of_base_and_source() -> None:
+    recipe = recipe_of([{"layer": 0, "layers": {"a": 1}}], "ties")
+    with pytest.raises(CandidateError, match="'a' gives another layer"):
+        dict(merger_of(FAMILY).tensors(recipe))
+    repeated = recipe_of([{"layer": 1}, {"layer": 1}], "ties")
+    merged = dict(merger_of(FAMILY).tensors(repeated))
+    plain = dict(merger_of(FAMILY).tensors(recipe_of(None, "ties")))
+    for slot in (0, 1):
+        name = f"layers.{slot}.mlp.up.weight"
+        assert torch.equal(merged[name], plain["layers.1.mlp.up.weight"])
+
+
+def test_repeated_layers_have_random_masks_of_their_own() -> None:
+    recipe = recipe_of([{"layer": 1}, {"layer": 1}], "dare_linear")
+    merged = dict(merger_of(FAMILY).tensors(recipe))
+    assert not torch.equal(merged["layers.0.mlp.up.weight"], merged["layers.1.mlp.up.weight"])
+    slot = dict(merger_of(FAMILY).tensors(recipe_of(None, "dare_linear")))
+    assert torch.equal(merged["layers.1.mlp.up.weight"], slot["layers.1.mlp.up.weight"])
+
+
+# --- in memory ------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.head = nn.Linear(4, 2)
+
+
+def opened_nets() -> dict[str, Any]:
+    states = {}
+    for seed, model in enumerate(MODELS):
+        torch.manual_seed(seed)
+        states[model] = open_checkpoint(Net().state_dict(), name=model)
+    return states
+
+
+def test_the_resident_model_holds_whatever_order_was_written_before() -> None:
+    opened = opened_nets()
+    resident = Resident.open(opened, "base", build=Net)
+    fresh = Merger(opened, anatomy_of(opened["base"]), "base", 0)
+    orders = [[2, 1, 0], [0, 1, 2], [2, 1, 0], [0, 0, 1], [0, 1, 2], None]
+    for order in orders:
+        recipe = recipe_of(order and [{"layer": i, "layers": {"a": order[0]}} for i in order])
+        resident.write(recipe)
+        state = resident.module.state_dict()
+        for name, expected in fresh.tensors(recipe):
+            assert torch.equal(state[name], expected), (order, name)
+
+
+def test_only_the_slots_that_changed_are_written() -> None:
+    resident = Resident.open(opened_nets(), "base", build=Net)
+    per_layer = 4
+    assert resident.write(recipe_of([{"layer": i} for i in (0, 1, 1)])) == 2 + 3 * per_layer
+    assert resident.write(recipe_of([{"layer": i} for i in (0, 1, 1)])) == 0
+    other = [only("base", 2), {"layer": 1, "layers": {"a": 0}}, {"layer": 1}]
+    assert 2 * per_layer <= resident.write(recipe_of(other))
+    same_again = [only("base", 2), {"layer": 1, "layers": {"b": 0}}, {"layer": 1}]
+    assert resident.write(recipe_of(same_again)) == per_layer
+
+
+def test_another_number_of_layers_is_refused_in_memory() -> None:
+    resident = Resident.open(opened_nets(), "base", build=Net)
+    resident.write(recipe_of(None))
+    with pytest.raises(ConfigurationError, match="2 layers, and the model in memory has 3"):
+        resident.write(recipe_of([{"layer": 0}, {"layer": 2}]))
+    assert resident.write(recipe_of(None)) == 0
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def folders(tmp_path: Path, kind: str, **settings: Any) -> dict[str, Any]:
+    """A family of tiny transformers models of a class, as opened folders."""
+    import transformers
+
+    config_class = getattr(transformers, f"{kind}Config")
+    model_class = getattr(transformers, settings.pop("model", f"{kind}ForCausalLM"))
+    opened = {}
+    for seed, name in enumerate(MODELS):
+        torch.manual_seed(seed)
+        model_class(config_class(**settings)).save_pretrained(tmp_path / name)
+        opened[name] = open_checkpoint(tmp_path / name, name=name)
+    return opened
+
+
+GEMMA = {
+    "vocab_size": 32, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+}  # fmt: skip
+GPT2 = {"vocab_size": 32, "n_embd": 8, "n_layer": 4, "n_head": 2, "n_positions": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "count"),
+    [
+        ("Gemma2", GEMMA, "num_hidden_layers"),
+        ("GPT2", {**GPT2, "model": "GPT2LMHeadModel"}, "n_layer"),
+    ],
+)
+def test_an_exported_stack_is_the_model_with_its_blocks_rearranged(
+    tmp_path: Path, kind: str, settings: dict[str, Any], count: str
+) -> None:
+    """The oracle: transformers' own modules, with the blocks put into another order in memory."""
+    import transformers
+
+    opened = folders(tmp_path, kind, **settings)
+    layers = [0, 1, 3, 2, 2, 1]
+    slots = [only("a", layer) for layer in layers]
+    outside = {"operator": "linear", "sources": ["a"]}
+    recipe = recipe_of(slots, default=outside)
+    target = export_model(recipe, opened, tmp_path / "out")
+    written = json.loads((target / "config.json").read_text())
+    assert written[count] == 6
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        target, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32)
+    stack = whole.transformer if kind == "GPT2" else whole.model
+    name = "h" if kind == "GPT2" else "layers"
+    setattr(stack, name, nn.ModuleList([getattr(stack, name)[layer] for layer in layers]))
+    tokens = torch.arange(10)[None]
+    if kind != "GPT2":
+        stack.config.num_hidden_layers = 6
+        stack.config.layer_types = [stack.config.layer_types[layer] for layer in layers]
+        assert written["layer_types"] == stack.config.layer_types
+    with torch.no_grad():
+        expected = whole(tokens, use_cache=False).logits
+        torch.testing.assert_close(loaded(tokens, use_cache=False).logits, expected)
+
+
+def test_layers_of_another_kind_are_refused_in_memory(tmp_path: Path) -> None:
+    opened = folders(tmp_path, "Gemma2", **GEMMA)
+    resident = Resident.open(opened, "base")
+    resident.write(recipe_of([{"layer": i} for i in (2, 1, 0, 3)]))  # both attend to a window
+    with pytest.raises(ConfigurationError, match=r"slots 0 \(from 1\), 1 \(from 0\)"):
+        resident.write(recipe_of([{"layer": i} for i in (1, 0, 2, 3)]))
+
+
+def test_two_stacks_do_not_grow(tmp_path: Path) -> None:
+    tiny = {"vocab_size": 32, "d_model": 8, "d_ff": 12, "d_kv": 4, "num_heads": 2, "num_layers": 2}
+    opened = folders(tmp_path, "T5", **tiny, model="T5ForConditionalGeneration")
+    anatomy = anatomy_of(opened["base"])
+    assert anatomy.num_layers == 4
+    problems = check_recipe(recipe_of([{"layer": i} for i in (0, 1, 2, 3, 3)]), anatomy)
+    assert "several stacks" in str(problems[0])
+    # The first layer of each half alone has the table of relative positions.
+    with pytest.raises(ConfigurationError, match=r"decoder\.block\.0.*the stack has none"):
+        export_model(recipe_of([{"layer": i} for i in (0, 1, 3, 3)]), opened, tmp_path / "out")
+
+
+def test_settings_of_layers_follow_them() -> None:
+    config = {"n_layers": 3, "layer_types": ["x", "y", "x"], "mlp_only_layers": [2], "widths": [1]}
+    made = stacked_config(config, [2, 0, 1, 2], 3)
+    assert made == {
+        "n_layers": 4,
+        "layer_types": ["x", "x", "y", "x"],
+        "mlp_only_layers": [0, 3],
+        "widths": [1],
+    }
+    kinds = layer_kinds(config, 3)
+    assert len(set(kinds)) == 3
+    with pytest.raises(ConfigurationError, match="no key counts"):
+        stacked_config({"depth": 3}, [0, 1], 3)
