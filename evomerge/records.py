@@ -29,12 +29,13 @@ Genome = Any  # a JSON value that its search space understands; for most: a list
 class Parameter:
     """A typed, bounded parameter of an operator.
 
-    `per_source` parameters may be one value, or one for each source. `phase` says when it is read:
-    a `prepare` parameter fixes what is cached, an `apply` parameter is free for each candidate.
+    `per_source` parameters (real ones) may be one value, or one for each source. An integer may be
+    written as a whole float. `phase` says when it is read: a `prepare` parameter fixes what is
+    cached, an `apply` parameter is free for each candidate.
     """
 
     name: str
-    kind: Literal["real", "flag", "choice"]
+    kind: Literal["real", "integer", "flag", "choice"]
     default: float | bool | str
     help: str
     low: float | None = None

@@ -49,7 +49,8 @@ def resolved_parameters(merge: Merge) -> dict[str, Value]:
                 float(table.get(source, parameter.default)) for source in sources
             )
         else:
-            values[parameter.name] = float(given) if parameter.kind == "real" else given
+            convert = {"real": float, "integer": int}.get(parameter.kind)
+            values[parameter.name] = convert(given) if convert else given
     return values
 
 
@@ -83,6 +84,9 @@ def _value_problems(
                 yield Problem(f"{where}.{source}", "not a source of this merge", hint)
             elif (what := _wrong(parameter, one)) is not None:
                 yield Problem(f"{where}.{source}", what)
+        if missing := [source for source in sources if source not in value]:
+            what = f"no value for {', '.join(missing)}"
+            yield Problem(where, what, "give one for each source, or one number for all")
     elif (what := _wrong(parameter, value)) is not None:
         hint = nearest(str(value), parameter.options) if parameter.kind == "choice" else ""
         yield Problem(where, what, hint)
@@ -90,14 +94,18 @@ def _value_problems(
 
 def _wrong(parameter: Parameter, value: Any) -> str | None:
     """What is wrong with one value of a parameter."""
-    fits = {
-        "flag": isinstance(value, bool),
-        "choice": isinstance(value, str) and value in parameter.options,
-        "real": isinstance(value, int | float)
+    real = (
+        isinstance(value, int | float)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and (parameter.low is None or value >= parameter.low)
-        and (parameter.high is None or value <= parameter.high),
+        and (parameter.high is None or value <= parameter.high)
+    )
+    fits = {
+        "flag": isinstance(value, bool),
+        "choice": isinstance(value, str) and value in parameter.options,
+        "real": real,
+        "integer": real and value == int(value),
     }
     return None if fits[parameter.kind] else f"expected {_expected(parameter)}, got {value!r}"
 
@@ -109,4 +117,4 @@ def _expected(parameter: Parameter) -> str:
         return "true or false"
     low = "-inf" if parameter.low is None else f"{parameter.low:g}"
     high = "inf" if parameter.high is None else f"{parameter.high:g}"
-    return f"a number from {low} to {high}"
+    return f"a {'whole ' * (parameter.kind == 'integer')}number from {low} to {high}"
