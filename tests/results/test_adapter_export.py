@@ -337,6 +337,12 @@ def test_a_search_over_an_adapter_and_a_full_expert(models: Models, tmp_path: Pa
     assert report.error < 1e-5
     found = merged_by_peft(models.path("llama"), report.folder)
     assert all((found[n] - t).abs().max() < 1e-5 for n, t in run.merge(6).items())
+    from evomerge.cli import app
+
+    arguments = ["--candidate", "6", "--adapter", "--rank", "16", "--out", str(tmp_path / "cli")]
+    app(["export", str(tmp_path / "stopped"), *arguments], standalone_mode=False)
+    by_hand = (tmp_path / "cli" / ADAPTER_MODEL).read_bytes()
+    assert by_hand == (report.folder / ADAPTER_MODEL).read_bytes()
 
 
 def test_merge_from_python(models: Models, tmp_path: Path) -> None:
