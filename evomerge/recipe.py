@@ -35,6 +35,7 @@ LayerGroup = Literal["default", "attention", "mlp", "norm", "other"]
 OutsideGroup = Literal["embedding", "head", "norm", "other"]
 LayerNumber = Annotated[int, Field(ge=0)]
 DType = Literal["float32", "bfloat16", "float16"]
+UNION = "union"  # the tokens of all models
 
 
 class Frozen(BaseModel):
@@ -93,7 +94,7 @@ class Recipe(Frozen):
     slots: tuple[Slot, ...] | None = None
     tensors: dict[str, Merge] = Field(default_factory=dict)
     dtype: DType | None = None
-    tokenizer: str | None = None
+    tokenizer: str | None = None  # whose tokens the merged model has: a model's name, or UNION
     mask_seed: int = Field(default=0, ge=0)
 
     @field_validator("models", mode="before")
@@ -109,8 +110,10 @@ class Recipe(Frozen):
             raise ValueError("default: an operator is needed")
         used = {self.base, *(name for merge in self.merges() for name in merge.sources or ())}
         used.update(name for slot in self.slots or () for name in slot.layers)
-        if self.tokenizer is not None:
+        if self.tokenizer is not None and self.tokenizer != UNION:
             used.add(self.tokenizer)
+        if UNION in self.models:
+            raise ValueError(f"a model cannot be called {UNION!r}, which stands for all models")
         if unknown := sorted(used - set(self.models)):
             known = ", ".join(sorted(self.models))
             raise ValueError(f"unknown model(s) {', '.join(unknown)}; models: {known}")

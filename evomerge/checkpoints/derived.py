@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Derived(Checkpoint):
         path: where tokenizer and small files are; the origin's path by default.
         config: the changed config.json; the origin's by default.
         beside: what else is read to make tensors; what it holds, and a NaN in it, counts.
-        small_files: tokenizer and the like, by name, a path or a text; those in `path` by default.
+        small_files: tokenizer and the like, by name, a path or a text; by default the origin's,
+            or those in `path`.
         change: all that the change depends on, as JSON; with the checksums of what is read it
             gives this one's.
     """
@@ -60,6 +61,8 @@ class Derived(Checkpoint):
         )
         self.origin = origin
         self._beside = beside
+        if small_files is None and path is None and isinstance(origin, Derived):
+            small_files = origin.small_files
         self.small_files = None if small_files is None else dict(small_files)
         self.names = tuple(sorted(tensors))
         self._tensors = dict(tensors)
@@ -79,6 +82,14 @@ class Derived(Checkpoint):
         """A tensor: the origin's own, or computed afresh."""
         found = self._source(name)
         return self.origin.tensor(found) if isinstance(found, str) else found.make()
+
+    def stretches(self, name: str, starts: Sequence[int], length: int) -> torch.Tensor:
+        """Some of a tensor's entries; one that is made is made whole for them."""
+        found = self._source(name)
+        if isinstance(found, str):
+            return self.origin.stretches(found, starts, length)
+        flat = found.make().reshape(-1)
+        return torch.cat([flat[start : start + length] for start in starts])
 
     def is_made(self, name: str) -> bool:
         """Whether a tensor is computed, here or by the origin."""

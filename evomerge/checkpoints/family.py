@@ -11,7 +11,10 @@ import torch
 
 from evomerge.checkpoints.adapters import base_notes, open_adapter
 from evomerge.checkpoints.folder import has_adapter_too, is_adapter
+from evomerge.checkpoints.heads import settle_heads
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.prefixes import match_prefixes
+from evomerge.checkpoints.vocabulary import align_vocabularies
 from evomerge.errors import ModelError, Problem
 
 Source = str | Path | Mapping[str, torch.Tensor]
@@ -32,15 +35,24 @@ class Family:
     notes: tuple[str, ...] = ()
 
 
-def open_family(sources: Mapping[str, Source], base: str, *, allow_pickle: bool = False) -> Family:
+def open_family(
+    sources: Mapping[str, Source],
+    base: str,
+    *,
+    allow_pickle: bool = False,
+    tokenizer: str | None = None,
+) -> Family:
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
 
     Args:
         sources: by name, a folder (of a model or an adapter), a file or a state dict in memory.
         base: one of the names.
         allow_pickle: whether pickled weights may be read.
+        tokenizer: whose tokens the merged model has: `union`, or one of the names; None where
+            all models have the same.
 
     Raises:
+        ConfigurationError: `tokenizer` names no model.
         ModelError: everything that is missing or damaged, each problem with its model's name.
     """
     checkpoints: dict[str, Checkpoint] = {}
@@ -65,7 +77,14 @@ def open_family(sources: Mapping[str, Source], base: str, *, allow_pickle: bool 
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
         raise ModelError(problems)
-    return Family({name: checkpoints[name] for name in sources}, base, tuple(notes))
+    checkpoints, matched = match_prefixes({name: checkpoints[name] for name in sources}, base)
+    notes += matched
+    if tokenizer is not None:
+        checkpoints, found = align_vocabularies(checkpoints, base, tokenizer)
+        notes += found
+    checkpoints, settled = settle_heads(checkpoints, base)
+    notes += settled
+    return Family(checkpoints, base, tuple(notes))
 
 
 def _is_adapter(source: Source) -> TypeGuard[str | Path]:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from evomerge.checkpoints.folder import inside
 from evomerge.checkpoints.headers import DTYPE_NAMES
 from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.small_files import copy_files, small_files
 from evomerge.checkpoints.staging import clear_leftovers, staged_folder
 from evomerge.errors import ConfigurationError, DiskFull, ModelError, Problem
 from evomerge.failpoints import failpoint
@@ -23,27 +24,12 @@ from evomerge.files import disk_errors, fsync
 
 MARK = "evomerge_recipe.yaml"  # a folder with this file is evomerge's own, and may be replaced
 
-_TOKENIZER_STARTS = (
-    "tokenizer",
-    "vocab",
-    "merges",
-    "special_tokens",
-    "added_tokens",
-    "spiece",
-    "sentencepiece",
-    "chat_template",
-    "preprocessor_config",
-    "processor_config",
-)
-_TOKENIZER_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-
 
 def write_model(
     folder: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
     *,
     like: Checkpoint,
-    tokenizer_from: Checkpoint | None = None,
     config: Mapping[str, Any] | None = None,
     size_bytes: int | None = None,
     dtype: torch.dtype | None = None,
@@ -57,9 +43,8 @@ def write_model(
     Args:
         folder: a new or empty folder, or one with an evomerge_recipe.yaml, which is replaced.
         tensors: name and tensor; each must keep its values until the shard is written.
-        like: the model that gives config.json and generation_config.json. Without a config
-            there is just model.safetensors besides the extra files.
-        tokenizer_from: the model that gives the tokenizer and chat template; default `like`.
+        like: the model that gives config.json, tokenizer, chat template and generation settings.
+            Without a config there is just model.safetensors besides the extra files.
         config: what config.json says instead of `like`'s, for a model of other layers.
         size_bytes: what the tensors take, where that is not what `like`'s do.
         dtype: floating tensors are cast to it; None keeps each as it comes.
@@ -75,8 +60,7 @@ def write_model(
         ModelError: if a tensor's dtype has no place in a safetensors file.
     """
     target = Path(folder).expanduser().resolve()
-    tokenizer_from = tokenizer_from or like
-    _check_target(target, like, tokenizer_from)
+    _check_target(target, like)
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)
     _check_space(target, _size_bytes(like, dtype) if size_bytes is None else size_bytes)
@@ -87,7 +71,7 @@ def write_model(
         index = shards.finish()
         if like.config:
             _write_json(staged / "config.json", _config(config or like.config, shards.main_dtype()))
-            _copy_small_files(like, tokenizer_from, staged)
+            copy_files(small_files(like), staged)
         for name, text in (extra_files or {}).items():
             _write_text(inside(staged.resolve(), name), text)
         failpoint("export.before_index")
@@ -181,12 +165,14 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def _check_target(target: Path, *sources: Checkpoint) -> None:
+def _check_target(target: Path, like: Checkpoint) -> None:
     """Refuse to lose anything that evomerge did not make, or that is being read."""
-    for source in sources:
-        if source.path is not None and source.path.resolve() == target:
-            what = f"is the model {source.name!r} that is read from"
-            raise ConfigurationError(Problem(str(target), what, "choose another folder"))
+    if like.path is not None and like.path.resolve() == target:
+        what = f"is the model {like.name!r} that is read from"
+        raise ConfigurationError(Problem(str(target), what, "choose another folder"))
+    if any(isinstance(f, Path) and f.parent == target for f in small_files(like).values()):
+        what = "is the model that the tokenizer is read from"
+        raise ConfigurationError(Problem(str(target), what, "choose another folder"))
     if not target.exists() or (target / MARK).is_file():
         return
     if not target.is_dir() or any(target.iterdir()):
@@ -224,32 +210,6 @@ def _config(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, A
             if part.get(key) is not None:
                 part[key] = name
     return dict(made)
-
-
-def _copy_small_files(like: Checkpoint, tokenizer_from: Checkpoint, staged: Path) -> None:
-    copies = [*_files_of(like, ("generation_config.json",), (".json",))]
-    copies += _files_of(tokenizer_from, _TOKENIZER_STARTS, _TOKENIZER_ENDINGS)
-    for source in copies:
-        shutil.copyfile(source, staged / source.name)
-        fsync(staged / source.name)
-    if tokenizer_from.path is not None and (tokenizer_from.path / "chat_templates").is_dir():
-        chosen = inside(tokenizer_from.path.resolve(), "chat_templates")
-        (staged / "chat_templates").mkdir()
-        for source in sorted(chosen.glob("*.jinja")):
-            copy = staged / "chat_templates" / source.name
-            shutil.copyfile(inside(chosen.resolve(), source.name), copy)
-            fsync(copy)
-
-
-def _files_of(
-    checkpoint: Checkpoint, starts: tuple[str, ...], endings: tuple[str, ...]
-) -> Iterator[Path]:
-    if checkpoint.path is None or not checkpoint.path.is_dir():
-        return
-    folder = checkpoint.path.resolve()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(starts) and path.name.endswith(endings) and path.is_file():
-            yield inside(folder, path.name)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.pools import PoolConfig
-from evomerge.recipe import DType
+from evomerge.recipe import UNION, DType
 from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.weights import WeightsConfig
@@ -189,6 +189,7 @@ class ExperimentConfig(Strict):
     pool: PoolConfig = PoolConfig()
     threads_per_worker: int = Field(default=1, ge=1)
     dtype: DType | None = None
+    tokenizer: str | None = None  # union, base, or an expert's name
     allow_pickle_weights: bool = False
     allow_code: bool = False
 
@@ -200,7 +201,17 @@ class ExperimentConfig(Strict):
         for name in experts:
             if name == "uniform" or name.startswith("task_arithmetic"):
                 raise ValueError(f"a reference is called {name!r}; call the expert otherwise")
+            if name == UNION:
+                raise ValueError(f"{UNION!r} stands for all models; call the expert otherwise")
         return experts
+
+    @model_validator(mode="after")
+    def _tokenizer_exists(self) -> ExperimentConfig:
+        valid = [UNION, *self.models()]
+        if self.tokenizer is not None and self.tokenizer not in valid:
+            what = f"no model {self.tokenizer!r}"
+            refuse(self, [Misfit(("tokenizer",), what, nearest(self.tokenizer, valid))])
+        return self
 
     def models(self) -> dict[str, str]:
         """Name -> path, with the base under the name `base`."""
@@ -214,6 +225,8 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
+        if data["tokenizer"] is None:  # older runs did not know the key
+            del data["tokenizer"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,41 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import preflight
 from evomerge.documents import parse, read_yaml
 from evomerge.errors import ConfigurationError, Problem
+from evomerge.experiment.mergekit_file import is_mergekit
+from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
 from evomerge.experiment.wire import Progress, resolve
 from evomerge.merging.blocks import check_recipe
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge, Recipe
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """A recipe file; its models' paths are relative to it.
+def read_recipe(
+    path: str | Path,
+    *,
+    notes: list[str] | None = None,
+    progress: Progress | None = None,
+    allow_pickle_weights: bool = False,
+) -> Recipe:
+    """A recipe file, or mergekit's; its models' paths are relative to it.
+
+    Args:
+        path: of the file.
+        notes: takes what is not quite as in mergekit.
+        progress: for models that are made on first use.
+        allow_pickle_weights: for a mergekit file, whose base's tensor names are read.
 
     Raises:
         ConfigurationError: every problem of the file.
+        ModelError: a mergekit file's base cannot be read.
     """
     document = read_yaml(Path(path))
+    if is_mergekit(document.data):
+        recipe, found = recipe_from_mergekit(
+            document, partial(resolve, progress=progress), allow_pickle=allow_pickle_weights
+        )
+        if notes is not None:
+            notes += found
+        return recipe
     if isinstance(document.data, dict) and isinstance(document.data.get("models"), dict):
         for name, source in document.data["models"].items():
             where = source.get("path") if isinstance(source, dict) else source
@@ -51,8 +74,12 @@ def open_recipe_models(
     experts = tuple(name for name in recipe.models if name != recipe.base)
     merges: Iterable[Merge] = (
         recipe.default,
-        *(merge.over(recipe.default) for merge in recipe.outside.values()),
-        *(merge.over(recipe.default) for s in recipe.slots or () for merge in s.merges.values()),
+        *(recipe.merge_for(None, component) for component in recipe.outside),
+        *(
+            recipe.merge_for(number, component)
+            for number, slot in enumerate(recipe.slots or ())
+            for component in slot.merges
+        ),
     )
     problems: dict[str, Problem] = {}
     for merge in merges:
@@ -67,7 +94,9 @@ def open_recipe_models(
         else resolve(source.path, progress)
         for name, source in recipe.models.items()
     }
-    checkpoints = open_family(found, recipe.base, allow_pickle=allow_pickle_weights).checkpoints
+    checkpoints = open_family(
+        found, recipe.base, allow_pickle=allow_pickle_weights, tokenizer=recipe.tokenizer
+    ).checkpoints
     preflight(checkpoints, recipe.base)
     if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
         raise ConfigurationError(unlike)

@@ -38,7 +38,12 @@ def score_recipe(
     objectives = tuple(objectives)
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
     spec = WorkerSpec(
-        models, recipe.base, tasks, dtype=recipe.dtype, allow_pickle=allow_pickle_weights
+        models,
+        recipe.base,
+        tasks,
+        dtype=recipe.dtype,
+        allow_pickle=allow_pickle_weights,
+        tokenizer=recipe.tokenizer,
     )
     worker = Worker(spec, "driver")
     sizes = {task: 1 + max(max(part[task], default=0) for part in items.values()) for task in tasks}

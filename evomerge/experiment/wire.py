@@ -104,7 +104,9 @@ def open_models(
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
         raise ConfigurationError(problems)
-    family = open_family(sources, "base", allow_pickle=config.allow_pickle_weights)
+    family = open_family(
+        sources, "base", allow_pickle=config.allow_pickle_weights, tokenizer=config.tokenizer
+    )
     checkpoints = family.checkpoints
     warnings = preflight(checkpoints, "base")
     for name, checkpoint in checkpoints.items():
@@ -221,6 +223,7 @@ def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -
         },
         dtype=config.dtype,
         allow_pickle=config.allow_pickle_weights,
+        tokenizer=config.tokenizer,
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
     )
@@ -237,6 +240,7 @@ def make_template(config: ExperimentConfig, models: Models) -> Recipe:
         models=sources,
         default=Merge(operator=config.space.operator),
         dtype=config.dtype,
+        tokenizer=config.tokenizer,
         mask_seed=config.seed,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
 from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.materialise import Merger
+from evomerge.merging.module import module_of, tokenizer_of
 from evomerge.recipe import Recipe
 
 CACHE_BYTES = 2 * 2**30
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
 
 class Resident:
@@ -66,8 +65,7 @@ class Resident:
             module.load_state_dict(state, strict=False)
             module = module.to(dtype=dtype) if dtype is not None else module
         elif origin.path is not None and origin.config:
-            folder = Path(origin.path)
-            module, tokenizer = _from_folder(folder, origin.config, dtype), _tokenizer(folder)
+            module, tokenizer = module_of(origin, dtype), tokenizer_of(origin)
         else:
             what = "is no transformers folder, so `build` has to make its module"
             raise ModelError(Problem(origin.where, what))
@@ -147,33 +145,3 @@ def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:
     if problems:
         raise ModelError(problems)
     return {name: state[name] for name in origin.names}
-
-
-def _from_folder(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:
-    """The model class that the config names, else a causal language model, with the weights."""
-    import transformers
-
-    named = next(iter(config.get("architectures") or ()), "")
-    kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
-    try:
-        module: nn.Module = kind.from_pretrained(
-            folder, dtype=dtype or "auto", trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(Problem(str(folder), f"transformers cannot load it: {error}")) from error
-    return module
-
-
-def _tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None if it has none."""
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        return None
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        what = f"transformers cannot load its tokenizer: {error}"
-        raise ModelError(Problem(str(folder), what)) from error

@@ -30,6 +30,7 @@ class WorkerSpec:
     tasks: name -> its entry in the fitness file.
     sha256: name -> what a model's tensors must be; models that are not named are not compared.
     dtype: of the model that is measured; None keeps the base's own.
+    tokenizer: whose tokens it has; None where all models have the same.
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
     """
@@ -42,6 +43,7 @@ class WorkerSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
+    tokenizer: str | None = None
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
 
@@ -71,7 +73,7 @@ class Worker:
         transformers_logging.disable_progress_bar()  # the run has its own
         self.name = name
         checkpoints = open_family(
-            spec.models, spec.base, allow_pickle=spec.allow_pickle
+            spec.models, spec.base, allow_pickle=spec.allow_pickle, tokenizer=spec.tokenizer
         ).checkpoints
         _compare(checkpoints, spec.sha256)
         self._model = Resident.open(

@@ -17,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from evomerge.checkpoints import staging, write
+from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.small_files import small_files
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError, DiskFull, ModelError
 
@@ -113,13 +115,15 @@ def test_the_tokenizer_may_come_from_another_model(tmp_path: Path, llama: Path) 
     other = tmp_path / "other"
     shutil.copytree(llama, other)
     (other / "tokenizer_config.json").write_text("{}")
-    write_model(
-        tmp_path / "out",
-        stored(open_checkpoint(llama, name="base")),
-        like=open_checkpoint(llama, name="base"),
-        tokenizer_from=open_checkpoint(other, name="other"),
-    )
+    base = open_checkpoint(llama, name="base")
+    files = small_files(open_checkpoint(other, name="other")) | {"chat_templates/a.jinja": "hello"}
+    names = {name: name for name in base.names}
+    view = Derived(base, names, small_files=files, change="tokenizer")
+    write_model(tmp_path / "out", stored(base), like=view)
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == "{}"
+    assert (tmp_path / "out" / "chat_templates" / "a.jinja").read_text() == "hello"
+    with pytest.raises(ConfigurationError, match="the tokenizer is read from"):
+        write_model(other, stored(base), like=view)
 
 
 MIXED = {

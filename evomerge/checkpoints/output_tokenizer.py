@@ -1,0 +1,179 @@
+"""The tokenizer of a merged model: one of the models' own, or one of all their tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.small_files import GENERATION, SmallFile, parsed, small_files
+from evomerge.checkpoints.token_settings import following, with_ids_of
+from evomerge.checkpoints.tokens import vocabulary_file
+from evomerge.checkpoints.union_tokenizer import Tokenizer, added_tokens_decoder, ids_of, union_of
+from evomerge.errors import ModelError, Problem
+from evomerge.recipe import UNION
+
+FILE = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+# Other forms of the same vocabulary: beside a union they would tell an older one.
+_OTHER_FORMS = ("vocab", "merges", "added_tokens", "spiece", "sentencepiece", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """A model's tokenizer.
+
+    Attributes:
+        data: the parsed tokenizer.json.
+        all_ids: every token's id.
+        ids: those of the tokens that the model has rows for.
+        assumed: whether the model has no tokenizer, and the base's is taken for it.
+    """
+
+    data: Mapping[str, Any]
+    all_ids: Mapping[str, int]
+    ids: Mapping[str, int]
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output's tokenizer.
+
+    Attributes:
+        chosen: the model that it is from; None for a union.
+        ids: by token.
+        files: the small files of the output.
+        changes_base: whether files, ids or settings are not the base's own.
+        special: the settings whose ids of special tokens win over the base's.
+        notes: for the user.
+    """
+
+    chosen: str | None
+    ids: Mapping[str, int]
+    files: Mapping[str, SmallFile]
+    changes_base: bool
+    special: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def own_tokens(
+    checkpoints: Mapping[str, Checkpoint], base: str, sizes: Mapping[str, int]
+) -> dict[str, OwnTokens]:
+    """Every model's tokens; one without a tokenizer, but the base's number of rows, has the base's.
+
+    sizes: by model, the rows of its tables.
+
+    Raises:
+        ModelError: naming every model whose tokens are not known.
+    """
+    found: dict[str, OwnTokens] = {}
+    problems: list[Problem] = []
+    for name in sorted(checkpoints, key=lambda name: name != base):
+        files = small_files(checkpoints[name])
+        kind = vocabulary_file(files)
+        if kind is None and name != base and base in found and sizes[name] == sizes[base]:
+            of_base = found[base]
+            found[name] = OwnTokens(of_base.data, of_base.all_ids, of_base.ids, assumed=True)
+            continue
+        where = f"{checkpoints[name].where}/{FILE}"
+        try:
+            if kind != FILE:
+                raise ModelError(Problem(f"model {name}", *_no_tokenizer(kind)))
+            data = parsed(files[FILE], where)
+            ids = ids_of(data, where)
+        except ModelError as error:
+            problems += error.problems
+            continue
+        with_rows = {token: i for token, i in ids.items() if i < sizes[name]}
+        found[name] = OwnTokens(data, ids, with_rows)
+    if problems:
+        raise ModelError(problems)
+    return {name: found[name] for name in checkpoints}
+
+
+def choose_output(
+    checkpoints: Mapping[str, Checkpoint],
+    tokens: Mapping[str, OwnTokens],
+    base: str,
+    tokenizer: str,
+) -> Output:
+    """The output that `tokenizer` asks for: `union`, or a model's name."""
+    assumed = [name for name, own in tokens.items() if own.assumed]
+    notes = tuple(
+        f"{name}: has no tokenizer; its rows are taken to be the base's" for name in assumed
+    )
+    files = small_files(checkpoints[base])
+    if tokenizer == UNION:
+        return _union(checkpoints, tokens, base, notes)
+    own = tokens[tokenizer]
+    if tokenizer == base or own.assumed:
+        return Output(tokenizer, own.all_ids, files, changes_base=False, notes=notes)
+    chosen = dict(small_files(checkpoints[tokenizer]))
+    generation = _generation(files, chosen, tokens[base], own)
+    if generation is None:
+        chosen.pop(GENERATION, None)
+    else:
+        chosen[GENERATION] = generation
+    special = checkpoints[tokenizer].config
+    return Output(tokenizer, own.all_ids, chosen, changes_base=True, special=special, notes=notes)
+
+
+def _union(
+    checkpoints: Mapping[str, Checkpoint],
+    tokens: Mapping[str, OwnTokens],
+    base: str,
+    notes: tuple[str, ...],
+) -> Output:
+    files = small_files(checkpoints[base])
+    others = [
+        Tokenizer(name, own.data, own.ids)
+        for name, own in sorted(tokens.items())
+        if name != base and not own.assumed
+    ]
+    first = Tokenizer(base, tokens[base].data, tokens[base].ids)
+    data = union_of(first, others, f"{checkpoints[base].where}/{FILE}")
+    if data == tokens[base].data:
+        return Output(None, tokens[base].all_ids, files, changes_base=False, notes=notes)
+    made = {name: file for name, file in files.items() if not name.startswith(_OTHER_FORMS)}
+    made[FILE] = json.dumps(data, ensure_ascii=False, indent=2)
+    if SETTINGS in made:
+        settings = parsed(made[SETTINGS], SETTINGS)
+        if isinstance(settings, dict) and "added_tokens_decoder" in settings:
+            settings["added_tokens_decoder"] = added_tokens_decoder(data)
+            made[SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2)
+    ids = ids_of(data, FILE)
+    new = len(ids) - len(tokens[base].all_ids)
+    notes = (f"tokenizer union: the base's {len(ids) - new} tokens and {new} of the others", *notes)
+    return Output(None, ids, made, changes_base=True, notes=notes)
+
+
+def _generation(
+    base: Mapping[str, SmallFile],
+    chosen: Mapping[str, SmallFile],
+    before: OwnTokens,
+    after: OwnTokens,
+) -> SmallFile | None:
+    """The base's generation settings with the chosen model's tokens, or the only ones there are."""
+    if GENERATION not in base:
+        return chosen.get(GENERATION)
+    by_id = {i: token for token, i in before.all_ids.items()}
+    made = following(parsed(base[GENERATION], GENERATION), by_id, after.all_ids)
+    if GENERATION in chosen:
+        made = with_ids_of(made, parsed(chosen[GENERATION], GENERATION))
+    return json.dumps(made, indent=2)
+
+
+def _no_tokenizer(kind: str | None) -> tuple[str, str]:
+    """What is wrong with a model's tokenizer, and what would mend it."""
+    if kind is None:
+        return (
+            "has no tokenizer, so what its rows stand for is not known",
+            "put the tokenizer.json that it was trained with into its folder",
+        )
+    return (
+        f"has {kind} and no tokenizer.json, which aligning by token needs",
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes one",
+    )

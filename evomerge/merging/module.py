@@ -1,0 +1,88 @@
+"""The transformers module and tokenizer of a checkpoint, stored or seen through a change."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evomerge.checkpoints.derived import Derived
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.small_files import GENERATION, copy_files, parsed, small_files
+from evomerge.errors import ModelError, Problem
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+
+
+def module_of(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
+    """The class that the config names, else a causal language model, with the weights.
+
+    No tensor of the module is one of the checkpoint's: it may be written into.
+
+    Raises:
+        ModelError: transformers cannot make it.
+    """
+    import transformers
+
+    named = next(iter(checkpoint.config.get("architectures") or ()), "")
+    kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+    try:
+        if not isinstance(checkpoint, Derived):
+            return _loaded(kind, checkpoint.path, dtype)
+        settings = dict(checkpoint.config)
+        config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        if kind is transformers.AutoModelForCausalLM:  # which loads nothing but folders
+            with torch.device("meta"):
+                kind = type(kind.from_config(config))
+        state = {name: checkpoint.tensor(name).clone() for name in checkpoint.names}
+        module = _loaded(kind, None, dtype, config=config, state_dict=state)
+        generation = small_files(checkpoint).get(GENERATION)
+        if generation is not None and hasattr(module, "generation_config"):
+            settings = parsed(generation, GENERATION)
+            module.generation_config = transformers.GenerationConfig.from_dict(settings)
+        return module
+    except _FAILURES as error:
+        what = f"transformers cannot load it: {error}"
+        raise ModelError(Problem(checkpoint.where, what)) from error
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """A checkpoint's tokenizer; None if it has none.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    import transformers
+
+    files = small_files(checkpoint)
+    if not any(name in files for name in _TOKENIZER_FILES):
+        return None
+
+    def loaded(folder: Path) -> Any:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except _FAILURES as error:
+            what = f"transformers cannot load its tokenizer: {error}"
+            raise ModelError(Problem(checkpoint.where, what)) from error
+
+    if checkpoint.path is not None and not isinstance(checkpoint, Derived):
+        return loaded(checkpoint.path)
+    with tempfile.TemporaryDirectory(prefix="evomerge-tokenizer-") as folder:
+        copy_files(files, Path(folder))
+        # Where the tokenizer's own settings name no class, transformers asks the model's.
+        (Path(folder) / "config.json").write_text(json.dumps(checkpoint.config), encoding="utf-8")
+        return loaded(Path(folder))
+
+
+def _loaded(kind: Any, path: Path | None, dtype: torch.dtype | None, **given: Any) -> nn.Module:
+    module: nn.Module = kind.from_pretrained(
+        path, dtype=dtype or "auto", trust_remote_code=False, local_files_only=True, **given
+    )
+    return module
