@@ -157,8 +157,9 @@ NOT_LINEAR: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", NOT_LINEAR)
-@pytest.mark.parametrize("rank", [3, 40])
+@pytest.mark.parametrize(
+    ("case", "rank"), [*((case, 3) for case in NOT_LINEAR), ("ties", 40), ("a full GPT-2", 40)]
+)
 def test_other_merges_are_the_nearest_of_a_rank(
     case: str, rank: int, models: Models, tmp_path: Path
 ) -> None:
