@@ -63,6 +63,7 @@ class Derived(Checkpoint):
         self._beside = beside
         if small_files is None and path is None and isinstance(origin, Derived):
             small_files = origin.small_files
+        self.small_files: dict[str, Path | str] | None
         self.small_files = None if small_files is None else dict(small_files)
         self.names = tuple(sorted(tensors))
         self._tensors = dict(tensors)
