@@ -23,8 +23,12 @@ from evomerge.errors import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from evomerge.api import Run
+    from evomerge.checkpoints.anatomy import Anatomy
+    from evomerge.checkpoints.relatedness import Relatedness
+    from evomerge.merging.operator import Operator
     from evomerge.results.adapter_export import AdapterReport
     from evomerge.terminal import TerminalView
 
@@ -318,16 +322,71 @@ def doctor() -> None:
 
 
 @app.command()
-def operators() -> None:
-    """The merge operators, with their parameters."""
+def operators(
+    name: Annotated[
+        str | None, typer.Argument(help="One operator, in full.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/operators.md.")
+    ] = False,
+) -> None:
+    """The merge operators: what they do, which models and parameters they take."""
+    from evomerge.errors import nearest
+    from evomerge.merging import OPERATORS, reference
+
+    if as_markdown and (as_json or name):
+        raise ConfigurationError("--markdown prints all operators, and stands alone")
+    if name is not None and name not in OPERATORS:
+        raise ConfigurationError(Problem(name, "no such operator", nearest(name, OPERATORS)))
+    chosen = list(OPERATORS.values()) if name is None else [OPERATORS[name]]
+    if as_markdown:
+        print(reference.markdown(), end="")
+    elif as_json:
+        described = [reference.facts(operator) for operator in chosen]
+        print(json.dumps(described if name is None else described[0], indent=2))
+    elif name is None:
+        _console().print(_operators_table())
+    else:
+        _print_operator(chosen[0])
+
+
+def _operators_table() -> Table:
+    from rich import box
     from rich.table import Table
 
-    from evomerge.merging import OPERATORS
+    from evomerge.merging import OPERATORS, reference
 
-    table = Table("operator", "what it does", "parameters")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), leading=1)
+    table.add_column("operator", no_wrap=True)
+    table.add_column("what it does, models, parameters, source", overflow="fold")
     for name, operator in OPERATORS.items():
-        table.add_row(name, operator.summary, ", ".join(p.name for p in operator.parameters))
-    _console().print(table)
+        lines = [operator.summary, f"models: {reference.models_of(operator)}"]
+        if operator.needs != "nothing":
+            lines[-1] += f", and {operator.needs}"
+        lines += [", ".join(map(reference.in_short, operator.parameters)), operator.paper]
+        table.add_row(name, "\n".join(filter(None, lines)))
+    return table
+
+
+def _print_operator(operator: Operator) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from evomerge.merging import reference
+
+    console = _console()
+    console.print(f"{operator.name}: {operator.summary}")
+    console.print(f"models: {reference.models_of(operator)}")
+    console.print(f"needs:  {operator.needs} beside the weights")
+    console.print(f"source: {operator.paper}")
+    if operator.parameters:
+        table = Table("parameter", "default", "values", "meaning", box=box.SIMPLE_HEAD)
+        for row in reference.parameter_rows(operator):
+            table.add_row(*row)
+        console.print(table)
+    if operator.notes:
+        console.print(operator.notes)
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
 
 ARCEE_FUSION = Operator(
     name="arcee_fusion",
-    paper="Arcee AI 2025, https://www.arcee.ai, as mergekit's arcee_fusion",
+    paper="Arcee AI 2025, https://www.arcee.ai, as mergekit has it",
     summary="Entries of another model that stand out in importance replace the base's",
     parameters=(
         Parameter("fence", "real", 1.5, "interquartile ranges above the median", low=0, high=10),

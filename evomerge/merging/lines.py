@@ -51,7 +51,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
 
 LINES = Operator(
     name="lines",
-    paper="Wang et al. 2025, LiNeS, https://arxiv.org/abs/2410.17146 (eq. 3)",
+    paper="Wang et al. 2025, LiNeS, https://arxiv.org/abs/2410.17146 (linear layer scaling)",
     summary="Task arithmetic whose scale grows linearly from the first layer to the last",
     parameters=(
         Parameter(

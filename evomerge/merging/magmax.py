@@ -23,7 +23,7 @@ def _prepare(block: Block, values: Values) -> Shifted:
 
 MAGMAX = Operator(
     name="magmax",
-    paper="Marczak et al. 2024, https://arxiv.org/abs/2407.06322 (sec. 4)",
+    paper="Marczak et al. 2024, https://arxiv.org/abs/2407.06322 (maximum magnitude selection)",
     summary="Every entry takes the task vector of the largest magnitude there",
     parameters=(
         Parameter("lambda", "real", 0.5, "factor of the merged task vector", low=-10, high=10),

@@ -60,7 +60,7 @@ def _ratio(gram: Tensor, least: float) -> Tensor:
 
 MODEL_STOCK = Operator(
     name="model_stock",
-    paper="Jang et al. 2024, https://arxiv.org/abs/2403.19522 (eq. 3)",
+    paper="Jang et al. 2024, https://arxiv.org/abs/2403.19522 (the ratio for N models)",
     summary="Between the base and the experts' mean, as far as their task vectors agree",
     parameters=(
         Parameter("filter_wise", "flag", False, "an angle for each row", phase="prepare"),
@@ -82,5 +82,6 @@ MODEL_STOCK = Operator(
     "vectors, per tensor or (`filter_wise`) per row along the last dimension. t is not clipped: "
     "task vectors that disagree push away from their mean, as in the paper's formula. Where the "
     "denominator vanishes, the base stays. `compat: mergekit` divides by no less than 1e-6 when it "
-    "takes a cosine, so that short task vectors look orthogonal; by default the cosine is exact.",
+    "takes a cosine, so that short task vectors look orthogonal; by default the cosine is exact. "
+    "Of three or more experts both average the cosines; some implementations average the angles.",
 )

@@ -114,7 +114,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
 
 NUSLERP = Operator(
     name="nuslerp",
-    paper="Shoemake 1985, https://doi.org/10.1145/325165.325242 (sec. 3.3), as mergekit's nuslerp",
+    paper="Shoemake 1985, https://doi.org/10.1145/325165.325242 (sec. 3.3), as mergekit has it",
     summary="Between two models along a great circle, each with its weight",
     parameters=(
         Parameter("weight", "real", 1.0, "share of a source", low=-10, high=10, per_source=True),

@@ -35,7 +35,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
 
 PASSTHROUGH = Operator(
     name="passthrough",
-    paper="mergekit, https://arxiv.org/abs/2403.13257 (sec. 3.3)",
+    paper="Goddard et al. 2024, mergekit, https://arxiv.org/abs/2403.13257 (passthrough)",
     summary="One model's tensors, times a number",
     parameters=(Parameter("scale", "real", 1.0, "factor of every entry", low=-10, high=10),),
     needs_base=False,

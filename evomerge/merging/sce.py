@@ -99,7 +99,7 @@ def _agreed(taus: Tensor, weights: Tensor, floor: float) -> Tensor:
 
 SCE = Operator(
     name="sce",
-    paper="Wan et al. 2024, FuseChat, https://arxiv.org/abs/2408.07990 (sec. 3.3)",
+    paper="Wan et al. 2024, FuseChat, https://arxiv.org/abs/2408.07990 (SCE)",
     summary="Keep the entries that vary most, weigh experts by their squared moves, agree on signs",
     parameters=(
         Parameter("select_topk", "real", 1.0, "share of the varying entries", low=0.0, high=1.0),
