@@ -36,27 +36,28 @@ def add_task_vectors(
     agreement: Agreement,
     out: Tensor,
     segments: Sequence[slice],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """See `passes.add_task_vectors`; what cancels, and the tally."""
-    cancelled, tally = np.zeros((2, len(segments)), np.int64)
+) -> None:
+    """See `passes.add_task_vectors`."""
+    fills = np.ones(len(segments))
+    if agreement.zero_sum == "majority" and agreement.consensus != "sum":
+        fills[:] = 0
+        for segment, part in _parts(segments):
+            taus = _sparse(base, sources, selection, segment, part)
+            fills[segment] += float(taus.sum(0).sign_().sum())
+        fills = np.sign(fills)
     for segment, part in _parts(segments):
         taus = _sparse(base, sources, selection, segment, part)
         sums = taus.sum(0)
         if agreement.consensus != "sum":
-            fill = float(agreement.fills[segment])
             signs = sums.sign()
-            tally[segment] += int(signs.sum())
-            zero = signs == 0
-            signs.masked_fill_(zero, fill)
+            signs.masked_fill_(signs == 0, float(fills[segment]))
             agrees = taus * signs > 0
             sums = (taus * agrees).sum(0)
-            cancelled[segment] += int((zero & (sums != 0)).sum())
             if agreement.consensus == "agree_normalised":
                 counted = taus.new_tensor(agreement.counted.tolist())
                 divisor = (agrees * counted[:, None]).sum(0)
                 sums /= divisor.masked_fill(divisor == 0, 1.0)
         out[part].copy_(base[part].float().add_(sums, alpha=agreement.scale))
-    return cancelled, tally
 
 
 def kept_mass(
@@ -102,7 +103,7 @@ def _kept(tau: Tensor, selection: Selection, k: int, segment: int, part: slice) 
     if selection.mode == "magnitude":
         low, high = selection.limits[k, segment].tolist()
         sizes = tau.abs()
-        return (sizes >= low) & (sizes <= high)
+        return sizes.ge(low) & sizes.le(high)
     draws = selection.draws[k][part]
     if selection.mode == "draw":
         return draws.lt(float(selection.limits[k, segment, 0]))

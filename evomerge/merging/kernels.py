@@ -18,6 +18,7 @@ import numpy as np
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how entries are stored
 ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK = 0, 1, 2, 3  # which entries of a task vector take part
@@ -306,9 +307,12 @@ def add_task_vectors(num_sources: int) -> Any:
         fills: Any,
         out: Any,
         spans: Any,
-        found: Any,
-    ) -> None:
+        tallies: Any,
+        is_cancelled: Any,
+    ) -> int:
         """Write W_0 + scale x what the weighted, sparsified task vectors are together.
+
+        Returns whether an entry is not finite.
 
         base, out: (2,) int64, address and code.
         sources: (num_sources, 4) int64: address, code, address of the draws, of the ranks
@@ -323,13 +327,15 @@ def add_task_vectors(num_sources: int) -> Any:
         scale: float32.
         fills: (num_spans,) float32, the sign where a sum is 0.
         spans: (num_spans, 2) int64, first entry and the one after the last.
-        found: (num_spans, 3) int64, set: whether an entry is not finite, how many entries cancelled
-            out, and the sum of all signs.
+        tallies: (num_spans,) int64, set: the sum of all signs.
+        is_cancelled: (num_tiles,) bool, set: whether some of a tile's sums are 0 although a summand
+            is not; see `tiles_of`.
         """
+        bad, tile = 0, 0
         taus = np.empty(num_sources * _TILE, np.float32)
         origins, zeros = np.empty(_TILE, np.float32), np.zeros(_TILE, np.float32)
         for span in range(len(spans)):
-            found[span, :] = 0
+            tallies[span] = 0
             for start in range(spans[span, 0], spans[span, 1], _TILE):
                 size = min(_TILE, spans[span, 1] - start)
                 origin = origins[:size]
@@ -339,11 +345,41 @@ def add_task_vectors(num_sources: int) -> Any:
                     factor = factors[k, span]
                     _sparse(tau, origin, sources[k], start, mode, limit, factor, divide)
                 cancelled, tally = combine(taus, counted, how, scale, fills[span], origin)
-                found[span, 0] |= _store(origin, out[0], out[1], start)
-                found[span, 1] += cancelled
-                found[span, 2] += tally
+                bad |= _store(origin, out[0], out[1], start)
+                tallies[span] += tally
+                is_cancelled[tile] = cancelled > 0
+                tile += 1
+        return bad
 
     return add
+
+
+def tiles_of(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The tiles that spans are cut into, (num_tiles, 2), and the number of each one's span."""
+    counts = -((spans[:, 0] - spans[:, 1]) // _TILE)
+    span = np.repeat(np.arange(len(spans)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = spans[span, 0] + (np.arange(counts.sum()) - first) * _TILE
+    return np.stack([start, np.minimum(start + _TILE, spans[span, 1])], 1), span
+
+
+# --- counting sort --------------------------------------------------------------------------------
+
+
+@_kernel
+def count_upper(bits: Any, counts: Any) -> None:
+    """Add to counts how many of some uint32 have each upper half."""
+    for i in range(bits.size):
+        counts[np.int64(bits[i] >> np.uint32(16))] += 1
+
+
+@_kernel
+def scatter_lower(bits: Any, filled: Any, lower: Any) -> None:
+    """Put each lower half (uint16) where its upper half is filled to, and fill on."""
+    for i in range(bits.size):
+        upper = np.int64(bits[i] >> np.uint32(16))
+        lower[filled[upper]] = np.uint16(bits[i] & np.uint32(0xFFFF))
+        filled[upper] += 1
 
 
 def address_of(tensor: Any) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -58,28 +58,13 @@ class Agreement:
         consensus: whether only entries of the elected sign count, and are divided by who counts.
         counted: (sources,), what each source adds to the divisor.
         scale: of the sum.
-        fills: (segments,), the sign where a sum is zero.
+        zero_sum: the sign that a sum of zero takes: plus, or that of most entries of its tensor.
     """
 
     consensus: Consensus
     counted: NDArray[np.floating[Any]]
     scale: float
-    fills: NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a pass noticed.
-
-    Attributes:
-        finite: whether all that was written is; None if nobody looked.
-        cancelled: (segments,), entries whose sum is zero although summands are not.
-        tally: (segments,), the sum of the signs of all sums.
-    """
-
-    finite: bool | None
-    cancelled: NDArray[np.int64]
-    tally: NDArray[np.int64]
+    zero_sum: Literal["plus", "majority"] = "plus"
 
 
 def weighted_sum(sources: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> bool | None:
@@ -107,26 +92,27 @@ def add_task_vectors(
     agreement: Agreement,
     out: Tensor,
     segments: Sequence[slice],
-) -> Found:
+) -> bool | None:
     """Write W_0 + scale x what the chosen entries of the task vectors are together.
 
     All tensors are of shape (numel,), of any floating dtype; `segments` are where each model's
-    tensor lies in them.
+    tensor lies in them. Returns whether all is finite; None if nobody looked.
     """
     fused = _kernels_for([base, *sources, out])
     if fused is None:
-        return Found(
-            None, *eager.add_task_vectors(base, sources, selection, agreement, out, segments)
-        )
+        eager.add_task_vectors(base, sources, selection, agreement, out, segments)
+        return None
     kernel = fused.add_task_vectors(len(sources))
     origin, target = (np.array(fused.address_of(t), np.int64) for t in (base, out))
     pointers = _pointers(fused, sources, selection)
     mode, how = fused.MODES[selection.mode], fused.CONSENSUS[agreement.consensus]
-    found = np.zeros((len(segments), 3), np.int64)
+    counted, scale = agreement.counted.astype(np.float32), np.float32(agreement.scale)
 
-    def run(share: _Share) -> NDArray[np.int64]:
-        noticed = np.empty((len(share.spans), 3), np.int64)
-        kernel(
+    def run(share: _Share, fills: NDArray[np.float32]) -> tuple[int, _Share, NDArray[np.int64]]:
+        """Whether something is not finite, the tiles with sums that cancelled, the tallies."""
+        tiles, span = fused.tiles_of(share.spans)
+        tallies, is_cancelled = np.empty(len(share.spans), np.int64), np.empty(len(tiles), np.bool_)
+        bad = kernel(
             origin,
             pointers,
             mode,
@@ -134,18 +120,34 @@ def add_task_vectors(
             share.of(selection.factors),
             selection.divide,
             how,
-            agreement.counted.astype(np.float32),
-            np.float32(agreement.scale),
-            agreement.fills[share.segments].astype(np.float32),
+            counted,
+            scale,
+            fills[share.segments],
             target,
             share.spans,
-            noticed,
+            tallies,
+            is_cancelled,
         )
-        return noticed
+        again = _Share(share.segments[span[is_cancelled]], tiles[is_cancelled])
+        return int(bad), again, tallies
 
-    for share, noticed in zip(_shares(segments), _run(run, segments), strict=True):
-        np.add.at(found, share.segments, noticed)
-    return Found(not found[:, 0].any(), found[:, 1], found[:, 2])
+    plus = np.ones(len(segments), np.float32)
+    tally = np.zeros(len(segments), np.int64)
+    bad, again = 0, []
+    for share, noticed in zip(
+        _shares(segments), _run(partial(run, fills=plus), segments), strict=True
+    ):
+        bad |= noticed[0]
+        again.append(noticed[1])
+        np.add.at(tally, share.segments, noticed[2])
+    if agreement.zero_sum == "majority" and agreement.consensus != "sum":
+        # Zero sums took the sign + so far, which is right where most signs are.
+        fills = np.sign(tally).astype(np.float32)
+        for share in again:
+            wrong = fills[share.segments] < 1
+            if wrong.any():
+                bad |= run(_Share(share.segments[wrong], share.spans[wrong]), fills)[0]
+    return not bad
 
 
 def kept_mass(

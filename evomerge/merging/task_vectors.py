@@ -31,7 +31,7 @@ from evomerge.errors import CandidateError
 from evomerge.merging import passes
 from evomerge.merging.deltas import Prepared, Row, prepare, selection
 from evomerge.merging.operator import Operator, Values
-from evomerge.merging.passes import Agreement, Found
+from evomerge.merging.passes import Agreement, Consensus
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -48,18 +48,13 @@ def _apply(row: Row, prepared: Prepared, values: Values, out: Tensor) -> bool | 
     weights = np.array(values["weight"])
     chosen = selection(row, prepared, values)
     chosen = replace(chosen, factors=chosen.factors * weights[:, None].astype(np.float32))
-    agreement = _agreement(row, prepared, values)
-    merge = partial(passes.add_task_vectors, prepared.base, prepared.sources, chosen)
-    found: Found = merge(agreement, out, prepared.segments)
-    if row.consensus and values["compat"] == "published" and found.cancelled.any():
-        # Zero sums took the sign + so far, which is right where most signs are.
-        fills = np.where(found.cancelled > 0, np.sign(found.tally), 1)
-        if (fills < 1).any():
-            found = merge(replace(agreement, fills=fills), out, prepared.segments)
-    return found.finite
+    agreement = _agreement(row, values)
+    return passes.add_task_vectors(
+        prepared.base, prepared.sources, chosen, agreement, out, prepared.segments
+    )
 
 
-def _agreement(row: Row, prepared: Prepared, values: Values) -> Agreement:
+def _agreement(row: Row, values: Values) -> Agreement:
     """How the weighted task vectors become one.
 
     Raises:
@@ -69,15 +64,15 @@ def _agreement(row: Row, prepared: Prepared, values: Values) -> Agreement:
     by_weight, normalize = values["compat"] == "mergekit", bool(values["normalize"])
     scale = cast("float", values["lambda"])
     counted = np.array(weights) if by_weight else np.ones(len(weights))
-    fills = np.ones(len(prepared.segments))
     if not row.consensus:
-        return Agreement("sum", counted, scale / (_divisor(counted) if normalize else 1.0), fills)
+        return Agreement("sum", counted, scale / (_divisor(counted) if normalize else 1.0))
     if normalize and by_weight and min(weights) < 0 < max(weights):
         raise CandidateError(
             f"weights {weights} of both signs can leave next to nothing to normalise by; "
             "use normalize: false, compat: published, or weights of one sign"
         )
-    return Agreement("agree_normalised" if normalize else "agree", counted, scale, fills)
+    consensus: Consensus = "agree_normalised" if normalize else "agree"
+    return Agreement(consensus, counted, scale, "plus" if by_weight else "majority")
 
 
 def _divisor(counted: NDArray[np.floating[Any]]) -> float:

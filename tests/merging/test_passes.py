@@ -54,9 +54,9 @@ def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int])
     consensus=st.sampled_from(["sum", "agree", "agree_normalised"]),
     dtypes=st.sampled_from([*((d,) for d in DTYPES), DTYPES]),
     divide=st.booleans(),
-    fill=st.sampled_from([-1.0, 0.0, 1.0]),
+    zero_sum=st.sampled_from(["plus", "majority"]),
 )
-def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide, fill):
+def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide, zero_sum):
     base, sources, draws, ranks = data(seed, num_sources, dtypes)
     generator = np.random.default_rng(seed)
     shape = (num_sources, len(SEGMENTS))
@@ -68,19 +68,13 @@ def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide,
         ranks,
         divide=divide and mode == "rank",
     )
-    agreement = Agreement(
-        consensus, generator.uniform(0.5, 1.5, num_sources), 0.7, np.full(len(SEGMENTS), fill)
-    )
+    agreement = Agreement(consensus, generator.uniform(0.5, 1.5, num_sources), 0.7, zero_sum)
     fast, slow = torch.empty(9000), torch.empty(9000)
-    found = passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
-    cancelled, tally = eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
-    assert found.finite
+    assert passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
+    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
     # A sum that is zero but for the last bit takes one sign here and the other one there.
     unequal = (fast - slow).abs() > 1e-5 * slow.abs().clamp(min=1)
     assert int(unequal.sum()) <= 2
-    if consensus != "sum":
-        assert np.abs(found.tally - tally).max() <= 2
-        assert np.abs(found.cancelled - cancelled).max() <= 2
     before, after = passes.kept_mass(base, sources, chosen, SEGMENTS)
     expected = eager.kept_mass(base, sources, chosen, SEGMENTS)
     assert np.allclose(before, expected[0], rtol=1e-5)
@@ -147,22 +141,33 @@ def test_threads_change_no_bit(monkeypatch):
     monkeypatch.setattr(passes, "_PER_THREAD", 700)
     base, sources, draws, _ = data(2, 3, DTYPES)
     chosen = Selection("draw", np.full((3, 3, 2), 5000.0), np.ones((3, 3)), draws)
-    agreement = Agreement("agree_normalised", np.ones(3), 1.0, np.ones(3))
-    outs, founds = [], []
+    agreement = Agreement("agree_normalised", np.ones(3), 1.0, "majority")
+    outs = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             outs.append(torch.empty(9000, dtype=torch.bfloat16))
-            founds.append(
-                passes.add_task_vectors(base, sources, chosen, agreement, outs[-1], SEGMENTS)
-            )
+            passes.add_task_vectors(base, sources, chosen, agreement, outs[-1], SEGMENTS)
     finally:
         torch.set_num_threads(before)
-    for out, found in zip(outs[1:], founds[1:], strict=True):
-        assert torch.equal(out, outs[0])
-        assert np.array_equal(found.tally, founds[0].tally)
-        assert np.array_equal(found.cancelled, founds[0].cancelled)
+    assert torch.equal(outs[1], outs[0])
+    assert torch.equal(outs[2], outs[0])
+
+
+@pytest.mark.parametrize("most", [-1.0, 0.0, 1.0])
+def test_a_zero_sum_takes_the_sign_of_most_of_its_tensor(most):
+    # 3,000 entries in two tiles; the second one's sums say what the first one's zeros become.
+    base, one = torch.zeros(3000), torch.full((3000,), 2.0)
+    other = torch.full((3000,), -2.0)
+    other[2500:] = 2.0 * most - 2.0 * (most < 0) if most else -2.0
+    one[2500:] = 2.0 * most if most else 2.0
+    chosen = Selection("all", np.zeros((2, 1, 2)), np.ones((2, 1)))
+    agreement = Agreement("agree", np.ones(2), 1.0, "majority")
+    for add in (passes.add_task_vectors, eager.add_task_vectors):
+        out = torch.empty(3000)
+        add(base, [one, other], chosen, agreement, out, [slice(0, 3000)])
+        assert (out[:2500] == 2.0 * most).all()
 
 
 def test_without_numba_the_user_is_told_and_merges_all_the_same(monkeypatch):
@@ -195,10 +200,14 @@ def test_what_the_kernels_cannot_read_goes_through_torch():
     piece=st.integers(1, 900),
     scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e20]),
 )
-def test_an_order_is_a_sort(seed, size, piece, scale):
+@pytest.mark.parametrize("numba", [True, False])
+def test_an_order_is_a_sort(numba, seed, size, piece, scale):
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale
     values[:: 1 + seed % 7] = values[0]  # ties
-    order = order_of(lambda: values.split(piece))
+    with pytest.MonkeyPatch.context() as patch:
+        if not numba:
+            patch.setattr(passes, "kernels", lambda: None)
+        order = order_of(lambda: values.split(piece))
     expected = np.sort(values.abs().numpy())
     assert [order.at(place) for place in range(size)] == expected.tolist()
     assert order.nbytes <= 12 * size + 100
