@@ -9,7 +9,8 @@ same number of threads; the least time of each is reported. Every layer of ours 
 densities of its own; mergekit's candidate has one set for all layers. "ratio" is mergekit's time
 over ours. "share of copy" is what a candidate has to read and write at the least (base, experts and
 cached draws or ranks, and the result), in bytes a second, over the same figure of a copy. The first
-candidate, with all that is prepared once, stands beside; "held" is what was prepared.
+candidate, with all that is prepared once, stands beside; "held" is what was prepared, "peak" the
+most memory beside mapped files up to then, with the resident model and all that was prepared.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,30 @@ class Ours:
         return self.merger._cache.used_bytes
 
 
+class PeakMemory:
+    """The most memory of this process that no file stands for, while it is watched."""
+
+    def __enter__(self) -> PeakMemory:
+        self.before = self.peak = anonymous_bytes()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, anonymous_bytes())
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
 def copy_seconds(size: int, turns: int) -> float:
     """The least time for a copy of as many bfloat16 entries."""
     source, target = torch.zeros(size).bfloat16(), torch.empty(size).bfloat16()
@@ -204,13 +230,23 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"{size:,} parameters x {arguments.experts} experts, bfloat16, "
         f"compat: {arguments.compat}, {arguments.threads} thread(s)"
     )
-    heads = ["method", "first s", "ours ms", "mergekit ms", "ratio", "share of copy", "held MB"]
-    print(("{:16}" + "{:>14}" * 6).format(*heads))
+    heads = [
+        "method",
+        "first s",
+        "ours ms",
+        "mergekit ms",
+        "ratio",
+        "share of copy",
+        "held MB",
+        "peak MB",
+    ]
+    print(("{:16}" + "{:>13}" * 7).format(*heads))
     for method, beside in METHODS.items():
-        ours = Ours(
-            folder, arguments.layers, arguments.experts, method, arguments.compat, arguments.gb
-        )
-        first_s = ours.seconds(0)
+        with PeakMemory() as memory:
+            ours = Ours(
+                folder, arguments.layers, arguments.experts, method, arguments.compat, arguments.gb
+            )
+            first_s = ours.seconds(0)
         ours_s = mergekit_s = copy_s = math.inf
         for turn in range(1, arguments.turns + 1):
             ours_s = min(ours_s, ours.seconds(turn))
@@ -221,8 +257,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         entries = sources * (2 + beside) + (0 if method == "linear" else 2) + 2
         share = (entries / ours_s) / (4 / copy_s)
         print(
-            f"{method:16}{first_s:14.2f}{ours_s * 1e3:14.1f}{mergekit_s * 1e3:14.0f}"
-            f"{mergekit_s / ours_s:14.1f}{share:14.0%}{ours.held_bytes / 1e6:14.0f}",
+            f"{method:16}{first_s:13.2f}{ours_s * 1e3:13.1f}{mergekit_s * 1e3:13.0f}"
+            f"{mergekit_s / ours_s:13.1f}{share:13.0%}{ours.held_bytes / 1e6:13.0f}"
+            f"{(memory.peak - memory.before) / 1e6:13.0f}",
             flush=True,
         )
         del ours
