@@ -105,12 +105,17 @@ class Run:
         return merged_tensors(self._recipe(candidate), self._checkpoints())
 
     def export(
-        self, candidate: Candidate | CandidateId | None = None, folder: str | Path = "models/best"
+        self,
+        candidate: Candidate | CandidateId | None = None,
+        folder: str | Path = "models/best",
+        *,
+        progress: Progress | None = None,
     ) -> Path:
         """Write a candidate as a model folder; the best if none is given."""
         chosen = self._chosen(candidate)
         row = self._rows().get(chosen.id)
-        return export_model(self._recipe(chosen), self._checkpoints(), Path(folder), row)
+        recipe, models = self._recipe(chosen), self._checkpoints()
+        return export_model(recipe, models, Path(folder), row, progress)
 
     def export_adapter(
         self,

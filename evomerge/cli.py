@@ -186,31 +186,43 @@ def export(
                 report = source.export_adapter(number, target, rank=rank, progress=view.progress)
             _print_adapter(report)
         else:
-            _console().print(f"wrote {source.export(number, target)}")
+            with _view() as view:
+                written = source.export(number, target, progress=view.progress)
+            _console().print(f"wrote {written}")
 
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe file, or a mergekit file.", show_default=False)
+    ],
     out: OutFolder,
     adapter: AsAdapter = False,
     rank: Rank = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Merge by hand: build the model that a recipe describes."""
+    """Merge by hand: build the model that a recipe, or mergekit's YAML, describes."""
     from evomerge.experiment.recipes import open_recipe_models, read_recipe
     from evomerge.results.adapter_export import export_adapter
     from evomerge.results.export import export_model
 
     _check_rank(rank, adapter)
-    parsed = read_recipe(recipe)
-    checkpoints = open_recipe_models(parsed, allow_pickle_weights=allow_pickle)
+    notes: list[str] = []
+    parsed = read_recipe(recipe, notes=notes, allow_pickle_weights=allow_pickle)
+    with _view() as view:
+        checkpoints = open_recipe_models(
+            parsed, progress=view.progress, notes=notes, allow_pickle_weights=allow_pickle
+        )
+    for note in notes:
+        _console().print(f"note: {note}")
     if adapter:
         with _view() as view:
             report = export_adapter(parsed, checkpoints, out, rank=rank, progress=view.progress)
         _print_adapter(report)
         return
-    _console().print(f"wrote {export_model(parsed, checkpoints, out)}")
+    with _view() as view:
+        written = export_model(parsed, checkpoints, out, progress=view.progress)
+    _console().print(f"wrote {written}")
 
 
 @app.command()
@@ -268,24 +280,44 @@ def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
 @app.command()
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
-    from rich.table import Table
-
     from evomerge.experiment.wire import wire
 
     config = _read_experiment(experiment, allow_code)
     with _view() as view:
         parts = wire(config, progress=view.progress)
     console = _console()
-    table = Table("layers", "component", "tensors", "parameters")
-    for layers, component, tensors, parameters in parts.models.anatomy.table():
-        table.add_row(str(layers), str(component), str(tensors), f"{parameters:,}")
-    console.print(table)
+    console.print(_anatomy_table(parts.models.anatomy))
+    if parts.models.relatedness.relations:
+        console.print(_relatedness_table(parts.models.relatedness))
     for warning in parts.models.warnings:
         console.print(f"warning: {warning}")
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     console.print(f"{len(genes)} genes ({names}{', ...' if len(genes) > 4 else ''})")
     console.print("valid")
+
+
+@app.command()
+def anatomy(
+    model: Annotated[
+        str, typer.Argument(help="A model folder or file, or zoo:NAME.", show_default=False)
+    ],
+    as_json: AsJson = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Show which layer and component the tensors of a model belong to."""
+    from evomerge.checkpoints.anatomy import anatomy_of
+    from evomerge.checkpoints.open import open_checkpoint
+    from evomerge.experiment.wire import resolve
+
+    with _view() as view:
+        path = resolve(model, view.progress)
+    found = anatomy_of(open_checkpoint(path, name=model, allow_pickle=allow_pickle))
+    if as_json:
+        places = {name: [place.layer, place.component] for name, place in found.places.items()}
+        print(json.dumps({"num_layers": found.num_layers, "tensors": places}, indent=2))
+        return
+    _console().print(_anatomy_table(found))
 
 
 @app.command()
@@ -491,6 +523,35 @@ def _drive(config: Any, out: Path) -> None:
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
+
+
+def _anatomy_table(anatomy: Anatomy) -> Table:
+    from rich.table import Table
+
+    table = Table("layers", "component", "tensors", "parameters")
+    for layers, component, tensors, parameters in anatomy.table():
+        table.add_row(layers, component, str(tensors), f"{parameters:,}")
+    return table
+
+
+def _relatedness_table(related: Relatedness) -> Table:
+    """How near each expert is to the base, and its task vector to the other experts' ones."""
+    from rich.table import Table
+
+    dtype = str(related.dtype).removeprefix("torch.")
+    table = Table("expert", "cosine with base", "task vector / base")
+    table.add_column("mean cosine of task vectors", justify="right")
+    table.add_column(f"survives {dtype} at weight {related.weight:.2g}", justify="right")
+    for name, relation in related.relations.items():
+        others = [cosine for pair, cosine in related.delta_cosines.items() if name in pair]
+        table.add_row(
+            name,
+            f"{relation.cosine:.4f}",
+            f"{relation.relative_norm:.4f}",
+            f"{sum(others) / len(others):.3f}" if others else "-",
+            f"{relation.survives:.1%}",
+        )
+    return table
 
 
 def _check_rank(rank: int | None, adapter: bool) -> None:

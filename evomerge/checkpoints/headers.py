@@ -108,7 +108,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str, max_values: int = 10 * MAX_TENSORS) -> dict[str, Any]:
     """A small JSON object that belongs to a model.
 
     Raises:
@@ -120,7 +120,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
             Problem(str(path), f"{what} of {file.size_bytes} bytes; at most {MAX_HEADER_BYTES}")
         )
     try:
-        return _parsed(path, path.read_bytes())
+        return _parsed(path, path.read_bytes(), max_values)
     except OSError as error:
         raise ModelError(Problem(str(path), _reason(error))) from None
 
@@ -157,11 +157,11 @@ def _header_text(file: StoredFile) -> bytes:
     return text
 
 
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+def _parsed(path: Path, text: bytes, max_values: int = 10 * MAX_TENSORS) -> dict[str, Any]:
     """JSON with every key once; refused unparsed where it would cost far more than its bytes."""
     if text.count(b'"data_offsets"') > MAX_TENSORS + 1:
         raise ModelError(Problem(str(path), f"lists more than {MAX_TENSORS} tensors"))
-    if max(text.count(b","), text.count(b"["), text.count(b"{")) > 10 * MAX_TENSORS:
+    if max(text.count(b","), text.count(b"["), text.count(b"{")) > max_values:
         raise ModelError(Problem(str(path), "the JSON has far too many values"))
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)

@@ -92,7 +92,7 @@ def _compare_tensors(name: str, one: Checkpoint, base: Checkpoint) -> list[Probl
     mine, theirs = set(one.names), set(base.names)
     for names, what in (
         (theirs - mine, "missing (the base has {})"),
-        (mine - theirs, "extra (the base has no {})"),
+        (mine - theirs, "extra (the base does not have {})"),
     ):
         for pattern, count in _patterns(names):
             counted = "it" if count == 1 else "them"

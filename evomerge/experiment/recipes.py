@@ -10,9 +10,10 @@ from typing import Any
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.checkpoints.preflight import preflight
+from evomerge.checkpoints.preflight import check_finite, preflight
+from evomerge.checkpoints.relatedness import relate
 from evomerge.documents import parse, read_yaml
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
 from evomerge.experiment.wire import Progress, resolve
@@ -64,9 +65,17 @@ def open_recipe_models(
     sources: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     *,
+    notes: list[str] | None = None,
     allow_pickle_weights: bool = False,
 ) -> dict[str, Checkpoint]:
     """The opened models of a recipe, after its operators and the models were checked.
+
+    Args:
+        recipe: what to merge.
+        sources: state dicts in memory, by the recipe's names.
+        progress: for models that are made on first use, and for reading them.
+        notes: takes what was changed to make the models fit, and what looks like a mistake.
+        allow_pickle_weights: read .pt and .bin files.
 
     Raises:
         ConfigurationError, ModelError: everything that is wrong.
@@ -94,10 +103,28 @@ def open_recipe_models(
         else resolve(source.path, progress)
         for name, source in recipe.models.items()
     }
-    checkpoints = open_family(
+    family = open_family(
         found, recipe.base, allow_pickle=allow_pickle_weights, tokenizer=recipe.tokenizer
-    ).checkpoints
-    preflight(checkpoints, recipe.base)
+    )
+    checkpoints = family.checkpoints
+    warnings = preflight(checkpoints, recipe.base)
+    _check_finite(checkpoints, progress)
+    if notes is not None:
+        related = relate(checkpoints, recipe.base, recipe.dtype)
+        notes += [*family.notes, *warnings, *related.warnings()]
     if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
         raise ConfigurationError(unlike)
     return checkpoints
+
+
+def _check_finite(checkpoints: Mapping[str, Checkpoint], progress: Progress | None) -> None:
+    """Refuse NaN and Inf before the merge: some operators would drop them in silence."""
+    problems: list[Problem] = []
+    for name, checkpoint in checkpoints.items():
+        report = None if progress is None else partial(progress, f"reading {name}")
+        try:
+            check_finite(checkpoint, report, checksum=False)
+        except ModelError as error:
+            problems += [Problem(f"model {name}", str(p)) for p in error.problems]
+    if problems:
+        raise ModelError(problems)

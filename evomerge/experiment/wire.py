@@ -12,6 +12,7 @@ from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
+from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig, FitnessConfig
 from evomerge.fitness import make_estimator, make_task
@@ -50,6 +51,7 @@ class Models:
     checkpoints: dict[str, Checkpoint]
     anatomy: Anatomy
     warnings: tuple[str, ...]
+    relatedness: Relatedness
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def open_models(
             problems += [Problem(f"model {name}", str(p)) for p in error.problems]
     if problems:
         raise ModelError(problems)
-    return Models(checkpoints, anatomy_of(checkpoints["base"]), (*family.notes, *warnings))
+    related = relate(checkpoints, "base", config.dtype)
+    told = (*family.notes, *warnings, *related.warnings())
+    return Models(checkpoints, anatomy_of(checkpoints["base"]), told, related)
 
 
 def resolve(path: str, progress: Progress | None = None) -> str:

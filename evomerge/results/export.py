@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
+from evomerge.results.mergekit_yaml import mergekit_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 CACHE_BYTES = 0  # one pass over the model: nothing is needed twice
 
 
@@ -42,6 +45,7 @@ def export_model(
     checkpoints: Mapping[str, Checkpoint],
     folder: Path,
     row: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a merged model that plain transformers loads; at most a shard is in memory.
 
@@ -50,23 +54,42 @@ def export_model(
         checkpoints: the opened models, by the recipe's names.
         folder: a new folder, or one that evomerge wrote before.
         row: the candidate's row of the final table, for the card.
+        progress: called with what is done, and the bytes done and in all.
     """
     base = checkpoints[recipe.base]
     merger = Merger(checkpoints, anatomy_of(base), recipe.base, CACHE_BYTES)
     layout = merger.layout(recipe)
+    mergekit = mergekit_yaml(recipe, checkpoints, merger.anatomy)
     config = _config(recipe, merger, {name: shape for name, (shape, _) in layout.items()})
+    size_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+    tensors = merger.tensors(recipe)
+    if progress is not None:
+        tensors = _counted(tensors, partial(progress, f"merging {folder.name}"), size_bytes)
     return write_model(
         folder,
-        merger.tensors(recipe),
+        tensors,
         like=base,
         config=config,
-        size_bytes=sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values()),
+        size_bytes=size_bytes,
         dtype=output_dtype(recipe),
         extra_files={
             "README.md": model_card(recipe, folder.name, row),
             "evomerge_recipe.yaml": recipe_yaml(recipe),
+            **({} if mergekit is None else {"mergekit_config.yml": mergekit}),
         },
     )
+
+
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], report: Callable[[int, int], None], total: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as they come, told of by their bytes."""
+    done = 0
+    report(done, total)
+    for name, tensor in tensors:
+        done += tensor.nbytes
+        yield name, tensor
+        report(done, total)
 
 
 def _config(recipe: Recipe, merger: Merger, shapes: Shapes) -> dict[str, Any]:

@@ -335,7 +335,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a device as a shard": (shard_is_a_device, "leaves the folder"),
     "a pickle as a shard": (unreadable_shard, "s1.safetensors"),
     "index with a list": (map_is_a_list, "weight_map"),
-    "index of 200k shards": (index_of_many, "at most"),
+    "index of 200k shards": (index_of_many, "too many"),
     "index of 50k shards": (index_of_files, "at most"),
     "index nested deeply": (index_nested, "JSON"),
     "index a pickle": (index_is_pickle, "JSON"),

@@ -191,6 +191,7 @@ def sparse_model(folder: Path, layers: int = 32, hidden: int = 4096, ffn: int = 
         start, end = end, end + 2 * rows * columns
         header[name] = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [start, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # aligned, as safetensors writes it
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
