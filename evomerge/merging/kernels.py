@@ -11,7 +11,6 @@ them: over whole short arrays, without branches that leave.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -254,104 +253,100 @@ def kept_mass(
                 after[k, span] += _sum_of_sizes(tau)
 
 
-@cache
-def add_task_vectors(num_sources: int) -> Any:
-    """The kernel of the task-vector family for so many sources.
-
-    With their number known, the loops over sources are unrolled and what is summed stays in
-    registers; generic loops take twice as long. It is compiled once for each number.
-    """
-
-    @_kernel
-    def combine(taus: Any, counted: Any, how: int, scale: Any, fill: Any, origin: Any) -> Any:
-        """Add a tile's task vectors to the base; how many sums cancelled, and their signs' sum."""
-        cancelled, tally = np.int32(0), np.int32(0)
-        if how == SUM:
-            for i in range(origin.size):
-                total = np.float32(0)
-                for k in range(num_sources):
-                    total += taus[k * _TILE + i]
-                origin[i] += scale * total
-            return np.int64(0), np.int64(0)
+@_kernel
+def _combine(
+    each: Any, taus: Any, counted: Any, how: int, scale: Any, fill: Any, origin: Any
+) -> Any:
+    """Add a tile's task vectors to the base; how many sums cancelled, and their signs' sum."""
+    cancelled, tally = np.int32(0), np.int32(0)
+    if how == SUM:
         for i in range(origin.size):
             total = np.float32(0)
-            for k in range(num_sources):
+            for k in range(len(each)):
                 total += taus[k * _TILE + i]
-            filled = fill if total == 0 else np.float32(-1)
-            sign = np.float32(1) if total > 0 else filled
-            agreed, took = np.float32(0), np.float32(0)
+            origin[i] += scale * total
+        return np.int64(0), np.int64(0)
+    for i in range(origin.size):
+        total = np.float32(0)
+        for k in range(len(each)):
+            total += taus[k * _TILE + i]
+        filled = fill if total == 0 else np.float32(-1)
+        sign = np.float32(1) if total > 0 else filled
+        agreed, took = np.float32(0), np.float32(0)
+        for k in range(len(each)):
+            tau = taus[k * _TILE + i]
+            agrees = tau * sign > 0
+            agreed += tau if agrees else np.float32(0)
+            took += counted[k] if agrees else np.float32(0)
+        divisor = took if how == AGREE_NORMALISED and took != 0 else np.float32(1)
+        origin[i] += scale * (agreed / divisor)
+        tally = np.int32(tally + np.int32(total > 0))
+        tally = np.int32(tally - np.int32(total < 0))
+        # What agrees with the sign that fills a zero sum would not be there if nothing was.
+        cancelled = np.int32(cancelled + np.int32((total == 0) & (agreed != 0)))
+    return np.int64(cancelled), np.int64(tally)
+
+
+@_kernel
+def add_task_vectors(
+    each: Any,
+    base: Any,
+    sources: Any,
+    mode: int,
+    limits: Any,
+    factors: Any,
+    divide: bool,
+    how: int,
+    counted: Any,
+    scale: Any,
+    fills: Any,
+    out: Any,
+    spans: Any,
+    tallies: Any,
+    is_cancelled: Any,
+) -> int:
+    """Write W_0 + scale x what the weighted, sparsified task vectors are together.
+
+    Returns whether an entry is not finite.
+
+    each: a tuple with an entry for each source. Its length is part of its type, so each number of
+        sources has a kernel of its own: loops over them are unrolled, sums stay in registers.
+    base, out: (2,) int64, address and code.
+    sources: (num_sources, 4) int64: address, code, address of the draws, of the ranks
+        (int16); the last two are 0 where the mode has none.
+    mode: ALL, BY_MAGNITUDE, BY_DRAW or BY_RANK.
+    limits: (num_sources, num_spans, 2) float32: lowest and highest magnitude; or the level of
+        the draws; or the level of rank 0 and what a rank adds to it.
+    factors: (num_sources, num_spans) float32, of what is kept.
+    divide: by each entry's own probability (BY_RANK).
+    how: SUM, AGREE or AGREE_NORMALISED.
+    counted: (num_sources,) float32, what each source adds to the divisor.
+    scale: float32.
+    fills: (num_spans,) float32, the sign where a sum is 0.
+    spans: (num_spans, 2) int64, first entry and the one after the last.
+    tallies: (num_spans,) int64, set: the sum of all signs.
+    is_cancelled: (num_tiles,) bool, set: whether some of a tile's sums are 0 although a summand
+        is not; see `tiles_of`.
+    """
+    num_sources, bad, tile = len(each), 0, 0
+    taus = np.empty(num_sources * _TILE, np.float32)
+    origins, zeros = np.empty(_TILE, np.float32), np.zeros(_TILE, np.float32)
+    for span in range(len(spans)):
+        tallies[span] = 0
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin = origins[:size]
+            _load(base[0], base[1], start, zeros[:size], origin)
             for k in range(num_sources):
-                tau = taus[k * _TILE + i]
-                agrees = tau * sign > 0
-                agreed += tau if agrees else np.float32(0)
-                took += counted[k] if agrees else np.float32(0)
-            divisor = took if how == AGREE_NORMALISED and took != 0 else np.float32(1)
-            origin[i] += scale * (agreed / divisor)
-            tally = np.int32(tally + np.int32(total > 0))
-            tally = np.int32(tally - np.int32(total < 0))
-            # What agrees with the sign that fills a zero sum would not be there if nothing was.
-            cancelled = np.int32(cancelled + np.int32((total == 0) & (agreed != 0)))
-        return np.int64(cancelled), np.int64(tally)
-
-    @_kernel
-    def add(
-        base: Any,
-        sources: Any,
-        mode: int,
-        limits: Any,
-        factors: Any,
-        divide: bool,
-        how: int,
-        counted: Any,
-        scale: Any,
-        fills: Any,
-        out: Any,
-        spans: Any,
-        tallies: Any,
-        is_cancelled: Any,
-    ) -> int:
-        """Write W_0 + scale x what the weighted, sparsified task vectors are together.
-
-        Returns whether an entry is not finite.
-
-        base, out: (2,) int64, address and code.
-        sources: (num_sources, 4) int64: address, code, address of the draws, of the ranks
-            (int16); the last two are 0 where the mode has none.
-        mode: ALL, BY_MAGNITUDE, BY_DRAW or BY_RANK.
-        limits: (num_sources, num_spans, 2) float32: lowest and highest magnitude; or the level of
-            the draws; or the level of rank 0 and what a rank adds to it.
-        factors: (num_sources, num_spans) float32, of what is kept.
-        divide: by each entry's own probability (BY_RANK).
-        how: SUM, AGREE or AGREE_NORMALISED.
-        counted: (num_sources,) float32, what each source adds to the divisor.
-        scale: float32.
-        fills: (num_spans,) float32, the sign where a sum is 0.
-        spans: (num_spans, 2) int64, first entry and the one after the last.
-        tallies: (num_spans,) int64, set: the sum of all signs.
-        is_cancelled: (num_tiles,) bool, set: whether some of a tile's sums are 0 although a summand
-            is not; see `tiles_of`.
-        """
-        bad, tile = 0, 0
-        taus = np.empty(num_sources * _TILE, np.float32)
-        origins, zeros = np.empty(_TILE, np.float32), np.zeros(_TILE, np.float32)
-        for span in range(len(spans)):
-            tallies[span] = 0
-            for start in range(spans[span, 0], spans[span, 1], _TILE):
-                size = min(_TILE, spans[span, 1] - start)
-                origin = origins[:size]
-                _load(base[0], base[1], start, zeros[:size], origin)
-                for k in range(num_sources):
-                    tau, limit = taus[k * _TILE : k * _TILE + size], limits[k, span]
-                    factor = factors[k, span]
-                    _sparse(tau, origin, sources[k], start, mode, limit, factor, divide)
-                cancelled, tally = combine(taus, counted, how, scale, fills[span], origin)
-                bad |= _store(origin, out[0], out[1], start)
-                tallies[span] += tally
-                is_cancelled[tile] = cancelled > 0
-                tile += 1
-        return bad
-
-    return add
+                tau, limit = taus[k * _TILE : k * _TILE + size], limits[k, span]
+                factor = factors[k, span]
+                _sparse(tau, origin, sources[k], start, mode, limit, factor, divide)
+            cancelled, tally = _combine(each, taus, counted, how, scale, fills[span], origin)
+            bad |= _store(origin, out[0], out[1], start)
+            tallies[span] += tally
+            is_cancelled[tile] = cancelled > 0
+            tile += 1
+    return bad
 
 
 def tiles_of(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

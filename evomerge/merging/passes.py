@@ -102,7 +102,7 @@ def add_task_vectors(
     if fused is None:
         eager.add_task_vectors(base, sources, selection, agreement, out, segments)
         return None
-    kernel = fused.add_task_vectors(len(sources))
+    each = (0,) * len(sources)
     origin, target = (np.array(fused.address_of(t), np.int64) for t in (base, out))
     pointers = _pointers(fused, sources, selection)
     mode, how = fused.MODES[selection.mode], fused.CONSENSUS[agreement.consensus]
@@ -112,7 +112,8 @@ def add_task_vectors(
         """Whether something is not finite, the tiles with sums that cancelled, the tallies."""
         tiles, span = fused.tiles_of(share.spans)
         tallies, is_cancelled = np.empty(len(share.spans), np.int64), np.empty(len(tiles), np.bool_)
-        bad = kernel(
+        bad = fused.add_task_vectors(
+            each,
             origin,
             pointers,
             mode,
