@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from tiny_states import merger_of, recipe_of
 
 from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.merging.operator import chunks
 from evomerge.merging.soup import greedy_soup
 
 NUMBERS = st.floats(-2, 2, allow_subnormal=False, width=32)
@@ -118,6 +119,8 @@ def test_a_greedy_soup_of_nothing_and_of_no_number():
     assert greedy_soup(["a", "b"], lambda kept: math.nan) == ("a",)
     found = greedy_soup(["a", "b", "c"], lambda kept: math.nan if kept[-1] == "b" else 1)
     assert found == ("a", "c")
+    found = greedy_soup(["a", "b"], lambda kept: math.nan if kept == ("a",) else 1)
+    assert found == ("a", "b")
     with pytest.raises(ConfigurationError, match="'a' stands twice"):
         greedy_soup(["a", "b", "a"], lambda kept: 1)
 
@@ -145,6 +148,21 @@ def test_the_karcher_mean_is_the_nearest_point_of_the_sphere(merge):
 def test_the_karcher_mean_of_two_is_halfway(merge):
     states = models_of(torch.zeros(2), torch.tensor([2.0, 0]), torch.tensor([0, 4.0]))
     torch.testing.assert_close(merge(states, "karcher")["x"], torch.full((2,), 3 / 2**0.5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_karcher_mean_of_opposite_models_is_the_first_at_the_mean_length(merge, seed):
+    """Every point half-way is as near: none is better, but rounding must not choose."""
+    x = normal(5, 3, seed=seed)
+    value = merge(models_of(x, x, -3 * x), "karcher")["x"]
+    torch.testing.assert_close(value, 2 * x)
+
+
+def test_a_model_without_direction_counts_for_the_length_alone(merge):
+    x = normal(5, 3)
+    for operator in ("karcher", "multislerp"):
+        value = merge(models_of(x, x, 0 * x, 2 * x), operator)["x"]
+        torch.testing.assert_close(value, x)
 
 
 @pytest.mark.parametrize("operator", ["nuslerp", "multislerp"])
@@ -243,6 +261,13 @@ def test_sce_keeps_all_that_tie_with_the_last_one_selected(merge):
     assert value.tolist() == [1, -1, 1, 0]
 
 
+def test_sce_counts_no_rounding_as_variance(merge):
+    tau = normal(50)
+    taus = [torch.cat([tau, torch.tensor([float(k)])]) for k in range(3)]
+    value = merge(models_of(torch.zeros(51), *taus), "sce", select_topk=0.9)["x"]
+    assert torch.equal(value, torch.zeros(51))  # int(.9 x 1) entries
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.5])
 def test_ram_averages_what_moved_and_scales_what_one_moved_alone(merge, epsilon):
     base = normal(40)
@@ -296,3 +321,12 @@ def test_passthrough_may_take_the_base(family, merge):
     torch.testing.assert_close(value["head.weight"], 2 * family["base"]["head.weight"])
     same = merge(family, "passthrough", ["b"])
     assert torch.equal(same["head.weight"], family["b"]["head.weight"])
+
+
+@pytest.mark.parametrize(("rows", "width"), [(10, 1), (10, 7), (3, 100), (0, 5), (5, 0)])
+def test_pieces_cover_all_rows_and_are_no_larger_than_a_chunk(monkeypatch, rows, width):
+    monkeypatch.setattr("evomerge.merging.operator.CHUNK", 20)
+    pieces = list(chunks(rows, width))
+    assert [i for piece in pieces for i in range(piece.start, piece.stop)] == list(range(rows))
+    for piece in pieces:
+        assert (piece.stop - piece.start) * width <= max(20, width)
