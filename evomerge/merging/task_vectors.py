@@ -181,6 +181,35 @@ _PARTICULAR: dict[str, tuple[Parameter, ...]] = {
 }
 
 
+_CHOICE = {
+    "none": "",
+    "largest": "Kept are the max(1, int(density n)) largest entries of a task vector and those that "
+    "equal the last of them; n counts the whole model's entries as published, each tensor's in "
+    "mergekit, which keeps some of equal ones. ",
+    "band": "The int(gamma n) largest of a tensor's n entries are dropped, then the smallest until "
+    "int(density n) are left. ",
+    "random": "Kept with probability density. An entry's draw depends on the mask seed and the names "
+    "of tensor and source alone, so nearly equal densities keep nearly the same entries. What "
+    "is kept is divided by the density as published; mergekit matches each tensor's L1 norm. ",
+    "ranked": "Kept with probability density - epsilon + 2 epsilon r, where r is the entry's rank by "
+    "magnitude in its row, from 0 to 1. What is kept is divided by its probability as published; "
+    "mergekit matches each tensor's L1 norm. ",
+}
+_ELECTION = (
+    "Signs are elected: an entry's is that of the weighted sum, and who differs is left out. A sum "
+    "of zero takes the sign of most of its tensor as published, + in mergekit. "
+)
+_DIVISOR = "Normalising divides by how many took part as published, by their weights in mergekit."
+
+
+def _notes(row: Row) -> str:
+    """The formula in words, and where others compute something else."""
+    formula = "Base + lambda sum w_k tau_k" + (
+        ", with sparse tau_k. " if _CHOICE[row.sparsify] else ". "
+    )
+    return formula + _CHOICE[row.sparsify] + (_ELECTION if row.consensus else "") + _DIVISOR
+
+
 def _operator(
     name: str, row: Row, paper: str, summary: str, *, normalize: bool = False, density: float = 1
 ) -> Operator:
@@ -194,6 +223,7 @@ def _operator(
         max_sources=None,
         prepare=partial(prepare, row),
         apply=partial(_apply, row),
+        notes=_notes(row),
     )
 
 
