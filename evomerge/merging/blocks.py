@@ -79,7 +79,8 @@ def groups_of(
     for name in origin.names:
         place = anatomy.places[name]
         dtype, size = origin.dtype(name), math.prod(origin.shape(name))
-        copied = not dtype.is_floating_point or name not in others or size == 0
+        lacking = len(checkpoints) > 1 and name not in others  # a model alone is merged, too
+        copied = not dtype.is_floating_point or lacking or size == 0
         parts = open_groups.setdefault((place.layer, place.component, copied, dtype), [])
         if parts and filled[id(parts[-1])] + size <= CHUNK:
             parts[-1].append(name)

@@ -102,6 +102,25 @@ def test_a_layer_may_come_from_one_model_alone() -> None:
     assert copied == [0, 0, 2, 1]  # integers are the base's, of the layer that stands there
 
 
+def test_a_model_alone_is_merged_and_not_just_copied() -> None:
+    states = {"base": FAMILY["base"]}
+    recipe = Recipe.model_validate(
+        {
+            "base": "base",
+            "models": {"base": "base"},
+            "default": {"operator": "linear", "sources": ["base"]},
+            "slots": [{"layer": 2}, {"layer": 2}],
+            "tensors": {
+                "layers.1.mlp.up.weight": {"parameters": {"weight": 0.5, "normalize": False}}
+            },
+        }
+    )
+    merged = dict(merger_of(states).tensors(recipe))
+    up = FAMILY["base"]["layers.2.mlp.up.weight"]
+    assert torch.equal(merged["layers.0.mlp.up.weight"], up)
+    assert torch.equal(merged["layers.1.mlp.up.weight"], up * 0.5)
+
+
 def test_slots_in_order_are_the_model_as_it_is() -> None:
     merger = merger_of(FAMILY)
     plain, spelt = recipe_of(None), recipe_of([{"layer": i} for i in range(LAYERS)])

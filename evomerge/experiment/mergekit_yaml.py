@@ -1,0 +1,304 @@
+"""mergekit's YAML file as a recipe that makes what mergekit 0.1.5 would make of it.
+
+Every tensor's parameters are worked out as mergekit does it (precedence, filters, gradients), and
+what tensors have in common is then said once: by layer and component where filters follow them,
+by tensor where they cut finer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.documents import Document, parse
+from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.experiment.mergekit_file import (
+    MergekitFile,
+    ModelRef,
+    Module,
+    Settings,
+    Slice,
+    SliceInput,
+    parameter_problems,
+    value_for,
+)
+from evomerge.experiment.said_once import Place, said_once
+from evomerge.merging.mergekit_methods import METHODS, REQUIRED, Method, parameters_of
+from evomerge.recipe import UNION, DType, Merge, Recipe, Slot
+
+Merges = dict[str, Merge]  # by the name of a merged tensor
+
+
+def recipe_from_mergekit(
+    document: Document, resolve: Callable[[str], Any], *, allow_pickle: bool = False
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe of a mergekit file, and notes on what is not quite as in mergekit.
+
+    Args:
+        document: the file; its models' paths are relative to it, or to the working folder.
+        resolve: where a model called by a path is.
+        allow_pickle: whether the base may be a pickle; its tensors' names are read here.
+
+    Raises:
+        ConfigurationError: every problem of the file.
+        ModelError: the base cannot be read.
+    """
+    file = parse(MergekitFile, document)
+    method = METHODS.get(file.merge_method)
+    if method is None:
+        what = f"unknown method {file.merge_method!r}"
+        where = document.where(("merge_method",))
+        raise ConfigurationError(Problem(where, what, nearest(file.merge_method, METHODS)))
+    problems = [*parameter_problems(method, document), *_dtype_problems(file, document)]
+    if problems:
+        raise ConfigurationError(problems)
+    names = _Names(file, document)
+    base = names.of(file.base_model or _first(file.module))
+    opened = open_checkpoint(resolve(names.paths[base]), name=base, allow_pickle=allow_pickle)
+    plan = _Plan(file, method, names, anatomy_of(opened), document)
+    slots, merges = plan.slots_and_merges()
+    recipe = Recipe.model_validate(
+        {
+            "base": base,
+            "models": names.paths,
+            **said_once(method.name, slots, merges, plan.places, plan.anatomy.num_layers),
+            "dtype": (file.out_dtype or file.dtype or "").removeprefix("torch.") or None,
+            "tokenizer": names.tokenizer(base),
+        }
+    )
+    return recipe, tuple(_notes(file, method, merges))
+
+
+def _first(module: Module) -> ModelRef:
+    return (module.models or (module.slices or ())[0].sources)[0].model
+
+
+def _dtype_problems(file: MergekitFile, document: Document) -> list[Problem]:
+    name = (file.out_dtype or file.dtype or "float32").removeprefix("torch.")
+    if name in get_args(DType):
+        return []
+    where = document.where(("out_dtype" if file.out_dtype else "dtype",))
+    return [Problem(where, f"cannot write {name!r}", nearest(name, get_args(DType)))]
+
+
+def _notes(file: MergekitFile, method: Method, merges: Mapping[str, Merge]) -> Iterable[str]:
+    dtype = (file.dtype or "").removeprefix("torch.")
+    if dtype in ("bfloat16", "float16"):
+        yield f"mergekit computes in {dtype} here; evomerge in float32, rounding once at the end"
+    if method.random and any(
+        _least(merge.parameters.get("density", 1.0)) < 1 for merge in merges.values()
+    ):
+        yield "the random masks are evomerge's own: mergekit draws others"
+
+
+def _least(value: Any) -> float:
+    return min(value.values()) if isinstance(value, Mapping) else float(value)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+class _Names:
+    """What the recipe calls the file's models."""
+
+    def __init__(self, file: MergekitFile, document: Document) -> None:
+        self._file, self._document = file, document
+        self._names: dict[ModelRef, str] = {}
+        self.paths: dict[str, str] = {}
+        module = file.module
+        inputs = [*(module.models or ()), *chain(*(s.sources for s in module.slices or ()))]
+        for ref in [file.base_model, *(one.model for one in inputs)]:
+            if ref is not None:
+                self.of(ref)
+
+    def of(self, ref: ModelRef) -> str:
+        """The name of a model.
+
+        Raises:
+            ConfigurationError: an adapter that is not of the base.
+        """
+        if ref not in self._names:
+            base = self._file.base_model
+            if ref.lora is not None and (base is None or base.path != ref.path or base.lora):
+                what = f"an adapter is merged as a change of base_model, which is not {ref.path}"
+                where = f"{self._document.path}: {ref.path}+{ref.lora}"
+                raise ConfigurationError(Problem(where, what, "apply the adapter first"))
+            path = self._found(ref.lora or ref.path)
+            name = re.sub(r"[^\w.-]+", "_", Path(path).name) or "model"
+            name = f"{name}_model" if name == UNION else name
+            same = sum(known == name or known.startswith(f"{name}_") for known in self.paths)
+            name = f"{name}_{same + 1}" if name in self.paths else name
+            self._names[ref] = name
+            self.paths[name] = path
+        return self._names[ref]
+
+    def tokenizer(self, base: str) -> str | None:
+        """What the recipe's `tokenizer` is."""
+        settings = self._file.tokenizer
+        source = self._file.tokenizer_source if settings is None else settings.source
+        if source is None or source == UNION:
+            return source if source is None else UNION
+        if source == "base":
+            return base
+        return self.of(source if isinstance(source, ModelRef) else ModelRef(path=source))
+
+    def _found(self, path: str) -> str:
+        """Relative to the file; or to the working folder, if it is there alone."""
+        if path.startswith("zoo:"):
+            return path
+        folder = self._document.path.parent if self._document.path else Path()
+        beside = (folder / Path(path).expanduser()).resolve()
+        here = Path(path).expanduser().resolve()
+        return str(here if here.exists() and not beside.exists() else beside)
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Plan:
+    """Walks over the merged model's tensors as mergekit does."""
+
+    file: MergekitFile
+    method: Method
+    names: _Names
+    anatomy: Anatomy
+    document: Document
+
+    def __post_init__(self) -> None:
+        self.slices = self._slices()
+        self.places: dict[str, Place] = {}  # of every merged tensor
+        self.missing: dict[str, None] = {}
+        if problems := [p for number, s in enumerate(self.slices) for p in self._wrong(number, s)]:
+            raise ConfigurationError(problems)
+
+    def slots_and_merges(self) -> tuple[list[Slot], Merges]:
+        """The merged model's layers, and every tensor's complete merge.
+
+        Raises:
+            ConfigurationError: a parameter without a default has no value.
+        """
+        slots: list[Slot] = []
+        merges: Merges = {}
+        outside = [(n, p) for n, p in self.anatomy.places.items() if p.layer is None]
+        for name, place in outside:
+            before = place.component == "embedding" or (
+                place.component in ("norm", "other") and "embed" in name
+            )
+            ends = self.slices[0 if before else -1]
+            merges[name] = self._merge(ends, name, dict.fromkeys(self._models(ends), name), 0.0)
+            self.places[name] = None, place.component
+        inside: dict[int, list[str]] = {}
+        for name, place in self.anatomy.places.items():
+            if place.layer is not None:
+                inside.setdefault(place.layer, []).append(name)
+        for one in self.slices:
+            first, last = one.sources[0].layer_range
+            for offset in range(last - first):
+                # mergekit reads a gradient over a single layer at its end.
+                t = offset / (last - first - 1) if last - first > 1 else 1.0
+                slot = self._slot(one, offset)
+                read = slot.layer_of(self.base)
+                for name in inside.get(read, ()):
+                    number = len(slots)
+                    made = self.anatomy.name_in_slot(name, number)
+                    inputs = {
+                        model: self.anatomy.name_in_layer(name, slot.layer_of(model))
+                        for model in self._models(one)
+                    }
+                    merges[made] = self._merge(one, made, inputs, t)
+                    self.places[made] = number, self.anatomy.places[name].component
+                slots.append(slot)
+        if self.missing:
+            where = str(self.document.path or "")
+            raise ConfigurationError(
+                Problem(where, f"{self.method.name} needs {what}") for what in self.missing
+            )
+        return slots, merges
+
+    @property
+    def base(self) -> str:
+        """The recipe's base: mergekit's, or else the first model."""
+        return next(iter(self.names.paths))
+
+    def _models(self, one: Slice) -> list[str]:
+        return [self.names.of(source.model) for source in one.sources]
+
+    def _slot(self, one: Slice, offset: int) -> Slot:
+        layers = {
+            self.names.of(source.model): source.layer_range[0] + offset for source in one.sources
+        }
+        own = layers.get(self.base, next(iter(layers.values())))
+        others = {model: layer for model, layer in layers.items() if layer != own}
+        return Slot(layer=own, layers=others)
+
+    def _merge(self, one: Slice, made: str, inputs: Mapping[str, str], t: float) -> Merge:
+        """The merge of a tensor, from all scopes that say something of it."""
+        general = (one.parameters, self.file.module.parameters, self.file.parameters)
+        models = list(inputs)
+        has_base = self.file.base_model is not None and self.base in models
+        apart = has_base and self.method.base != "ignored"
+        sources = [model for model in models if not (apart and model == self.base)]
+        shared: dict[str, Any] = {}
+        each: dict[str, dict[str, Any]] = {source: {} for source in sources}
+        own = {self.names.of(source.model): source.parameters for source in one.sources}
+        for setting in self.method.settings:
+            if not setting.each:
+                found = value_for(general, setting.name, setting.kind, made, t)
+                shared[setting.name] = self._or_default(found, setting.default, setting.name)
+                continue
+            for source in sources:
+                scopes: tuple[Settings, ...] = (own[source], *general)
+                found = value_for(scopes, setting.name, setting.kind, inputs[source], t)
+                what = f"{setting.name} for {source}"
+                each[source][setting.name] = self._or_default(found, setting.default, what)
+        parameters = parameters_of(self.method, shared, each, deltas=apart)
+        return Merge(sources=tuple(sources), parameters=parameters)
+
+    def _or_default(self, value: Any, default: Any, what: str) -> Any:
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            self.missing[f"a value of {what}"] = None
+            return 0
+        return default
+
+    def _slices(self) -> tuple[Slice, ...]:
+        module = self.file.module
+        if module.slices is not None:
+            return module.slices
+        whole = (0, self.anatomy.num_layers)
+        sources = [
+            SliceInput(model=one.model, parameters=one.parameters, layer_range=whole)
+            for one in module.models or ()
+        ]
+        base = self.file.base_model
+        if base is not None and base not in [source.model for source in sources]:
+            sources.append(SliceInput(model=base, layer_range=whole))
+        return (Slice(sources=tuple(sources)),)
+
+    def _wrong(self, number: int, one: Slice) -> Iterable[Problem]:
+        where = f"{self.document.path or ''}: slice {number}"
+        count = self.anatomy.num_layers
+        ranges = [source.layer_range for source in one.sources]
+        for first, last in ranges:
+            if not 0 <= first < last <= count and (first, last) != (0, count):
+                yield Problem(where, f"layer_range [{first}, {last}] of models of {count} layers")
+        if len({last - first for first, last in ranges}) > 1:
+            yield Problem(where, f"its sources have different numbers of layers: {ranges}")
+        models = self._models(one)
+        if twice := sorted({model for model in models if models.count(model) > 1}):
+            yield Problem(where, f"{', '.join(twice)} stands twice")
+        own = one.base_model
+        if own is not None and own != self.file.base_model:
+            yield Problem(where, "a base_model of its own is not supported: one base is for all")
+        if self.method.base == "needed" and (
+            self.file.base_model is None or self.base not in models
+        ):
+            yield Problem(where, f"{self.method.name} needs base_model among the sources")
