@@ -183,17 +183,17 @@ _PARTICULAR: dict[str, tuple[Parameter, ...]] = {
 
 _CHOICE = {
     "none": "",
-    "largest": "Kept are the max(1, int(density n)) largest entries of a task vector and those that "
-    "equal the last of them; n counts the whole model's entries as published, each tensor's in "
-    "mergekit, which keeps some of equal ones. ",
+    "largest": "Kept are the max(1, int(density n)) largest entries of a task vector and those "
+    "that equal the last of them; n counts the whole model's entries as published, each tensor's "
+    "in mergekit, which keeps some of equal ones. ",
     "band": "The int(gamma n) largest of a tensor's n entries are dropped, then the smallest until "
     "int(density n) are left. ",
-    "random": "Kept with probability density. An entry's draw depends on the mask seed and the names "
-    "of tensor and source alone, so nearly equal densities keep nearly the same entries. What "
-    "is kept is divided by the density as published; mergekit matches each tensor's L1 norm. ",
-    "ranked": "Kept with probability density - epsilon + 2 epsilon r, where r is the entry's rank by "
-    "magnitude in its row, from 0 to 1. What is kept is divided by its probability as published; "
-    "mergekit matches each tensor's L1 norm. ",
+    "random": "Kept with probability density. An entry's draw depends on the mask seed and the "
+    "names of tensor and source alone, so nearly equal densities keep nearly the same entries. "
+    "What is kept is divided by the density as published; mergekit matches each tensor's L1 norm. ",
+    "ranked": "Kept with probability density - epsilon + 2 epsilon r, where r is the entry's rank "
+    "by magnitude in its row, from 0 to 1. What is kept is divided by its probability as "
+    "published; mergekit matches each tensor's L1 norm. ",
 }
 _ELECTION = (
     "Signs are elected: an entry's is that of the weighted sum, and who differs is left out. A sum "
