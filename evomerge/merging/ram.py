@@ -24,16 +24,19 @@ def _prepare_ram(block: Block, values: Values) -> Shifted:
 
 def _active(block: Block, part: slice, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of the moves above epsilon, whose they are (sources, entries), and how many."""
+    import torch
+
     taus = offsets(block, part)
-    active = taus.abs() > epsilon
-    return (taus * active).sum(0), active, active.sum(0)
+    active = torch.empty_like(taus)  # in floats: a boolean costs ten times as much on a CPU
+    torch.gt(taus.abs(), epsilon, out=active)
+    return taus.mul_(active).sum(0), active, active.sum(0)
 
 
 @dataclass
 class _Prepared:
     shifted: Shifted  # the base, and the shared moves averaged
     unique: Tensor  # (numel,) float32, moves of one source alone
-    owner: Tensor  # (numel,) int16, whose they are
+    owner: Tensor  # (numel,) int32, whose they are
     segments: tuple[slice, ...]
     shared: Tensor  # (segments, sources) how many shared moves a source takes part in
     alone: Tensor  # (segments, sources) how many it makes alone
@@ -46,17 +49,19 @@ def _prepare_plus(block: Block, values: Values) -> _Prepared:
     epsilon = cast("float", values["epsilon"])
     shifted = empty_shift(block)
     unique = torch.empty_like(shifted.shift)
-    owner = torch.empty_like(unique, dtype=torch.int16)
+    owner = torch.empty_like(unique, dtype=torch.int32)
+    places = torch.arange(len(block.sources), dtype=torch.float32, device=unique.device)
     shared = unique.new_zeros((len(block.segments), len(block.sources)), dtype=torch.float64)
     alone = torch.zeros_like(shared)
     for i, segment in enumerate(block.segments):
         for part in parts_of(segment):
             total, active, count = _active(block, part, epsilon)
-            shifted.shift[part] = torch.where(count > 1, total / count.clamp(min=1), 0)
-            unique[part] = torch.where(count == 1, total, 0)
-            owner[part] = active.byte().argmax(0).short()
-            shared[i] += (active & (count > 1)).sum(1)
-            alone[i] += (active & (count == 1)).sum(1)
+            by_one = torch.eq(count, 1, out=torch.empty_like(count))
+            unique[part] = total * by_one
+            owner[part] = (places @ (active * by_one)).int()
+            shifted.shift[part] = (total - unique[part]) / count.clamp(min=1)
+            alone[i] += active @ by_one
+            shared[i] += active.sum(1) - active @ by_one
     nbytes = shifted.nbytes + unique.nbytes + owner.nbytes
     return _Prepared(shifted, unique, owner, block.segments, shared, alone, nbytes)
 
@@ -69,7 +74,7 @@ def _apply_plus(prepared: _Prepared, values: Values, out: Tensor) -> None:
     for i, segment in enumerate(prepared.segments):
         of_source = factors[i].float()
         for part in parts_of(segment):
-            merged = of_source[prepared.owner[part].long()].mul_(prepared.unique[part])
+            merged = of_source.index_select(0, prepared.owner[part]).mul_(prepared.unique[part])
             merged.add_(prepared.shifted.shift[part]).add_(prepared.shifted.base[part])
             out[part].copy_(merged)
 

@@ -71,7 +71,12 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
 
 def _selected(prepared: _Prepared, part: slice, least: float) -> Tensor:
     """The task vectors where their variance is large enough, else 0."""
-    return prepared.tau[:, part] * (prepared.spread[part] >= least)
+    import torch
+
+    spread = prepared.spread[part]
+    chosen = torch.empty_like(spread)  # in floats: a boolean costs ten times as much on a CPU
+    torch.ge(spread, least, out=chosen)
+    return prepared.tau[:, part] * chosen
 
 
 def _weights(prepared: _Prepared, segment: slice, least: float, *, mergekit: bool) -> Tensor:
@@ -80,7 +85,7 @@ def _weights(prepared: _Prepared, segment: slice, least: float, *, mergekit: boo
 
     energy = prepared.tau.new_zeros(len(prepared.tau), dtype=torch.float64)
     for part in parts_of(segment):
-        energy += _selected(prepared, part, least).double().square_().sum(1)
+        energy += torch.stack([tau.dot(tau) for tau in _selected(prepared, part, least)])
     total = float(energy.sum())
     if total / (segment.stop - segment.start) < FLOOR if mergekit else total == 0:
         return torch.full_like(energy, 1 / len(energy)).float()
@@ -89,12 +94,17 @@ def _weights(prepared: _Prepared, segment: slice, least: float, *, mergekit: boo
 
 def _agreed(taus: Tensor, weights: Tensor, floor: float) -> Tensor:
     """The weighted mean over the sources whose sign is that of the sum; a sum of 0 counts as +."""
-    positive = taus.sum(0) >= 0
-    agree = ((taus > 0) & positive) | ((taus < 0) & ~positive)
-    counted = agree * weights[:, None]
-    divisor = counted.sum(0)
-    divisor = divisor.clamp_(min=floor) if floor else divisor.add_(divisor == 0)
-    return (taus * counted).sum(0).div_(divisor)
+    import torch
+
+    signs = taus.sum(0).sign_().add_(0.5).sign_()
+    agreeing = (taus * signs).clamp_(min=0)
+    merged = torch.mv(agreeing.t(), weights)
+    divisor = torch.mv(agreeing.sign_().t(), weights)
+    if floor:
+        divisor.clamp_(min=floor)
+    else:  # where nothing agrees, nothing is divided
+        divisor.add_(torch.eq(divisor, 0, out=torch.empty_like(divisor)))
+    return merged.mul_(signs).div_(divisor)
 
 
 SCE = Operator(

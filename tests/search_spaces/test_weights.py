@@ -63,7 +63,8 @@ def anatomies(draw: st.DrawFn) -> Anatomy:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Weights:
-    operator = OPERATORS[draw(st.sampled_from(sorted(OPERATORS)))]
+    with_genes = [n for n, o in OPERATORS.items() if any(p.kind == "real" for p in o.parameters)]
+    operator = OPERATORS[draw(st.sampled_from(sorted(with_genes)))]
     reals = {p.name: p for p in operator.parameters if p.kind == "real"}
     search = {}
     for name in draw(st.lists(st.sampled_from(sorted(reals)), min_size=1, unique=True)):
@@ -74,10 +75,12 @@ def spaces(draw: st.DrawFn) -> Weights:
         if reals[name].per_source and draw(st.booleans()):
             per = ["expert", *per]
         search[name] = {"range": edges, "per": per}
-    fixed = {}
-    if (left := sorted(set(reals) - set(search))) and draw(st.booleans()):
-        fixed[left[0]] = 1.0
-    num_experts = operator.max_sources or draw(st.integers(1, 3))
+    values: dict[str, Any] = {p.name: p.default for p in operator.parameters}
+    values |= {p.name: p.high for p in operator.parameters if p.high is not None}
+    values |= {p.name: p.options[-1] for p in operator.parameters if p.options}
+    left = sorted(set(values) - set(search))
+    fixed = {name: values[name] for name in left if draw(st.booleans())}
+    num_experts = operator.max_sources or draw(st.integers(operator.min_sources, 3))
     data = {
         "operator": operator.name,
         "search": search,
