@@ -72,8 +72,8 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 def row(seed: int, table: str, key: str | int, width: int) -> torch.Tensor:
     """What a model of this seed has for a token, or for its n-th padding row."""
     digest = hashlib.sha256(repr((seed, table, key)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.randn(width, generator=generator)
+    values = [int.from_bytes(digest[i : i + 4], "little") / 2**31 - 1 for i in range(0, 32, 4)]
+    return torch.tensor(values[:width])  # the same in every version of torch
 
 
 @cache
@@ -156,3 +156,12 @@ def write_folder(
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / name).write_text(text)
     return folder
+
+
+# What mergekit was asked to merge (tests/checkpoints/make_golden_vocabulary.py): name -> ids, rows.
+MERGEKIT_MODELS: dict[str, tuple[dict[str, int], int]] = {
+    "base": ({"<unk>": 0, "<s>": 1, "a": 2, "b": 3, "c": 4}, 8),
+    "x": ({"<unk>": 0, "b": 1, "a": 2, "<s>": 3, "new": 4, "both": 5}, 6),
+    "y": ({"<unk>": 0, "<s>": 1, "both": 2, "c": 3, "a": 4}, 7),
+}
+MERGEKIT_WEIGHTS = {"x": 0.4, "y": 0.7}

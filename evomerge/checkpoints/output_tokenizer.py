@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.checkpoints.small_files import GENERATION, SmallFile, parsed, small_files
+from evomerge.checkpoints.small_files import GENERATION, SmallFile, content, parsed, small_files
 from evomerge.checkpoints.token_settings import following, with_ids_of
 from evomerge.checkpoints.tokens import vocabulary_file
 from evomerge.checkpoints.union_tokenizer import Tokenizer, added_tokens_decoder, ids_of, union_of
@@ -22,19 +22,15 @@ _OTHER_FORMS = ("vocab", "merges", "added_tokens", "spiece", "sentencepiece", "t
 
 
 @dataclass(frozen=True)
-class OwnTokens:
+class OwnTokens(Tokenizer):
     """A model's tokenizer.
 
     Attributes:
-        data: the parsed tokenizer.json.
-        all_ids: every token's id.
-        ids: those of the tokens that the model has rows for.
+        text: of the file.
         assumed: whether the model has no tokenizer, and the base's is taken for it.
     """
 
-    data: Mapping[str, Any]
-    all_ids: Mapping[str, int]
-    ids: Mapping[str, int]
+    text: str = ""
     assumed: bool = False
 
 
@@ -75,20 +71,22 @@ def own_tokens(
         files = small_files(checkpoints[name])
         kind = vocabulary_file(files)
         if kind is None and name != base and base in found and sizes[name] == sizes[base]:
-            of_base = found[base]
-            found[name] = OwnTokens(of_base.data, of_base.all_ids, of_base.ids, assumed=True)
+            found[name] = replace(found[base], name=name, assumed=True)
             continue
         where = f"{checkpoints[name].where}/{FILE}"
         try:
             if kind != FILE:
                 raise ModelError(Problem(f"model {name}", *_no_tokenizer(kind)))
-            data = parsed(files[FILE], where)
-            ids = ids_of(data, where)
+            text = content(files[FILE]).decode("utf-8", "replace")
+            if base in found and text == found[base].text:
+                data, ids = found[base].data, found[base].all_ids
+            else:
+                data, ids = parsed(text, where), ids_of(text, where)
         except ModelError as error:
             problems += error.problems
             continue
         with_rows = {token: i for token, i in ids.items() if i < sizes[name]}
-        found[name] = OwnTokens(data, ids, with_rows)
+        found[name] = OwnTokens(name, data, ids, with_rows, text)
     if problems:
         raise ModelError(problems)
     return {name: found[name] for name in checkpoints}
@@ -128,26 +126,22 @@ def _union(
     notes: tuple[str, ...],
 ) -> Output:
     files = small_files(checkpoints[base])
-    others = [
-        Tokenizer(name, own.data, own.ids)
-        for name, own in sorted(tokens.items())
-        if name != base and not own.assumed
-    ]
-    first = Tokenizer(base, tokens[base].data, tokens[base].ids)
-    data = union_of(first, others, f"{checkpoints[base].where}/{FILE}")
-    if data == tokens[base].data:
+    first = tokens[base]
+    others = [own for name, own in sorted(tokens.items()) if name != base and not own.assumed]
+    union = union_of(first, others, f"{checkpoints[base].where}/{FILE}")
+    if union is None:
         return Output(None, tokens[base].all_ids, files, changes_base=False, notes=notes)
     made = {name: file for name, file in files.items() if not name.startswith(_OTHER_FORMS)}
-    made[FILE] = json.dumps(data, ensure_ascii=False, indent=2)
+    made[FILE] = union.text
     if SETTINGS in made:
         settings = parsed(made[SETTINGS], SETTINGS)
         if isinstance(settings, dict) and "added_tokens_decoder" in settings:
-            settings["added_tokens_decoder"] = added_tokens_decoder(data)
+            settings["added_tokens_decoder"] = added_tokens_decoder(union.data)
             made[SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2)
-    ids = ids_of(data, FILE)
-    new = len(ids) - len(tokens[base].all_ids)
-    notes = (f"tokenizer union: the base's {len(ids) - new} tokens and {new} of the others", *notes)
-    return Output(None, ids, made, changes_base=True, notes=notes)
+    known = len(first.all_ids)
+    new = len(union.ids) - known
+    notes = (f"tokenizer union: the base's {known} tokens and {new} of the others", *notes)
+    return Output(None, union.ids, made, changes_base=True, notes=notes)
 
 
 def _generation(

@@ -70,11 +70,11 @@ def following(
 
 
 def with_ids_of(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the ids of special tokens that `chosen` names, which are kept as they are."""
+    """Settings with the ids of special tokens that `chosen` has, which are kept as they are."""
     made = dict(settings)
     for key, value in chosen.items():
         if isinstance(value, Mapping) and isinstance(made.get(key), Mapping):
             made[key] = with_ids_of(made[key], value)
-        elif _IDS.search(key):
+        elif _IDS.search(key) and value is not None:
             made[key] = value
     return made

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from evomerge.errors import ModelError, Problem
@@ -32,21 +33,23 @@ class Tokenizer:
     Attributes:
         name: how messages call its model.
         data: the parsed file.
-        ids: by token; only those whose rows the model has.
+        all_ids: every token's id.
+        ids: those of the tokens that the model has rows for.
     """
 
     name: str
     data: Mapping[str, Any]
+    all_ids: Mapping[str, int]
     ids: Mapping[str, int]
 
-    @property
+    @cached_property
     def added(self) -> dict[str, dict[str, Any]]:
         """The entries of added tokens, by token."""
         return {entry["content"]: entry for entry in self.data.get("added_tokens") or ()}
 
 
-def ids_of(data: Mapping[str, Any], where: str) -> dict[str, int]:
-    """Every token's id, as the tokenizers library reads a tokenizer.json.
+def ids_of(text: str, where: str) -> dict[str, int]:
+    """Every token's id, as the tokenizers library reads the text of a tokenizer.json.
 
     Raises:
         ModelError: if it cannot be read, or two tokens share an id.
@@ -54,7 +57,7 @@ def ids_of(data: Mapping[str, Any], where: str) -> dict[str, int]:
     import tokenizers
 
     try:
-        read = tokenizers.Tokenizer.from_str(json.dumps(data))
+        read = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more particular
         what = f"is no tokenizer: {str(error).splitlines()[0][:120]}"
         raise ModelError(Problem(where, what)) from None
@@ -67,8 +70,17 @@ def ids_of(data: Mapping[str, Any], where: str) -> dict[str, int]:
     return ids
 
 
-def union_of(first: Tokenizer, others: Sequence[Tokenizer], where: str) -> dict[str, Any]:
-    """The tokenizer.json of all their tokens; `first.data` itself if it knows them already.
+@dataclass(frozen=True)
+class Union:
+    """The text of a tokenizer.json, with every token's id."""
+
+    text: str
+    data: Mapping[str, Any]
+    ids: Mapping[str, int]
+
+
+def union_of(first: Tokenizer, others: Sequence[Tokenizer], where: str) -> Union | None:
+    """The tokenizer.json of all their tokens; None if the first one knows them already.
 
     New ids follow the first one's largest: first the ordinary tokens, then the added ones, each by
     model and then by the model's ids.
@@ -77,7 +89,7 @@ def union_of(first: Tokenizer, others: Sequence[Tokenizer], where: str) -> dict[
         ModelError: if ordinary tokens would have to be added to another kind of tokenizer, or the
             first one's ids have holes.
     """
-    known = ids_of(first.data, where)
+    known = first.all_ids
     ordinary: dict[str, Tokenizer] = {}
     entries: dict[str, dict[str, Any]] = {}
     for other in others:
@@ -89,8 +101,8 @@ def union_of(first: Tokenizer, others: Sequence[Tokenizer], where: str) -> dict[
     for token in entries:  # added in one model, ordinary in another: one id
         ordinary.pop(token, None)
     if not ordinary and not entries:
-        return dict(first.data)
-    made: dict[str, Any] = json.loads(json.dumps(first.data))
+        return None
+    made = {**first.data, "model": dict(first.data["model"])}
     expected = dict(known)
     start = max(known.values(), default=-1) + 1
     for token in (*ordinary, *(token for token in entries if token not in known)):
@@ -100,10 +112,11 @@ def union_of(first: Tokenizer, others: Sequence[Tokenizer], where: str) -> dict[
     added = [{**entry, "id": expected[token]} for token, entry in entries.items()]
     made["added_tokens"] = [*(made.get("added_tokens") or ()), *added]
     made["added_tokens"].sort(key=lambda entry: entry["id"])
-    if not _reads_as(made, expected, where):
+    text = json.dumps(made, ensure_ascii=False)
+    if not _reads_as(text, expected, where):
         what = "no tokens can be appended: its ids have holes, or are not those of its order"
         raise ModelError(Problem(where, what))
-    return made
+    return Union(text, made, expected)
 
 
 def added_tokens_decoder(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -117,9 +130,9 @@ def added_tokens_decoder(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _reads_as(data: Mapping[str, Any], expected: Mapping[str, int], where: str) -> bool:
+def _reads_as(text: str, expected: Mapping[str, int], where: str) -> bool:
     try:
-        return ids_of(data, where) == expected
+        return ids_of(text, where) == expected
     except ModelError:
         return False
 
@@ -135,16 +148,19 @@ def _extend_model(
     _refuse_other_kinds(first, donors, ordinary)
     model = made["model"]
     # The added tokens' ids are counted on from the model's vocabulary: it has to hold them too.
-    inside = [entry["content"] for entry in made.get("added_tokens") or ()]
-    appended = [token for token in inside if token not in _vocabulary(model)]
+    inside = _vocabulary(model)
+    appended = [token for token in first.added if token not in inside]
     if isinstance(model["vocab"], dict):
-        model["vocab"] |= {token: ids[token] for token in (*appended, *ordinary)}
+        model["vocab"] = {
+            **model["vocab"],
+            **{token: ids[token] for token in (*appended, *ordinary)},
+        }
     else:
         lowest = min((score for _, score in model["vocab"]), default=0.0) + _BEFORE_ALL
         scores = {id(d): dict(d.data["model"]["vocab"]) for d in donors}
         rows = [(ids[token], token, lowest) for token in appended]
         rows += [(ids[token], token, scores[id(donor)][token]) for token, donor in ordinary.items()]
-        model["vocab"] += [[token, score] for _, token, score in sorted(rows)]
+        model["vocab"] = [*model["vocab"], *([token, score] for _, token, score in sorted(rows))]
     if model.get("type", "BPE") == "BPE":
         pairs = [_pair(merge) for merge in model.get("merges") or ()]
         seen = set(pairs)

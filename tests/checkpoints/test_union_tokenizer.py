@@ -21,12 +21,20 @@ CODE = ["def hat(cat): return cat + hat", "return the(hat) # déjà vu", "def th
 
 
 def parsed(data: Any, name: str) -> Parsed:
-    return Parsed(name, data, ids_of(data, name))
+    ids = ids_of(json.dumps(data), name)
+    return Parsed(name, data, ids, ids)
 
 
 def union(*datas: Any) -> dict[str, Any]:
     first, *others = (parsed(data, f"m{i}") for i, data in enumerate(datas))
-    return union_of(first, others, "m0")
+    before = json.dumps(datas)
+    made = union_of(first, others, "m0")
+    assert json.dumps(datas) == before
+    if made is None:
+        return dict(datas[0])
+    assert made.data == json.loads(made.text)
+    assert made.ids == read(made.data).get_vocab()
+    return dict(made.data)
 
 
 def read(data: Any) -> Tokenizer:
@@ -176,7 +184,10 @@ def test_ordinary_tokens_of_another_kind_are_refused() -> None:
     one, two = pair("byte-level BPE")[0], pair("BPE")[1]
     with pytest.raises(ModelError, match=r"m1: .* of a BPE tokenizer; m0 has a byte-level BPE"):
         union(one, two)
-    extra = {**one, "added_tokens": [*one["added_tokens"], added(len(ids_of(one, "")), "<z>")]}
+    extra = {
+        **one,
+        "added_tokens": [*one["added_tokens"], added(len(read(one).get_vocab()), "<z>")],
+    }
     assert "<z>" in read(union(one, extra)).get_vocab()
 
 
@@ -188,8 +199,8 @@ def test_holes_are_told() -> None:
 
 def test_what_is_no_tokenizer_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="where: is no tokenizer"):
-        ids_of({"model": 3}, "where")
+        ids_of('{"model": 3}', "where")
     shared = word_level({"<unk>": 0, "a": 1}) | {"added_tokens": []}
     shared["model"]["vocab"]["b"] = 1
     with pytest.raises(ModelError, match="where: 'a' and 'b' share the id 1"):
-        ids_of(shared, "where")
+        ids_of(json.dumps(shared), "where")

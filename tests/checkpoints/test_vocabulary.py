@@ -10,7 +10,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_models import KINDS, TABLES, added, keys, row, word_level, write_folder
+from token_models import (
+    KINDS,
+    MERGEKIT_MODELS,
+    MERGEKIT_WEIGHTS,
+    TABLES,
+    added,
+    keys,
+    row,
+    word_level,
+    write_folder,
+)
 from tokenizers import Tokenizer
 
 from evomerge.checkpoints.family import Family, open_family
@@ -24,6 +34,7 @@ from evomerge.errors import ConfigurationError, ModelError
 from evomerge.merging.resident import Resident
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, Recipe
+from evomerge.results.export import merged_tensors
 
 POOL = [f"w{i}" for i in range(8)]
 BASE = {"<unk>": 0, "a": 1, "b": 2, "c": 3}
@@ -113,6 +124,28 @@ def test_rows_are_those_of_brute_force(models, tokenizer: str, tied: bool) -> No
                     checkpoint.tensor(table), torch.stack(expected[name]), rtol=0, atol=1e-6
                 )
         assert all(c.config["vocab_size"] == rows for c in family.checkpoints.values())
+
+
+@pytest.mark.parametrize("tokenizer", ["union", "base", "x"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_are_mergekits(tmp_path: Path, tokenizer: str, tied: bool) -> None:
+    """Row by token; mergekit numbers the tokens of a union otherwise, and keeps no padding rows."""
+    golden = json.loads((Path(__file__).parent / "golden/mergekit_vocabulary.json").read_text())
+    paths = {
+        name: write_folder(tmp_path / name, ids, num_rows=rows, tied=tied, seed=seed)
+        for seed, (name, (ids, rows)) in enumerate(MERGEKIT_MODELS.items())
+    }
+    family = open_family(paths, "base", tokenizer=tokenizer)
+    ids = output_ids(family)
+    default = Merge(operator="task_arithmetic", parameters={"weight": dict(MERGEKIT_WEIGHTS)})
+    models = {name: str(path) for name, path in paths.items()}
+    recipe = Recipe(base="base", models=models, default=default, tokenizer=tokenizer)
+    merged = merged_tensors(recipe, family.checkpoints)
+    for table, rows in golden[f"{tokenizer} {'tied' if tied else 'untied'}"].items():
+        assert rows.keys() == ids.keys()
+        for token, expected in rows.items():
+            mine = merged[table][ids[token]]
+            torch.testing.assert_close(mine, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 TEXT = "a c b new a"

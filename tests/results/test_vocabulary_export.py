@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 from token_models import CLASSES, KINDS, TABLES, added, row, word_level, write_folder
-from transformers import AutoTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    T5Tokenizer,
+)
 
 import evomerge
 from evomerge.checkpoints.family import open_family
@@ -62,7 +68,7 @@ def paths(tmp_path: Path, kind: str) -> dict[str, Path]:
                 "generation_config.json": {**special(CHAT), **ends},
                 "chat_template.jinja": TEMPLATE,
             },
-            **{**special(CHAT), **ends},
+            **{**special(CHAT), **ends, "pad_token_id": None},
         ),
     }
 
@@ -134,6 +140,7 @@ def test_an_experts_vocabulary_comes_with_its_chat(paths, tmp_path: Path, kind: 
         assert one.config.vocab_size == 7
         assert one.config.eos_token_id == ends
         assert one.config.bos_token_id == CHAT["<s>"]
+        assert one.config.pad_token_id == CHAT["</s>"]  # the base's token, as the expert has none
         if kind != "bert":
             assert one.generation_config.eos_token_id == ends
             assert one.generation_config.temperature == 0.5  # the base's; ids are the expert's
@@ -228,6 +235,55 @@ def test_a_search_measures_what_it_exports(paths, tmp_path: Path) -> None:
 def test_merging_without_a_search_takes_the_key_too(paths) -> None:
     merged = evomerge.merge({"chat": paths["chat"]}, "linear", base=paths["base"], tokenizer="chat")
     assert merged["lm_head.weight"].shape == (7, 8)
+
+
+BYTES = {token: i for i, token in enumerate(["<|endoftext|>", "a", "b", "ab", "Ġ", "Ġa"])}
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "b"]
+SCORES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("b", -3.5)]
+LLAMA = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁a"]
+CLASSES_OF_TOKENIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gpt2": (GPT2Tokenizer, {"vocab": BYTES, "merges": [("a", "b"), ("Ġ", "a")]}),
+    "bert": (BertTokenizer, {"vocab": {token: i for i, token in enumerate(PIECES)}}),
+    "t5": (T5Tokenizer, {"vocab": SCORES, "extra_ids": 0}),
+    "llama": (
+        LlamaTokenizer,
+        {
+            "vocab": {token: i for i, token in enumerate(LLAMA)},
+            "merges": [("a", "b"), ("▁", "a")],
+        },
+    ),
+}
+
+
+def test_the_tokenizer_classes_of_transformers(tmp_path: Path, kind: str) -> None:
+    """An expert that was given tokens the usual way, by add_tokens."""
+    make, arguments = CLASSES_OF_TOKENIZERS[kind]
+    own = {"base": make(**arguments), "x": make(**arguments), "y": make(**arguments)}
+    own["x"].add_tokens(["<tool>"])
+    own["x"].add_special_tokens({"additional_special_tokens": ["<|im|>"]})
+    own["y"].add_special_tokens({"additional_special_tokens": ["<think>"]})
+    paths = {}
+    for seed, (name, tokenizer) in enumerate(own.items()):
+        vocabulary = tokenizer.get_vocab()
+        paths[name] = write_folder(tmp_path / name, vocabulary, kind=kind, seed=seed)
+        (paths[name] / "tokenizer_config.json").unlink()
+        tokenizer.save_pretrained(paths[name])
+    _, tokenizer, resident = exported(paths, "union", tmp_path / "out")
+    assert type(tokenizer) is type(resident.tokenizer) is make
+    size = len(own["base"])
+    assert tokenizer.get_vocab() == resident.tokenizer.get_vocab()
+    new = {token: i for token, i in tokenizer.get_vocab().items() if i >= size}
+    assert new == {"<tool>": size, "<|im|>": size + 1, "<think>": size + 2}
+    assert tokenizer.encode("ab a b ab") == own["base"].encode("ab a b ab")
+    for name in ("x", "y"):
+        text = "a<tool>b <|im|> ab" if name == "x" else "a <think>b"
+        ids = tokenizer.encode(text)
+        assert tokenizer.convert_ids_to_tokens(ids) == own[name].convert_ids_to_tokens(
+            own[name].encode(text)
+        )
+        assert tokenizer.decode(ids, skip_special_tokens=True) == own[name].decode(
+            own[name].encode(text), skip_special_tokens=True
+        )
 
 
 def test_an_expert_cannot_be_called_union(tmp_path: Path) -> None:
