@@ -5,11 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MERGEKIT := .venv-mergekit
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean
+.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit \
+  test-mergekit mergekit-golden
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 17
 
 install: $(INSTALLED)  ## the virtual environment with everything in it
 
@@ -32,6 +34,21 @@ test: $(INSTALLED)  ## the fast tests
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
+mergekit: $(MERGEKIT)/.installed  ## an environment of its own with mergekit, the oracle
+
+$(MERGEKIT)/.installed: constraints.txt
+	@test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/python -m pip install --quiet --constraint constraints.txt mergekit==0.1.5
+	@touch $@
+
+test-mergekit: $(INSTALLED) $(MERGEKIT)/.installed  ## that mergekit makes of our YAML what we do
+	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
+	  $(BIN)/python -m pytest -q -m slow tests/test_mergekit_yaml.py
+
+mergekit-golden: $(INSTALLED) $(MERGEKIT)/.installed  ## record mergekit's answers anew
+	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
+	  $(BIN)/python tests/make_mergekit_golden.py
+
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +62,4 @@ longest:  ## the longest files and functions of the package
 	@$(BIN)/python .ci/longest.py evomerge
 
 clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(MERGEKIT) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

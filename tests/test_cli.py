@@ -498,7 +498,7 @@ def test_the_whole_front_is_exported_a_folder_each(
             "did you mean 'density'",
         ),
         ({"models": {"base": "x/base", "sort": "x/srot"}}, 3, "does not exist"),
-        ({"slots": [{"layer": 5}, {"layer": 0}]}, 2, "layers"),
+        ({"slots": [{"layer": 50}, {"layer": 0}]}, 2, "there is no layer 50"),
         ({"default": {"operator": "linear", "parameters": {"weight": {"sort": 0}}}}, 3, "sum to 0"),
     ],
 )

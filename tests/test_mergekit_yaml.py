@@ -14,9 +14,11 @@ import yaml
 from make_mergekit_golden import PYTHON, TARGET, all_files, flat, mergekit_makes, written
 from mergekit_cases import READ, WRITE, recipe_data, states, write_models
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.cli import main
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.mergekit_file import value_for
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
@@ -311,6 +313,31 @@ def test_an_export_has_the_file_beside_the_recipe(folder: Path, tmp_path: Path) 
     data = yaml.safe_load((out / "mergekit_config.yml").read_text())
     assert data["base_model"] == str(folder / "base")
     assert [one["model"] for one in data["models"]] == [str(folder / m) for m in ("a", "b", "base")]
+
+
+def test_the_card_says_which_layers_it_is_made_of(folder: Path, tmp_path: Path) -> None:
+    recipe = from_file(folder, "stack", READ["passthrough_stack"])
+    out = export_model(recipe, open_recipe_models(recipe), tmp_path / "out")
+    card = (out / "README.md").read_text()
+    assert "| 3 | `b` 1 |" in card
+    plain = from_file(folder, "plain", READ["ties"])
+    out = export_model(plain, open_recipe_models(plain), tmp_path / "plain")
+    assert "## Layers" not in (out / "README.md").read_text()
+
+
+def test_the_command_line_takes_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (folder / "cli.yml").write_text(READ["passthrough_stack"])
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        "sys.argv", ["evomerge", "merge", str(folder / "cli.yml"), "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 8
+    assert_equal(load_file(out / "model.safetensors"), GOLDEN["out/read_passthrough_stack"])
 
 
 def test_every_method_is_an_operator_with_the_parameters_that_are_named() -> None:

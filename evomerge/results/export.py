@@ -151,13 +151,26 @@ A merge made with evomerge. `evomerge merge evomerge_recipe.yaml --out FOLDER` m
 ## Models
 
 {models}
-{scores_section(row)}
+{layers_section(recipe)}{scores_section(row)}
 ## Recipe
 
 ```yaml
 {recipe_yaml(recipe).strip()}
 ```
 """
+
+
+def layers_section(recipe: Recipe) -> str:
+    """Which layers the model is made of, where they are not in the models' own order."""
+    slots = recipe.slots or ()
+    if recipe.keeps_layers(len(slots)):
+        return ""
+    lines = ["", "## Layers", "", "| layer | made of |", "|---|---|"]
+    for number, slot in enumerate(slots):
+        sources = recipe.merge_for(number, "default").sources or ()
+        made_of = ", ".join(f"`{model}` {slot.layer_of(model)}" for model in sources)
+        lines.append(f"| {number} | {made_of} |")
+    return "\n".join(lines) + "\n"
 
 
 def scores_section(row: Mapping[str, Any] | None) -> str:
