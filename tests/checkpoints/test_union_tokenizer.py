@@ -104,6 +104,22 @@ def test_a_bpe_splits_as_the_first_and_may_join_neighbours(text: str, kind: str)
         assert both.decode(after.ids) == first.decode(before.ids)
 
 
+def test_other_merges_of_known_tokens_split_nothing_otherwise() -> None:
+    def bpe(tokens: list[str], merges: list[list[str]]) -> dict[str, Any]:
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        pairs = [(left, right) for left, right in merges]
+        return json.loads(Tokenizer(models.BPE(vocabulary, pairs)).to_str())
+
+    tokens = ["t", "h", "e", "he", "th", "the"]
+    one = bpe(tokens, [["h", "e"], ["t", "h"], ["th", "e"]])
+    two = bpe([*tokens, "tt"], [["h", "e"], ["t", "he"], ["t", "t"]])
+    assert read(one).encode("the").tokens == ["t", "he"]  # "the" is never reached
+    assert read(two).encode("the").tokens == ["the"]
+    both = read(union(one, two))
+    assert both.encode("the").tokens == ["t", "he"]
+    assert both.encode("tt").tokens == ["tt"]
+
+
 @pytest.mark.parametrize("kind", ["byte-level BPE", "BPE"])
 def test_a_bpe_that_was_extended_is_split_as_its_model_was_trained(kind: str) -> None:
     """The usual case: new tokens and their merges were appended to the base's."""
