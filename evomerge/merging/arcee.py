@@ -10,7 +10,6 @@ from evomerge.merging.operator import (
     Operator,
     Values,
     chunks,
-    held_bytes,
     parts_of,
     small_as_float,
 )
@@ -46,7 +45,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
             pair = (one[part].float().view(-1, width) for one in (other, base))
             importance[part] = _importance(*pair).view(-1)
         quartiles.append(_quartiles(importance[segment]))
-    nbytes = held_bytes(base) + held_bytes(other) + importance.nbytes
+    nbytes = block.held_bytes(base, other) + importance.nbytes
     return _Prepared(base, other, importance, block.segments, quartiles, nbytes)
 
 

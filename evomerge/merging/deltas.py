@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from evomerge.merging import passes, sparsify
-from evomerge.merging.operator import Block, Values, chunks, held_bytes
+from evomerge.merging.operator import Block, Values, chunks
 from evomerge.merging.order import Order, order_of, ranks_in_rows
 from evomerge.merging.passes import Mode, Selection
 
@@ -81,7 +81,7 @@ class Prepared:
 def prepare(row: Row, block: Block, values: Values) -> Prepared:
     """All that a block's task vectors need for any weights and densities."""
     base = cast("Tensor", block.base)
-    held = held_bytes(base) + sum(map(held_bytes, block.sources))
+    held = block.held_bytes(base, *block.sources)
     prepared = Prepared(base, block.sources, block.source_names, block.segments, held)
     if row.sparsify in ("largest", "band"):
         _add_orders(prepared, block, values)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.errors import CandidateError
 from evomerge.merging import passes
-from evomerge.merging.operator import Block, Operator, Values, held_bytes
+from evomerge.merging.operator import Block, Operator, Values
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class _Prepared:
 
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
-    return _Prepared(block.sources, sum(map(held_bytes, block.sources)))
+    return _Prepared(block.sources, block.held_bytes(*block.sources))
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:

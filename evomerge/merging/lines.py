@@ -10,7 +10,6 @@ from evomerge.merging.operator import (
     Block,
     Operator,
     Values,
-    held_bytes,
     parts_of,
     small_as_float,
 )
@@ -32,7 +31,7 @@ class _Prepared:
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
     base, tau = small_as_float(cast("Tensor", block.base)), all_offsets(block)
-    nbytes = tau.nbytes + held_bytes(base)
+    nbytes = tau.nbytes + block.held_bytes(base)
     return _Prepared(base, tau, block.segments, block.depths, nbytes)
 
 

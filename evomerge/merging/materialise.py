@@ -154,13 +154,21 @@ class Merger:
     def _block(self, group: Group, effective: Effective) -> Block:
         origin = self.checkpoints[self.base]
         layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
+        flats = [self._flat(self.base, group.origins)]
+        flats += [
+            self._flat(source, group.origins, layer)
+            for source, layer in zip(effective.sources, layers, strict=True)
+        ]
+        models = (self.base, *effective.sources)
         return Block(
             names=group.names,
             shapes=tuple(origin.shape(name) for name in group.origins),
-            base=self._flat(self.base, group.origins),
-            sources=tuple(
-                self._flat(source, group.origins, layer)
-                for source, layer in zip(effective.sources, layers, strict=True)
+            base=flats[0],
+            sources=tuple(flats[1:]),
+            views=frozenset(
+                flat.data_ptr()
+                for model, flat in zip(models, flats, strict=True)
+                if self._is_view(model, group.origins)
             ),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
@@ -196,6 +204,11 @@ class Merger:
             parts.append(checkpoint.tensor(name).reshape(-1))
         flat = parts[0] if len(parts) == 1 else torch.cat(parts)
         return flat.to(self.device)
+
+    def _is_view(self, model: str, origins: Sequence[str]) -> bool:
+        """Whether `_flat` gives the model's own memory."""
+        alone = len(origins) == 1 and self.device.type == "cpu"
+        return alone and not self.checkpoints[model].is_made(origins[0])
 
     def _whole_model_for(self, effective: Effective, source: str) -> Order:
         if (

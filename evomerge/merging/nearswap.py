@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes, small_as_float
+from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class _Prepared:
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
     base, other = small_as_float(cast("Tensor", block.base)), small_as_float(block.sources[0])
-    return _Prepared(base, other, held_bytes(base) + held_bytes(other))
+    return _Prepared(base, other, block.held_bytes(base, other))
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes, small_as_float
+from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
 from evomerge.merging.spherical import shares
 from evomerge.records import Parameter
 
@@ -66,7 +66,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     base = small_as_float(cast("Tensor", block.base)) if values["deltas"] else None
     vectors = cast("str", values["vectors"])
     grids = [_grid(*place, vectors) for place in zip(block.segments, block.shapes, strict=True)]
-    nbytes = held_bytes(one) + held_bytes(other) + (0 if base is None else held_bytes(base))
+    nbytes = block.held_bytes(one, other, base)
     prepared = _Prepared(base, (one, other), grids, [], nbytes)
     prepared.cosines = [_cosines(prepared, grid) for grid in grids]
     prepared.nbytes += sum(cosines.nbytes for cosines in prepared.cosines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Values, chunks, held_bytes, small_as_float
+from evomerge.merging.operator import Block, Values, chunks, small_as_float
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def empty_shift(block: Block) -> Shifted:
 
     base = small_as_float(cast("Tensor", block.base))
     shift = torch.empty(block.numel, dtype=torch.float32, device=base.device)
-    return Shifted(base, shift, held_bytes(base) + shift.nbytes)
+    return Shifted(base, shift, block.held_bytes(base) + shift.nbytes)
 
 
 def apply_shift(prepared: Shifted, values: Values, out: Tensor) -> None:

@@ -35,6 +35,7 @@ class Block:
     names, shapes: of the tensors; base: shape (numel,), absent for operators that need none;
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
+    views: addresses of those of base and sources that are views of a model's own memory or file.
     whole_model: the order of magnitudes of a source's task vector over the whole model.
     """
 
@@ -45,6 +46,7 @@ class Block:
     source_names: tuple[str, ...]
     mask_seed: int
     depths: tuple[float | None, ...]
+    views: frozenset[int]
     whole_model: Callable[[str], Order]
 
     @property
@@ -58,6 +60,11 @@ class Block:
         """Entries of all tensors together."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    def held_bytes(self, *tensors: Tensor | None) -> int:
+        """What keeping tensors costs: nothing where one is a view of a model, as `base` may be."""
+        kept = (tensor for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in kept if tensor.data_ptr() not in self.views)
+
     def rows(self) -> list[Tensor]:
         """The sources: as float32 where they are small, else as they are, converted by chunk."""
         return [small_as_float(source) for source in self.sources]
@@ -66,12 +73,6 @@ class Block:
 def small_as_float(tensor: Tensor) -> Tensor:
     """A float32 copy of a tensor of at most one chunk; a larger one as it is."""
     return tensor.float() if tensor.numel() <= CHUNK else tensor
-
-
-def held_bytes(tensor: Tensor) -> int:
-    """What keeping a model's tensor costs: nothing where it is a view of a mapped file."""
-    mapped = tensor.numel() > CHUNK and tensor.device.type == "cpu"
-    return 0 if mapped else tensor.nbytes
 
 
 def chunks(numel: int, width: int = 1) -> Iterator[slice]:

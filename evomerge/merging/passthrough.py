@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes, small_as_float
+from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class _Prepared:
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
     source = small_as_float(block.sources[0])
-    return _Prepared(source, held_bytes(source))
+    return _Prepared(source, block.held_bytes(source))
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:

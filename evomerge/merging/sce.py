@@ -10,7 +10,6 @@ from evomerge.merging.operator import (
     Block,
     Operator,
     Values,
-    held_bytes,
     parts_of,
     small_as_float,
 )
@@ -48,7 +47,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
             spread[part] = (tau[:, part] - mean).square_().mean(0) * varies
         found = spread[segment].cpu().numpy()
         ascending.append(np.sort(found[found > 0]))
-    nbytes = tau.nbytes + 2 * spread.nbytes + held_bytes(base)
+    nbytes = tau.nbytes + 2 * spread.nbytes + block.held_bytes(base)
     return _Prepared(base, tau, spread, ascending, block.segments, nbytes)
 
 

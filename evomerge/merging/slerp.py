@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, held_bytes, small_as_float
+from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     pair = (cast("Tensor", block.base), block.sources[0])
     base, other = map(small_as_float, pair)
     cosines = tuple(_cosine(base[segment], other[segment]) for segment in block.segments)
-    held = held_bytes(base) + held_bytes(other)
+    held = block.held_bytes(base, other)
     return _Prepared(base, other, block.segments, cosines, held)
 
 

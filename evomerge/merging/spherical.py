@@ -15,7 +15,6 @@ from evomerge.merging.operator import (
     Block,
     Operator,
     Values,
-    held_bytes,
     parts_of,
     small_as_float,
 )
@@ -81,7 +80,7 @@ def _span(block: Block, *, deltas: bool) -> _Span:
     import torch
 
     base = small_as_float(cast("Tensor", block.base)) if deltas else None
-    nbytes = sum(map(held_bytes, block.sources)) + (0 if base is None else held_bytes(base))
+    nbytes = block.held_bytes(base, *block.sources)
     span = _Span(base, block.rows(), block.segments, [], nbytes)
     for segment in block.segments:
         gram = torch.zeros(

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tiny_states import merger_of, recipe_of
 
+from evomerge.checkpoints.derived import Derived, Made
 from evomerge.errors import CandidateError, ConfigurationError, ModelError
 from evomerge.merging import OPERATORS
 from evomerge.merging.cache import Cache
 from evomerge.merging.materialise import check_recipe
+from evomerge.merging.operator import CHUNK
 from evomerge.recipe import Recipe
 
 PARAMETERS = {"slerp": {"t": 0.3}}
@@ -164,3 +166,17 @@ def test_shapes_that_differ_and_names_that_are_unknown_are_errors(family):
         dict(merger.tensors(recipe))
     with pytest.raises(ModelError, match=r"embed\.weight"):
         merger.merge_tensor(recipe, "embd.weight", torch.zeros(1))
+
+
+def test_what_is_computed_counts_in_the_budget_and_views_do_not():
+    size = 3 * CHUNK
+    states = {name: {"x": torch.zeros(size).bfloat16()} for name in ("base", "a", "b")}
+    for made in (False, True):
+        merger = merger_of(states)
+        if made:
+            tensor = Made((size,), torch.float32, lambda: torch.ones(size))
+            merger.checkpoints["a"] = Derived(merger.checkpoints["a"], {"x": tensor}, change="")
+        recipe = recipe_of(states, "task_arithmetic", weight=1.0)
+        (value,) = dict(merger.tensors(recipe)).values()
+        assert float(value.max()) == float(made)
+        assert merger._cache.used_bytes == 4 * size * made
