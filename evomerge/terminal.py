@@ -191,6 +191,19 @@ def summary(final: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def zoo_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each expert of a family has learnt: the base and the expert on the expert's holdout."""
+    title = "Accuracy on the expert's own holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("expert")
+    for name in ("base", "expert", "items", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for expert, row in rows.items():
+        cells = (_cell(row["base"]), _cell(row["expert"]))
+        table.add_row(expert, *cells, str(row["expert"]["num_items"]), str(row["seconds"]))
+    return table
+
+
 def _cell(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.3f} ±{estimate['standard_error']:.3f}"
 

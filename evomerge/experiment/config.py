@@ -288,7 +288,9 @@ def read_fitness(document: Document) -> FitnessConfig:
     if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
         tasks = {
             name: {**task, "path": str((folder / task["path"]).resolve())}
-            if isinstance(task, dict) and isinstance(task.get("path"), str)
+            if isinstance(task, dict)
+            and isinstance(task.get("path"), str)
+            and not task["path"].startswith("zoo:")
             else task
             for name, task in document.data["tasks"].items()
         }

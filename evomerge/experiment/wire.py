@@ -199,11 +199,23 @@ def make_tasks(
 
 
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
-    """Each task's entry in the fitness file; whether code may run is the user's to say."""
-    return {
-        name: {**entry, "allow_code": True} if allow_code else entry
-        for name, entry in config.tasks.items()
-    }
+    """Each task's entry in the fitness file; whether code may run is the user's to say.
+
+    Raises:
+        ConfigurationError: a task of a zoo that is not there.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    problems: list[Problem] = []
+    for name, entry in config.tasks.items():
+        entries[name] = {**entry, "allow_code": True} if allow_code else dict(entry)
+        try:
+            if str(entry.get("path", "")).startswith("zoo:"):
+                entries[name]["path"] = resolve(entry["path"])
+        except EvomergeError as error:
+            problems += [Problem(f"task {name}", str(p)) for p in error.problems]
+    if problems:
+        raise ConfigurationError(problems)
+    return entries
 
 
 def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:

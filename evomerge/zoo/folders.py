@@ -35,7 +35,7 @@ def claimed(target: Path) -> Iterator[None]:
     except OSError as error:
         hint = "choose another folder, or set $EVOMERGE_CACHE"
         raise ConfigurationError(
-            Problem(str(target), f"cannot be written: {error.strerror}", hint)
+            Problem(str(error.filename or target), f"cannot be written: {error.strerror}", hint)
         ) from error
 
 
