@@ -14,10 +14,17 @@ from evomerge.experiment.plan import plan_experiment
 from evomerge.experiment.wire import make_tasks, task_entries
 from evomerge.files import catalogue_folder
 from evomerge.search_spaces import parse_space
+from evomerge.zoo import ZOOS
 
 
 def catalogue(kind: str) -> list[Path]:
     return sorted(catalogue_folder(kind).glob("*.yaml"))
+
+
+def skip_unless_made(path: Path) -> None:
+    """What needs the family of a real model is tried where somebody has made it."""
+    if path.stem.startswith("smollm2") and not ZOOS["smollm2"].is_made(0):
+        pytest.skip("needs `evomerge zoo smollm2`, which fetches and trains a real model")
 
 
 @pytest.mark.parametrize("kind", ["search_spaces", "fitness", "experiments"])
@@ -35,6 +42,7 @@ def test_search_spaces_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", catalogue("fitness"), ids=lambda path: path.stem)
 def test_fitness_files_are_valid_and_their_tasks_have_the_items(path: Path) -> None:
+    skip_unless_made(path)
     config = read_fitness(read_yaml(path))
     tasks = make_tasks(task_entries(config, allow_code=False))
     split = config.split
@@ -46,10 +54,11 @@ def test_fitness_files_are_valid_and_their_tasks_have_the_items(path: Path) -> N
 
 @pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)
 def test_experiments_are_dry_run(path: Path, tiny_zoo: Path) -> None:
+    skip_unless_made(path)
     config = read_experiment(path)
     assert config.name == path.stem
     figures = plan_experiment(config)
-    assert figures["genes"] in (3, 24, 60, 6)
+    assert figures["genes"] in (3, 24, 60, 6, 5, 10)
     assert figures["candidates"] == config.budget.candidates
     assert int(figures["items: all"].replace(",", "")) > 1000
 
