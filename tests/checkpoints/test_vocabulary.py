@@ -290,6 +290,21 @@ def test_workers_see_the_same_views(tmp_path: Path) -> None:
         Worker(WorkerSpec(paths, "base", sha256=sha256, tokenizer="union"), "three")
 
 
+def test_the_order_of_the_models_changes_nothing(tmp_path: Path) -> None:
+    """Recipes are stored with sorted names; a union has the same ids all the same."""
+    paths = {
+        "base": write_folder(tmp_path / "base", BASE),
+        "y": write_folder(tmp_path / "y", BASE | {"his": 4}, seed=1),
+        "x": write_folder(tmp_path / "x", BASE | {"hers": 4}, seed=2),
+    }
+    one = open_family(paths, "base", tokenizer="union")
+    two = open_family({name: paths[name] for name in sorted(paths)}, "base", tokenizer="union")
+    assert output_ids(one) == output_ids(two) == BASE | {"hers": 4, "his": 5}
+    assert {n: c.sha256() for n, c in one.checkpoints.items()} == {
+        n: c.sha256() for n, c in two.checkpoints.items()
+    }
+
+
 def test_a_model_without_a_tokenizer_is_taken_to_have_the_bases(tmp_path: Path) -> None:
     base = write_folder(tmp_path / "base", BASE)
     bare = write_folder(tmp_path / "x", BASE, seed=1)

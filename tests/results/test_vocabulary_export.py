@@ -224,6 +224,7 @@ def test_a_search_measures_what_it_exports(paths, tmp_path: Path) -> None:
     assert seen == {6, 8}  # the base alone is asked for its tasks
     out = run.export(folder=tmp_path / "best")
     assert set(AutoTokenizer.from_pretrained(out).get_vocab()) == set(BASE) | set(CHAT)
+    assert read_recipe(out / "evomerge_recipe.yaml").tokenizer == "union"
     assert evomerge.search(experts, tokenizer="union", out=tmp_path / "run", **experiment)
     with pytest.raises(ConfigurationError, match="tokenizer"):
         evomerge.search(experts, tokenizer="base", out=tmp_path / "run", **experiment)
