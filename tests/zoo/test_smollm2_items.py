@@ -75,6 +75,16 @@ def test_sums_are_right(data):
         assert question.choices[question.gold] == f" {result}"
 
 
+def test_a_sum_is_not_asked_the_other_way_round(data):
+    def pairs(questions):
+        return {frozenset(q.prompt.removesuffix(" =").split()) - {"+", "-"} for q in questions}
+
+    trained = pairs(training_questions("sums", data, 12_000, "any"))
+    asked = pairs(task_questions("sums", data))
+    assert len(trained) > 2_000
+    assert not trained & asked
+
+
 def test_units_and_orders_keep_the_right_answer(data):
     for question in task_questions("units", data):
         metres = int(question.prompt.split()[0])
