@@ -6,7 +6,7 @@ On a CPU this is several times slower than the kernels: each step reads and writ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from evomerge.merging.passes import Agreement, Selection
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+def weighted_sum(
+    sources: Sequence[Tensor],
+    weights: NDArray[np.floating[Any]],
+    out: Tensor,
+    segments: Sequence[slice],
+) -> None:
     """See `passes.weighted_sum`."""
-    for part in chunks(out.numel()):
-        merged = sources[0][part].float() * weights[0]
-        for source, weight in zip(sources[1:], weights[1:], strict=True):
+    for segment, part in _parts(segments):
+        merged = sources[0][part].float() * float(weights[0, segment])
+        for source, weight in zip(sources[1:], weights[1:, segment].tolist(), strict=True):
             merged.add_(source[part], alpha=weight)
         out[part].copy_(merged)
 

@@ -207,7 +207,7 @@ def weighted_sum(sources: Any, weights: Any, out: Any, spans: Any) -> int:
 
     Args:
         sources: (num_sources, 2) int64, address and code.
-        weights: (num_sources,) float32.
+        weights: (num_sources, num_spans) float32.
         out: (2,) int64, address and code.
         spans: (num_spans, 2) int64, first entry and the one after the last.
     """
@@ -220,12 +220,12 @@ def weighted_sum(sources: Any, weights: Any, out: Any, spans: Any) -> int:
             some, merged = values[:size], total[:size]
             zero = zeros[:size]
             _load(sources[0, 0], sources[0, 1], start, zero, merged)
-            first = weights[0]
+            first = weights[0, span]
             for i in range(size):
                 merged[i] *= first
             for k in range(1, len(sources)):
                 _load(sources[k, 0], sources[k, 1], start, zero, some)
-                _add_scaled(some, weights[k], merged)
+                _add_scaled(some, weights[k, span], merged)
             bad |= _store(merged, out[0], out[1], start)
     return bad
 

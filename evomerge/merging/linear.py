@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from evomerge.errors import CandidateError
 from evomerge.merging import passes
-from evomerge.merging.operator import Block, Operator, Values
+from evomerge.merging.operator import Block, Operator, Values, whole
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -17,17 +19,20 @@ CANCELLED = 1e-3  # |sum w| below this share of sum |w| is refused: the quotient
 
 
 @dataclass
-class _Prepared:
+class Sources:
+    """The models' entries, which is all that a weighted sum needs."""
+
     sources: tuple[Tensor, ...]  # each (numel,)
     nbytes: int
 
 
-def _prepare(block: Block, values: Values) -> _Prepared:
+def keep_sources(block: Block, values: Values) -> Sources:
+    """Prepare a weighted sum."""
     del values
-    return _Prepared(block.sources, block.held_bytes(*block.sources))
+    return Sources(block.sources, block.held_bytes(*block.sources))
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
+def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
     """Write sum_k w_k x_k, divided by sum_k w_k if normalised."""
     weights = list(cast("tuple[float, ...]", values["weight"]))
     if values["normalize"]:
@@ -37,7 +42,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
                 f"linear: the weights {weights} sum to {total:g}, which is no scale"
             )
         weights = [weight / total for weight in weights]
-    return passes.weighted_sum(prepared.sources, weights, out)
+    return passes.weighted_sum(prepared.sources, np.array(weights)[:, None], out, [whole(out)])
 
 
 LINEAR = Operator(
@@ -59,6 +64,6 @@ LINEAR = Operator(
     needs_base=False,
     min_sources=1,
     max_sources=None,
-    prepare=_prepare,
+    prepare=keep_sources,
     apply=_apply,
 )

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.offsets import all_offsets
-from evomerge.merging.operator import (
-    Block,
-    Operator,
-    Values,
-    parts_of,
-    small_as_float,
-)
+import numpy as np
+
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Operator, Values
+from evomerge.merging.passes import Agreement, Selection
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass
 class _Prepared:
     base: Tensor  # (numel,)
-    tau: Tensor  # (sources, numel) float32
+    sources: tuple[Tensor, ...]  # each (numel,)
     segments: tuple[slice, ...]
     depths: tuple[float | None, ...]  # of each tensor, 0 to 1; None outside the layers
     nbytes: int
@@ -30,22 +27,21 @@ class _Prepared:
 
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
-    base, tau = small_as_float(cast("Tensor", block.base)), all_offsets(block)
-    nbytes = tau.nbytes + block.held_bytes(base)
-    return _Prepared(base, tau, block.segments, block.depths, nbytes)
+    base = cast("Tensor", block.base)
+    nbytes = block.held_bytes(base, *block.sources)
+    return _Prepared(base, block.sources, block.segments, block.depths, nbytes)
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
     """Write W_0 + (alpha + beta l/(L-1)) sum_k w_k tau_k."""
-    import torch
-
     alpha, beta = cast("float", values["alpha"]), cast("float", values["beta"])
-    weights = prepared.tau.new_tensor(values["weight"])
-    for segment, depth in zip(prepared.segments, prepared.depths, strict=True):
-        scaled = weights * (alpha + beta * (depth or 0.0))
-        for part in parts_of(segment):
-            base = prepared.base[part].float()
-            out[part].copy_(torch.addmv(base, prepared.tau[:, part].t(), scaled))
+    scales = np.array([alpha + beta * (depth or 0.0) for depth in prepared.depths])
+    factors = np.outer(cast("tuple[float, ...]", values["weight"]), scales)
+    chosen = Selection("all", np.zeros((*factors.shape, 2)), factors)
+    agreement = Agreement("sum", np.ones(len(factors)), 1.0)
+    return passes.add_task_vectors(
+        prepared.base, prepared.sources, chosen, agreement, out, prepared.segments
+    )
 
 
 LINES = Operator(

@@ -67,22 +67,28 @@ class Agreement:
     zero_sum: Literal["plus", "majority"] = "plus"
 
 
-def weighted_sum(sources: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> bool | None:
+def weighted_sum(
+    sources: Sequence[Tensor],
+    weights: NDArray[np.floating[Any]],
+    out: Tensor,
+    segments: Sequence[slice],
+) -> bool | None:
     """Write sum_k weights[k] sources[k]; whether it is finite, None if nobody looked.
 
-    All are of shape (numel,), of any floating dtype.
+    All tensors are of shape (numel,), of any floating dtype. The weights have shape (sources,
+    segments), and the segments are where each of a model's tensors lies.
     """
     fused = _kernels_for([*sources, out])
     if fused is None:
-        eager.weighted_sum(sources, weights, out)
+        eager.weighted_sum(sources, weights, out, segments)
         return None
     pointers = np.array([fused.address_of(source) for source in sources], np.int64)
-    factors, target = np.array(weights, np.float32), np.array(fused.address_of(out), np.int64)
+    target = np.array(fused.address_of(out), np.int64)
 
     def run(share: _Share) -> int:
-        return int(fused.weighted_sum(pointers, factors, target, share.spans))
+        return int(fused.weighted_sum(pointers, share.of(weights), target, share.spans))
 
-    return not any(_run(run, [slice(0, out.numel())]))
+    return not any(_run(run, segments))
 
 
 def add_task_vectors(

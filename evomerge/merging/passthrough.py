@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
+import numpy as np
+
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Operator, Values, whole
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -20,17 +23,12 @@ class _Prepared:
 
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
-    source = small_as_float(block.sources[0])
-    return _Prepared(source, block.held_bytes(source))
+    return _Prepared(block.sources[0], block.held_bytes(*block.sources))
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
-    scale = cast("float", values["scale"])
-    if scale == 1:
-        out.copy_(prepared.source)  # a copy in another dtype needs no scratch
-        return
-    for part in chunks(out.numel()):
-        out[part].copy_(prepared.source[part].float() * scale)
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
+    scale = np.array([[cast("float", values["scale"])]])
+    return passes.weighted_sum([prepared.source], scale, out, [whole(out)])
 
 
 PASSTHROUGH = Operator(

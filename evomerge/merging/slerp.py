@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Operator, Values, chunks
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class _Prepared:
 
 def _prepare(block: Block, values: Values) -> _Prepared:
     del values
-    pair = (cast("Tensor", block.base), block.sources[0])
-    base, other = map(small_as_float, pair)
+    base, other = cast("Tensor", block.base), block.sources[0]
     cosines = tuple(_cosine(base[segment], other[segment]) for segment in block.segments)
     held = block.held_bytes(base, other)
     return _Prepared(base, other, block.segments, cosines, held)
@@ -55,14 +55,13 @@ def _coefficients(cosine: float, t: float) -> tuple[float, float]:
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
+    import numpy as np
+
     t = cast("float", values["t"])
-    for segment, cosine in zip(prepared.segments, prepared.cosines, strict=True):
-        share_base, share_other = _coefficients(cosine, t)
-        base, other, target = prepared.base[segment], prepared.other[segment], out[segment]
-        for part in chunks(target.numel()):
-            merged = base[part].float() * share_base
-            target[part].copy_(merged.add_(other[part], alpha=share_other))
+    shares = np.array([_coefficients(cosine, t) for cosine in prepared.cosines]).T
+    pair = (prepared.base, prepared.other)
+    return passes.weighted_sum(pair, shares, out, prepared.segments)
 
 
 SLERP = Operator(

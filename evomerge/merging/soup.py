@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.merging.operator import Block, Operator, Values, chunks
+from evomerge.merging import passes
+from evomerge.merging.linear import Sources, keep_sources
+from evomerge.merging.operator import Operator, Values, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
-class _Prepared:
-    mean: Tensor  # (numel,) float32
-    nbytes: int
-
-
-def _prepare(block: Block, values: Values) -> _Prepared:
+def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
     del values
-    import torch
-
-    first = block.sources[0]
-    mean = torch.empty(block.numel, dtype=torch.float32, device=first.device)
-    for part in chunks(block.numel):
-        total = first[part].float()
-        for source in block.sources[1:]:
-            total = total + source[part]
-        mean[part] = total / len(block.sources)
-    return _Prepared(mean, mean.nbytes)
-
-
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
-    del values
-    out.copy_(prepared.mean)
+    share = np.full((len(prepared.sources), 1), 1 / len(prepared.sources))
+    return passes.weighted_sum(prepared.sources, share, out, [whole(out)])
 
 
 UNIFORM_SOUP = Operator(
@@ -47,7 +31,7 @@ UNIFORM_SOUP = Operator(
     needs_base=False,
     min_sources=1,
     max_sources=None,
-    prepare=_prepare,
+    prepare=keep_sources,
     apply=_apply,
     notes="What `linear` gives with equal weights. Which models go in is what a greedy soup "
     "chooses: `evomerge.merging.soup.greedy_soup`.",

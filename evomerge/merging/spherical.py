@@ -10,20 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from evomerge.errors import CandidateError
-from evomerge.merging.operator import (
-    Block,
-    Operator,
-    Values,
-    parts_of,
-    small_as_float,
-)
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Operator, Values, parts_of
+from evomerge.merging.passes import Agreement, Selection
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -51,7 +48,7 @@ def shares(operator: str, weights: Sequence[float]) -> list[float]:
 @dataclass
 class _Span:
     base: Tensor | None  # (numel,), where task vectors are merged
-    rows: list[Tensor]  # each (numel,)
+    rows: tuple[Tensor, ...]  # each (numel,)
     segments: tuple[slice, ...]
     grams: list[Vector]  # of each tensor, (sources, sources) inner products
     nbytes: int
@@ -64,24 +61,25 @@ class _Span:
             rows = [row - base for row in rows]
         return rows
 
-    def write(self, segment: slice, coefficients: Vector, out: Tensor) -> None:
-        """Write the weighted sum of one tensor's vectors, and the base if there is one."""
-        for part in parts_of(segment):
-            first, *others = self.vectors(part)
-            merged = first * float(coefficients[0])
-            for vector, coefficient in zip(others, coefficients[1:], strict=True):
-                merged.add_(vector, alpha=float(coefficient))
-            if self.base is not None:
-                merged.add_(self.base[part])
-            out[part].copy_(merged)
+    def write(self, coefficients: list[Vector], out: Tensor) -> bool | None:
+        """Write the weighted sum of each tensor's vectors, and the base if there is one.
+
+        coefficients: of each tensor, (sources,).
+        """
+        weights = np.stack(coefficients, 1)
+        if self.base is None:
+            return passes.weighted_sum(self.rows, weights, out, self.segments)
+        chosen = Selection("all", np.zeros((*weights.shape, 2)), weights)
+        agreement = Agreement("sum", np.ones(len(weights)), 1.0)
+        return passes.add_task_vectors(self.base, self.rows, chosen, agreement, out, self.segments)
 
 
 def _span(block: Block, *, deltas: bool) -> _Span:
     import torch
 
-    base = small_as_float(cast("Tensor", block.base)) if deltas else None
+    base = cast("Tensor", block.base) if deltas else None
     nbytes = block.held_bytes(base, *block.sources)
-    span = _Span(base, block.rows(), block.segments, [], nbytes)
+    span = _Span(base, block.sources, block.segments, [], nbytes)
     for segment in block.segments:
         gram = torch.zeros(
             (len(block.sources),) * 2, dtype=torch.float64, device=span.rows[0].device
@@ -95,8 +93,6 @@ def _span(block: Block, *, deltas: bool) -> _Span:
 
 def _directions(gram: Vector) -> tuple[Vector, NDArray[np.bool_], Vector]:
     """Lengths, which of them have a direction, and the cosines (0 with those that have none)."""
-    import numpy as np
-
     norms = np.sqrt(gram.diagonal())
     directed = norms > TINY
     safe = np.where(directed, norms, 1.0)
@@ -111,14 +107,11 @@ def _prepare_multislerp(block: Block, values: Values) -> _Span:
     return _span(block, deltas=bool(values["deltas"]))
 
 
-def _apply_multislerp(span: _Span, values: Values, out: Tensor) -> None:
-    import numpy as np
-
+def _apply_multislerp(span: _Span, values: Values, out: Tensor) -> bool | None:
     weights = np.array(values["weight"], dtype=np.float64)
     if values["normalize_weights"]:
         weights = np.array(shares("multislerp", weights.tolist()))
-    for segment, gram in zip(span.segments, span.grams, strict=True):
-        span.write(segment, _barycentre(gram, weights), out)
+    return span.write([_barycentre(gram, weights) for gram in span.grams], out)
 
 
 def _barycentre(gram: Vector, weights: Vector) -> Vector:
@@ -127,8 +120,6 @@ def _barycentre(gram: Vector, weights: Vector) -> Vector:
     Raises:
         CandidateError: the directions of three or more vectors cancel.
     """
-    import numpy as np
-
     norms, directed, cosines = _directions(gram)
     length = math.sqrt(max(float(weights @ cosines @ weights), 0.0))
     if length <= OPPOSED * np.abs(weights[directed]).sum():  # also where nothing has a direction
@@ -164,8 +155,6 @@ def _karcher(gram: Vector, max_iter: int, tol: float) -> Vector:
 
     The mean m is kept as its coordinates c in the units: m . u = C c, |m|^2 = c' C c.
     """
-    import numpy as np
-
     norms = np.sqrt(gram.diagonal())
     valid = np.flatnonzero(norms > tol)
     merged = np.zeros(len(norms))
@@ -197,10 +186,9 @@ def _karcher(gram: Vector, max_iter: int, tol: float) -> Vector:
     return merged
 
 
-def _apply_karcher(prepared: _Fixed, values: Values, out: Tensor) -> None:
+def _apply_karcher(prepared: _Fixed, values: Values, out: Tensor) -> bool | None:
     del values
-    for segment, coefficients in zip(prepared.span.segments, prepared.coefficients, strict=True):
-        prepared.span.write(segment, coefficients, out)
+    return prepared.span.write(prepared.coefficients, out)
 
 
 # --- the table ------------------------------------------------------------------------------------
