@@ -65,10 +65,6 @@ class Block:
         kept = (tensor for tensor in tensors if tensor is not None)
         return sum(tensor.nbytes for tensor in kept if tensor.data_ptr() not in self.views)
 
-    def rows(self) -> list[Tensor]:
-        """The sources: as float32 where they are small, else as they are, converted by chunk."""
-        return [small_as_float(source) for source in self.sources]
-
 
 def small_as_float(tensor: Tensor) -> Tensor:
     """A float32 copy of a tensor of at most one chunk; a larger one as it is."""
