@@ -56,6 +56,7 @@ def train_expert(job: Job, report: Report) -> None:
 
     stage = job.stage
     began = time.monotonic()
+    report(0, stage.steps)
     data = read_data(job.files)
     tokenizer = open_tokenizer(job.folder / "base")
     model = open_base(job.folder / "base")
