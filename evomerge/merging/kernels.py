@@ -167,6 +167,26 @@ def _keep_by_rank(
 
 
 @_kernel
+def _sparse_bfloat16(
+    tau: Any, base: Any, source: Any, start: int, mode: int, limits: Any, factor: Any
+) -> None:
+    """As `_sparse`, in one loop for what is asked for most."""
+    bits = carray(_pointer(source[0] + 2 * start), (tau.size,), np.uint16)
+    if mode == BY_MAGNITUDE:
+        low, high = limits[0], limits[1]
+        for i in range(tau.size):
+            value = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32) - base[i]
+            size = abs(value)
+            tau[i] = value * factor if (size >= low) & (size <= high) else np.float32(0)
+        return
+    drawn = carray(_pointer(source[2] + 2 * start), (tau.size,), np.int16)
+    level = limits[0]
+    for i in range(tau.size):
+        value = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32) - base[i]
+        tau[i] = value * factor if np.float32(drawn[i]) < level else np.float32(0)
+
+
+@_kernel
 def _sparse(
     tau: Any,
     base: Any,
@@ -178,6 +198,9 @@ def _sparse(
     divide: bool,
 ) -> None:
     """A tile of a weighted, sparsified task vector."""
+    if source[1] == BFLOAT16 and (mode == BY_MAGNITUDE or mode == BY_DRAW):
+        _sparse_bfloat16(tau, base, source, start, mode, limits, factor)
+        return
     _load(source[0], source[1], start, base, tau)
     if mode == BY_MAGNITUDE:
         _keep_by_magnitude(tau, limits[0], limits[1], factor)
@@ -266,6 +289,24 @@ def _combine(
                 total += taus[k * _TILE + i]
             origin[i] += scale * total
         return np.int64(0), np.int64(0)
+    if how == AGREE:
+        for i in range(origin.size):
+            total = np.float32(0)
+            for k in range(len(each)):
+                total += taus[k * _TILE + i]
+            filled = fill if total == 0 else np.float32(-1)
+            sign = np.float32(1) if total > 0 else filled
+            agreed = np.float32(0)
+            for k in range(len(each)):
+                tau = taus[k * _TILE + i]
+                agrees = tau * sign > 0
+                agreed += tau if agrees else np.float32(0)
+            origin[i] += scale * agreed
+            tally = np.int32(tally + np.int32(total > 0))
+            tally = np.int32(tally - np.int32(total < 0))
+            # What agrees with the sign that fills a zero sum would not be there if nothing was.
+            cancelled = np.int32(cancelled + np.int32((total == 0) & (agreed != 0)))
+        return np.int64(cancelled), np.int64(tally)
     for i in range(origin.size):
         total = np.float32(0)
         for k in range(len(each)):
@@ -278,8 +319,7 @@ def _combine(
             agrees = tau * sign > 0
             agreed += tau if agrees else np.float32(0)
             took += counted[k] if agrees else np.float32(0)
-        divisor = took if how == AGREE_NORMALISED and took != 0 else np.float32(1)
-        origin[i] += scale * (agreed / divisor)
+        origin[i] += scale * (agreed / (took if took != 0 else np.float32(1)))
         tally = np.int32(tally + np.int32(total > 0))
         tally = np.int32(tally - np.int32(total < 0))
         # What agrees with the sign that fills a zero sum would not be there if nothing was.
