@@ -198,7 +198,7 @@ def _sparse(
     divide: bool,
 ) -> None:
     """A tile of a weighted, sparsified task vector."""
-    if source[1] == BFLOAT16 and (mode == BY_MAGNITUDE or mode == BY_DRAW):
+    if source[1] == BFLOAT16 and mode in (BY_MAGNITUDE, BY_DRAW):
         _sparse_bfloat16(tau, base, source, start, mode, limits, factor)
         return
     _load(source[0], source[1], start, base, tau)
