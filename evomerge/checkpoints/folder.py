@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLE_SINGLE = "pytorch_model.bin"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
+_LIMITS = {"layer": 1_000, "block": 1_000, "depth": 1_000, "expert": 5_000, "label": 1_000_000}
+_COUNT = re.compile(
+    r"^((num|n|encoder|decoder)_)?(\w*_)?(?P<what>layer|block|depth|expert|label)s?$"
+)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_HINT = "allow_pickle_weights: true reads it, weights only; safetensors are safer"
 
@@ -45,6 +50,8 @@ def read_folder(folder: Path, *, allow_pickle: bool) -> tuple[Stored, dict[str, 
         hint = "name its base model as the base, and this folder as an expert"
         raise ModelError(Problem(str(folder), what, hint))
     _refuse_quantised(config_path, config)
+    if outsized := list(_outsized(config_path, config)):
+        raise ModelError(shortened(outsized))
     if inside(folder, _SINGLE).exists():  # transformers looks in this order too
         return dict(read_header(inside(folder, _SINGLE))), config
     if inside(folder, _INDEX).exists():
@@ -141,6 +148,21 @@ def _refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
             what = f"the model is quantised ({method or 'quantization_config'})"
             hint = "quantised weights cannot be merged; use the model it was made from"
             raise ModelError(Problem(str(path), what, hint))
+
+
+def _outsized(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Counts that would take transformers hours to build a module tree or a table of."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _outsized(path, value)
+        found = _COUNT.match(key)
+        if not found:
+            continue
+        limit = _LIMITS[found.group("what")]
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > limit:
+                what = f"{str(number)[:30]} are more than any model has: at most {limit}"
+                yield Problem(f"{path}: {key}", what)
 
 
 def _weight_map(folder: Path, index_name: str) -> dict[str, list[str]]:

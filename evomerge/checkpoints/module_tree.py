@@ -17,7 +17,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from evomerge.checkpoints.numbering import Spot, component_by_words, is_vector_weight
+from evomerge.checkpoints.numbering import (
+    Spot,
+    component_by_words,
+    is_vector_weight,
+    spots_by_number,
+)
 
 _NORM = re.compile(r"norm|^(ln|bn)(_|\d|$)", re.IGNORECASE)
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -42,6 +47,10 @@ def spots_by_module(
     if not any(tree.find(name) for name in shapes):
         return None
     spots = {}
+    if not any(tree.layer_by_name(name)[0] is not None for name in shapes):
+        # Files may also name blocks as an older version of transformers did (ViT).
+        numbered = spots_by_number({n: s for n, s in shapes.items() if tree.find(n) is None})
+        return numbered | {n: tree.spot(f) for n in shapes if (f := tree.find(n)) is not None}
     for name, shape in shapes.items():
         found = tree.find(name)
         if found is not None:

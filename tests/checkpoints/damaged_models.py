@@ -241,6 +241,11 @@ def several_unindexed(f: Path) -> None:
     one(f, "y.safetensors")
 
 
+def many_layers(f: Path) -> None:
+    one(f, "model.safetensors")
+    (f / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000000}')
+
+
 def damaged_shard(f: Path) -> None:
     one(f)
     sharded(f, {"a": "s1.safetensors"})
@@ -329,6 +334,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty folder": (empty, "holds no model.safetensors"),
     "several files, no index": (several_unindexed, "x.safetensors, y.safetensors"),
     "half a character as a shard": (half_a_name, "JSON"),
+    "a billion layers": (many_layers, "num_hidden_layers"),
     "a damaged shard": (damaged_shard, "s1.safetensors: is cut off"),
     "the index as a shard": (shard_is_the_index, "at most"),
     "a folder as a shard": (shard_is_a_folder, "regular file"),

@@ -28,6 +28,7 @@ from typing import Any
 
 from contained import Watch, contained
 
+from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.preflight import preflight
 from evomerge.errors import EvomergeError
@@ -49,6 +50,9 @@ NAMES = (
     "a",
     "\0",
     "é" * 300,
+    "ln" + "1" * 100_000 + "!",
+    "a." * 5_000,
+    "q" * 100_000,
     "../outside",
     "layers.0.w",
     "__metadata__",
@@ -264,6 +268,9 @@ CONTENTS = (
     *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":1,"a":2}', b"[" * 100_000, b"9" * 10_000),
     *(b'{"model_type": 3}', b'{"model_type": "../x"}', b'{"text_config": []}', b'{"a": "\\ud800"}'),
     *(b'{"quantization_config": 1}', b'{"auto_map": {"AutoConfig": "evil.Config"}}'),
+    *(b'{"model_type": "llama", "num_hidden_layers": 1000000000}', b'{"num_labels": 999999999}'),
+    *(b'{"model_type": "llama", "hidden_size": 1000000000000}', b'{"model_type": "bert"}'),
+    *(b'{"model_type": "llama", "num_hidden_layers": -3, "vocab_size": null}', b'{"n_layer": [1]}'),
     *(b'{"peft_type": "LORA"}', b'{"peft_type": "LORA", "r": -1, "target_modules": [3]}'),
     *(b'{"model": {"vocab": [1]}}', b"cos\nsystem\n(S'exit 1'\ntR."),
 )
@@ -318,6 +325,7 @@ def open_case(folder: Path) -> str:
     """
     try:
         family = open_family({"base": folder, "expert": folder}, "base")
+        anatomy_of(family.checkpoints["base"]).table()
         preflight(family.checkpoints, "base")
         for checkpoint in family.checkpoints.values():
             for name in checkpoint.names:

@@ -1,0 +1,107 @@
+"""What a merge costs in memory: models stay in their mapped files, however many they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from evomerge.experiment.recipes import open_recipe_models
+from evomerge.recipe import Recipe
+from evomerge.results.export import export_model
+
+sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))
+from contained import contained
+
+MB = 2**20
+OPERATORS = ("linear", "task_arithmetic", "ties")
+
+
+def save_models(folder: Path, count: int, rows: int) -> dict[str, str]:
+    """Models of 14 tensors in bfloat16, as folders; the base is "base"."""
+    config = {"model_type": "unknown", "vocab_size": rows}  # with a config they are written sharded
+    paths = {}
+    for number in range(count + 1):
+        generator = torch.Generator().manual_seed(number)
+        state = {
+            f"layers.{i}.w": torch.randn(rows, 256, generator=generator).bfloat16()
+            for i in range(14)
+        }
+        name = f"x{number}" if number else "base"
+        (folder / name).mkdir()
+        save_file(state, folder / name / "model.safetensors", metadata={"format": "pt"})
+        (folder / name / "config.json").write_text(json.dumps(config))
+        paths[name] = str(folder / name)
+    return paths
+
+
+def anonymous() -> int:
+    """This process's bytes that are in no file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+def grown(work: Callable[[], object]) -> int:
+    """By how much anonymous memory grew at most while something was done, in bytes."""
+    before = highest = anonymous()
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(0.002):
+            highest = max(highest, anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    ended.set()
+    thread.join()
+    return highest - before
+
+
+def peaks(paths: dict[str, str], out: Path, operator: str, counts: tuple[int, ...]) -> list[int]:
+    """The growth of merges of the first experts, in bytes, in a child with one warm-up."""
+    experts = [name for name in paths if name != "base"]
+
+    def merge(count: int) -> None:
+        chosen = {name: paths[name] for name in ("base", *experts[:count])}
+        data = {"base": "base", "models": chosen, "default": {"operator": operator}}
+        recipe = Recipe.model_validate(data)
+        export_model(recipe, open_recipe_models(recipe), out / operator)
+
+    def work(_: Any) -> list[int]:
+        merge(2)  # imports, compiled kernels, buffers that are kept
+        return [grown(lambda count=count: merge(count)) for count in counts]
+
+    ended = contained(work, [out.parent, Path("/")], limit_s=None)
+    assert ended.result is not None
+    return list(ended.result)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_eight_models_take_no_more_memory_than_two(tmp_path: Path, operator: str) -> None:
+    paths = save_models(tmp_path, 8, rows=1024)  # 7 MB each
+    (two, eight) = peaks(paths, tmp_path / "out", operator, (2, 8))
+    assert eight < two + 7 * MB, f"{two / MB:.0f} MB with two, {eight / MB:.0f} MB with eight"
+    assert eight < 25 * MB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_sixteen_models_take_no_more_memory_than_two(tmp_path: Path, operator: str) -> None:
+    """16 models of 59 million parameters, 2 GB in all."""
+    paths = save_models(tmp_path, 16, rows=16_384)
+    (two, sixteen) = peaks(paths, tmp_path / "out", operator, (2, 16))
+    assert sixteen < two + 40 * MB, f"{two / MB:.0f} MB with two, {sixteen / MB:.0f} MB with 16"
+    assert sixteen < 250 * MB  # the shard that is written is 117 MB
