@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit \
+.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz \
+  bench-merging \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -48,6 +49,12 @@ test-mergekit: $(INSTALLED) $(MERGEKIT)/.installed  ## that mergekit makes of ou
 mergekit-golden: $(INSTALLED) $(MERGEKIT)/.installed  ## record mergekit's answers anew
 	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
 	  $(BIN)/python tests/make_mergekit_golden.py
+
+fuzz: $(INSTALLED)  ## 20,000 damaged models: each opens or is refused, and nothing else
+	$(BIN)/python tests/checkpoints/fuzz_models.py
+
+bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, in one run
+	$(BIN)/python benchmarks/merging.py --mergekit-python $(MERGEKIT)/bin/python
 
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .
