@@ -37,7 +37,8 @@ class Watch:
 
     def __init__(self, allowed: Sequence[Path]) -> None:
         python = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2] / "evomerge")]
-        self._always = [os.path.realpath(path) for path in python]
+        # Libraries look at the kernel's list of processors when they are first used.
+        self._always = [os.path.realpath(path) for path in (*python, "/proc/stat")]
         self.allow(allowed)
         self.outside: list[str] = []
         sys.addaudithook(self._note)
