@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_preflight import sparse_model
 
+from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.relatedness import SAMPLE, relate
@@ -100,6 +102,42 @@ def test_a_sample_tells_what_the_whole_tells(tmp_path: Path) -> None:
         assert other.relative_norm == pytest.approx(one.relative_norm, rel=0.02)
         assert other.survives == pytest.approx(one.survives, abs=0.01)
     assert sample.mean_delta_cosine == pytest.approx(whole.mean_delta_cosine, abs=0.02)
+
+
+def test_tensors_count_by_their_size_and_not_by_what_is_read_of_them() -> None:
+    """Small tensors are read whole and a large one is not: the large one is most of the model."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"large.w": (1000, 1000)} | {f"small{i}.w": (10, 100) for i in range(100)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    expert = {name: t if name == "large.w" else 3 * t for name, t in base.items()}
+    models = opened(base=base, x=expert)
+    whole, sample = relate(models, "base", sample=10**9), relate(models, "base", sample=100_000)
+    assert sample.num_entries < 300_000
+    expected = whole.relations["x"].relative_norm
+    assert expected == pytest.approx(2 * math.sqrt(100_000 / 1_100_000), rel=0.02)
+    assert sample.relations["x"].relative_norm == pytest.approx(expected, rel=0.02)
+
+
+def test_tensors_that_have_to_be_computed_are_computed_sparingly() -> None:
+    """As an adapter's: eight of forty stand for all of them."""
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.w": torch.randn(100, 100, generator=generator) for i in range(40)}
+    base["kept.w"] = torch.randn(400, 1000, generator=generator)
+    origin = open_checkpoint(base, name="base")
+    made: list[str] = []
+
+    def make(name: str) -> torch.Tensor:
+        made.append(name)
+        return base[name] * 1.1
+
+    tensors: dict[str, str | Made] = {"kept.w": "kept.w"}
+    for name in base:
+        if name != "kept.w":
+            tensors[name] = Made((100, 100), torch.float32, partial(make, name))
+    adapted = Derived(origin, tensors, name="x", change="larger")
+    found = relate({"base": origin, "x": adapted}, "base", sample=100_000)
+    assert len(made) == 8
+    assert found.relations["x"].relative_norm == pytest.approx(0.1 * math.sqrt(0.5), rel=0.02)
 
 
 def test_fine_tunes_are_not_warned_of() -> None:
