@@ -22,7 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))
 from contained import contained
 
 MB = 2**20
-OPERATORS = ("linear", "task_arithmetic", "ties")
+OPERATORS = {
+    "linear": {},
+    "task_arithmetic": {},
+    "ties": {},
+    "ties of each tensor": {"trim": "tensor"},
+    "dare_linear": {},
+}
 
 
 def save_models(folder: Path, count: int, rows: int) -> dict[str, str]:
@@ -83,7 +89,8 @@ def peaks(folder: Path, operator: str, counts: tuple[int, int], rows: int) -> li
 
     def merge(size: str, count: int) -> None:
         chosen = {n: paths[size][n] for n in ("base", *(f"x{k + 1}" for k in range(count)))}
-        data = {"base": "base", "models": chosen, "default": {"operator": operator}}
+        default = {"operator": operator.split()[0], "parameters": OPERATORS[operator]}
+        data = {"base": "base", "models": chosen, "default": default}
         recipe = Recipe.model_validate(data)
         export_model(recipe, open_recipe_models(recipe), folder / "out")
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evomerge.checkpoints.config_defaults import completed
 from evomerge.checkpoints.module_tree import unlike_its_class
 from evomerge.errors import ConfigurationError, Problem
 
@@ -112,22 +113,12 @@ def _of_layers(key: str) -> bool:
 
 def _parts(config: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The parts of a config that describe the text model, each with its class's defaults."""
-    complete = _completed(config)
+    complete = completed(config)
     parts = [(config, complete)]
     if isinstance(text := config.get("text_config"), dict):
         inner = complete.get("text_config")
         parts.append((text, inner if isinstance(inner, dict) else text))
     return parts
-
-
-def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
-    try:
-        return dict(AutoConfig.for_model(config.get("model_type", ""), **settings).to_dict())
-    except Exception:  # a config can ask for anything
-        return dict(config)
 
 
 def _is_per_layer(value: Any, num_layers: int) -> bool:

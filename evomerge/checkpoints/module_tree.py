@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from evomerge.checkpoints.config_defaults import parsed_config
 from evomerge.checkpoints.numbering import (
     Spot,
     component_by_words,
@@ -128,18 +129,14 @@ def _meta_model(config: Mapping[str, Any]) -> nn.Module | None:
     """The config's model without memory; None where its class is not in transformers."""
     import transformers
 
-    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else ""
     found = getattr(transformers, name, None) if isinstance(name, str) and name else None
     classes: list[Any] = [transformers.AutoModelForCausalLM, transformers.AutoModel]
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         classes.insert(0, found)
-    try:
-        parsed = transformers.AutoConfig.for_model(config.get("model_type", ""), **settings)
-    except Exception:
-        return None
-    for cls in classes:
+    parsed = parsed_config(config)
+    for cls in classes if parsed is not None else ():
         # A config can ask for anything: whatever fails here, the names still tell the layers.
         with contextlib.suppress(Exception), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

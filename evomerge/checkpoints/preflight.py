@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from evomerge.checkpoints.config_defaults import completed
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.tokens import compare_tokenizers
 from evomerge.errors import ModelError, Problem
@@ -153,7 +154,9 @@ def _compare_configs(
     mine, theirs = _flat(one.config), _flat(base.config)
     if any(_matters(key) and (mine | theirs)[key] for key in mine.keys() ^ theirs.keys()):
         # Versions of transformers differ in what they leave out: compare with their defaults in.
-        mine, theirs = _flat(_completed(one.config)), _flat(_completed(base.config))
+        # The file's own settings win: what the class makes of them is not the question.
+        mine = _flat({**completed(one.config), **one.config})
+        theirs = _flat({**completed(base.config), **base.config})
     problems, warnings = [], []
     for key in sorted(mine.keys() | theirs.keys()):
         here, there = mine.get(key), theirs.get(key)
@@ -169,21 +172,6 @@ def _compare_configs(
 
 def _matters(key: str) -> bool:
     return key.startswith("rope.") or bool(_FUNCTION.match(key.rpartition(".")[2]))
-
-
-def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its class's defaults, or as it is where transformers does not know the class.
-
-    The file's own settings win: what the class makes of them is not the question.
-    """
-    from transformers import AutoConfig
-
-    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
-    try:
-        parsed = AutoConfig.for_model(config.get("model_type", ""), **settings).to_dict()
-    except Exception:  # a config can ask for anything
-        return dict(config)
-    return {**parsed, **config}
 
 
 def _said(config: Mapping[str, Any], key: str) -> str:

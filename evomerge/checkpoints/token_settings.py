@@ -10,18 +10,6 @@ from typing import Any
 _IDS = re.compile(r"(_token_ids?|_token_index|^(begin_)?suppress_tokens|^(bad|force)_words_ids)$")
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its class's defaults; as it is where transformers does not know the class."""
-    from transformers import AutoConfig
-
-    settings = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
-    try:
-        parsed = AutoConfig.for_model(config.get("model_type", ""), **settings).to_dict()
-    except Exception:  # a config can ask for anything
-        return dict(config)
-    return dict(parsed)
-
-
 def declared_size(config: Mapping[str, Any]) -> int | None:
     """vocab_size, of the text model where there are several."""
     for part in (config.get("text_config"), config):

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evomerge.checkpoints.config_defaults import completed
 from evomerge.checkpoints.module_tree import shapes_by_module
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.checkpoints.token_settings import complete, declared_size, resized
+from evomerge.checkpoints.token_settings import declared_size, resized
 from evomerge.errors import ModelError, Problem
 
 # The text's own vocabulary; and BERT's kinds of segments, which are no tokens.
@@ -46,10 +47,10 @@ def find_tables(checkpoint: Checkpoint) -> Tables:
     if not config:
         what = "has no config.json, so its tables of tokens are not known"
         raise ModelError(Problem(where, what, "`tokenizer` needs transformers folders"))
-    if several := _other_vocabularies(complete(config)):
+    if several := _other_vocabularies(completed(config)):
         what = f"has more than one vocabulary ({', '.join(several)}), which cannot be changed"
         raise ModelError(Problem(where, what))
-    declared = declared_size(complete(config))
+    declared = declared_size(completed(config))
     if declared is None:
         raise ModelError(Problem(where, "its config has no vocab_size"))
     before = shapes_by_module(resized(config, declared), checkpoint.names)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from evomerge.files import cache_folder
 
@@ -64,6 +64,14 @@ class Cache:
         entry.last_used = self._turn
         return entry.prepared
 
+    def room(self, numel: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array to fill, in memory or, where what is kept leaves no room for it, in a file.
+
+        What is prepared goes there piece by piece: all of it together might not fit in memory.
+        """
+        fits = self.used_bytes + numel * np.dtype(dtype).itemsize <= self.budget_bytes
+        return np.empty(numel, dtype) if fits else _room_in_file(numel, dtype)
+
     def _make_room(self, nbytes: int) -> bool:
         missing = self.used_bytes + nbytes - self.budget_bytes
         if missing <= 0:
@@ -82,20 +90,27 @@ class Cache:
 
 
 def _to_file(array: NDArray[Any]) -> NDArray[Any]:
-    """The array in a file that has no name, so that nothing is left behind however we end.
-
-    The array itself comes back where it is small, or the disk has too little room.
-    """
-    folder = cache_folder()
-    if array.nbytes < _WORTH_A_FILE:
+    """The array in a file, if it is worth one."""
+    if isinstance(array, np.memmap) or array.nbytes < _WORTH_A_FILE:
         return array
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if array.nbytes > shutil.disk_usage(folder).free // _FREE_SHARE:
-            return array
-        with tempfile.TemporaryFile(dir=folder) as file:
-            stored = np.memmap(file, array.dtype, "w+", shape=array.shape)
-    except OSError:
-        return array
+    stored = _room_in_file(array.size, array.dtype).reshape(array.shape)
     stored[...] = array
     return stored
+
+
+def _room_in_file(numel: int, dtype: DTypeLike) -> NDArray[Any]:
+    """An array in a file that has no name, so that nothing is left behind however we end.
+
+    In memory where it is small, or the disk has too little room.
+    """
+    nbytes = numel * np.dtype(dtype).itemsize
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if _WORTH_A_FILE <= nbytes <= free // _FREE_SHARE:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                return np.memmap(file, dtype, "w+", shape=(numel,))
+    except OSError:
+        pass
+    return np.empty(numel, dtype)

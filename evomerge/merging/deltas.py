@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.merging import passes, sparsify
 from evomerge.merging.operator import Block, Values, chunks
-from evomerge.merging.order import Order, order_of, ranks_in_rows
+from evomerge.merging.order import Order, memory_bytes, order_of, rank_into
 from evomerge.merging.passes import Mode, Selection
 
 if TYPE_CHECKING:
@@ -55,14 +55,13 @@ class Prepared:
     orders_are_shared: bool = False  # with all other blocks
     draws: list[Tensor] = field(default_factory=list)  # each (numel,) int16
     ranks: list[Tensor] = field(default_factory=list)  # each (numel,) int16
-    is_spilled: bool = False
+    drawn_bytes: int = 0  # what draws and ranks cost in memory
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, without what other blocks share."""
         own = [] if self.orders_are_shared else [one for row in self.orders for one in row]
-        drawn = sum(t.nbytes for t in (*self.draws, *self.ranks) if not self.is_spilled)
-        return self.held_bytes + drawn + sum(order.nbytes for order in own)
+        return self.held_bytes + self.drawn_bytes + sum(order.nbytes for order in own)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
@@ -71,11 +70,11 @@ class Prepared:
         if not self.orders_are_shared:
             for order in (one for row in self.orders for one in row):
                 order.spill(move)
-        if self.base.device.type != "cpu":
-            return
-        self.is_spilled = True
-        self.draws = [torch.from_numpy(move(draws.numpy())) for draws in self.draws]
-        self.ranks = [torch.from_numpy(move(ranks.numpy())) for ranks in self.ranks]
+        if self.base.device.type == "cpu":
+            moved = [move(tensor.numpy()) for tensor in (*self.draws, *self.ranks)]
+            count, self.drawn_bytes = len(self.draws), sum(map(memory_bytes, moved))
+            tensors = [torch.from_numpy(array) for array in moved]
+            self.draws, self.ranks = tensors[:count], tensors[count:]
 
 
 def prepare(row: Row, block: Block, values: Values) -> Prepared:
@@ -86,10 +85,28 @@ def prepare(row: Row, block: Block, values: Values) -> Prepared:
     if row.sparsify in ("largest", "band"):
         _add_orders(prepared, block, values)
     if row.sparsify in ("random", "ranked"):
-        prepared.draws = [_draws_of(block, source) for source in block.source_names]
+        prepared.draws = [_room(prepared, block) for _ in block.sources]
+        for name, drawn in zip(block.source_names, prepared.draws, strict=True):
+            for tensor, segment in zip(block.names, block.segments, strict=True):
+                sparsify.draw_into(block.mask_seed, tensor, name, drawn[segment])
     if row.sparsify == "ranked":
-        prepared.ranks = [_ranks_of(block, source) for source in block.sources]
+        prepared.ranks = [_room(prepared, block) for _ in block.sources]
+        for source, ranks in zip(block.sources, prepared.ranks, strict=True):
+            for shape, segment in zip(block.shapes, block.segments, strict=True):
+                rank_into(_task_vector(block, source, segment), shape, ranks[segment].numpy())
+    device = prepared.base.device
+    prepared.draws = [draws.to(device) for draws in prepared.draws]
+    prepared.ranks = [ranks.to(device) for ranks in prepared.ranks]
     return prepared
+
+
+def _room(prepared: Prepared, block: Block) -> Tensor:
+    """Two bytes for each entry of a block, on the CPU."""
+    import torch
+
+    array = block.room(block.numel, np.int16)
+    prepared.drawn_bytes += memory_bytes(array)
+    return torch.from_numpy(array)
 
 
 def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
@@ -102,7 +119,10 @@ def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
         prepared.orders_are_shared = True
         return
     prepared.orders = [
-        [order_of(partial(_task_vector, block, source, segment)) for segment in block.segments]
+        [
+            order_of(partial(_task_vector, block, source, segment), block.room)
+            for segment in block.segments
+        ]
         for source in block.sources
     ]
 
@@ -112,27 +132,6 @@ def _task_vector(block: Block, source: Tensor, segment: slice) -> Iterator[Tenso
     base = cast("Tensor", block.base)[segment]
     for part in chunks(len(base)):
         yield source[segment][part].float() - base[part].float()
-
-
-def _draws_of(block: Block, source: str) -> Tensor:
-    import torch
-
-    drawn = [
-        sparsify.draws(block.mask_seed, name, source, segment.stop - segment.start)
-        for name, segment in zip(block.names, block.segments, strict=True)
-    ]
-    together = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
-    return together.to(cast("Tensor", block.base).device)
-
-
-def _ranks_of(block: Block, source: Tensor) -> Tensor:
-    import torch
-
-    ranked = []
-    for shape, segment in zip(block.shapes, block.segments, strict=True):
-        tau = torch.cat(list(_task_vector(block, source, segment)))
-        ranked.append(ranks_in_rows(tau, shape))
-    return torch.from_numpy(np.concatenate(ranked)).to(source.device)
 
 
 def selection(row: Row, prepared: Prepared, values: Values) -> Selection:

@@ -174,6 +174,7 @@ class Merger:
             mask_seed=effective.mask_seed,
             depths=tuple(self._depth(name, effective) for name in group.names),
             whole_model=partial(self._whole_model_for, effective),
+            room=self._cache.room,
         )
 
     def _depth(self, name: str, effective: Effective) -> float | None:
@@ -225,7 +226,7 @@ class Merger:
         """The order of magnitudes of a task vector over all tensors that are merged."""
         order: Order = self._cache.get(
             ("whole model", source),
-            lambda: order_of(partial(self._task_vector, source)),
+            lambda: order_of(partial(self._task_vector, source), self._cache.room),
             always=True,
         )
         return order

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
 
     from evomerge.merging.order import Order
@@ -36,6 +37,7 @@ class Block:
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
     views: addresses of those of base and sources that are views of a model's own memory or file.
+    room: an array of so many entries for prepared data, in memory or in a file; as `numpy.empty`.
     whole_model: the order of magnitudes of a source's task vector over the whole model.
     """
 
@@ -48,6 +50,7 @@ class Block:
     depths: tuple[float | None, ...]
     views: frozenset[int]
     whole_model: Callable[[str], Order]
+    room: Callable[[int, DTypeLike], NDArray[Any]]
 
     @property
     def segments(self) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from evomerge.merging import passes
 from evomerge.merging.operator import chunks
@@ -43,15 +43,22 @@ class Order:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        in_file = isinstance(self.lower, np.memmap)
-        return self.upper.nbytes + self.starts.nbytes + (0 if in_file else self.lower.nbytes)
+        return self.upper.nbytes + self.starts.nbytes + memory_bytes(self.lower)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large array elsewhere."""
         self.lower = move(self.lower)
 
 
-def order_of(pieces: Callable[[], Iterable[Tensor]]) -> Order:
+def memory_bytes(array: NDArray[Any]) -> int:
+    """What an array costs in memory: nothing if it is a file's."""
+    return 0 if isinstance(array, np.memmap) else array.nbytes
+
+
+def order_of(
+    pieces: Callable[[], Iterable[Tensor]],
+    room: Callable[[int, DTypeLike], NDArray[Any]] = np.empty,
+) -> Order:
     """Sort the magnitudes of a tensor that comes in pieces.
 
     Beside the result it needs the memory of one piece. The pieces are asked for twice: a counting
@@ -59,6 +66,7 @@ def order_of(pieces: Callable[[], Iterable[Tensor]]) -> Order:
 
     Args:
         pieces: gives the pieces, float32 tensors of any shape on any device, again at each call.
+        room: makes the large array of the result.
     """
     fused = passes.kernels()
     counts = np.zeros(_LEVELS, np.int64)
@@ -68,7 +76,7 @@ def order_of(pieces: Callable[[], Iterable[Tensor]]) -> Order:
         else:
             fused.count_upper(_bits(piece), counts)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    lower = np.empty(int(starts[-1]), np.uint16)
+    lower = room(int(starts[-1]), np.uint16)
     filled = starts[:-1].copy()
     for piece in pieces():
         scatter = _scatter_lower if fused is None else fused.scatter_lower
@@ -93,19 +101,20 @@ def _bits(values: Tensor) -> NDArray[np.uint32]:
     return values.abs().float().cpu().contiguous().view(-1).numpy().view(np.uint32)
 
 
-def ranks_in_rows(tau: Tensor, shape: tuple[int, ...]) -> NDArray[np.int16]:
+def rank_into(pieces: Iterable[Tensor], shape: tuple[int, ...], out: NDArray[np.int16]) -> None:
     """Every entry's rank by magnitude in its row, spread over -2^15 to 2^15 - 1.
 
     Rows of width 1 have the lowest. Entries of equal magnitude keep their order; in rows wider than
     2^16 neighbours share a rank.
 
     Args:
-        tau: (numel,).
+        pieces: of a tensor, float32, in order.
         shape: of the tensor; a vector is one row.
+        out: (numel,), set.
     """
-    width = shape[-1] if len(shape) > 1 else tau.numel()
-    rows = _bits(tau).reshape(-1, width)
-    ranks = np.empty(rows.shape, np.int16)
+    width = shape[-1] if len(shape) > 1 else len(out)
+    rows = np.concatenate([_bits(piece) for piece in pieces]).reshape(-1, width)
+    ranks = out.reshape(-1, width)
     scale = (2**16 - 1) / max(1, width - 1)
     levels = (np.round(np.arange(width) * scale) - 2**15).astype(np.int16)
     for part in chunks(len(rows), width):
@@ -115,4 +124,3 @@ def ranks_in_rows(tau: Tensor, shape: tuple[int, ...]) -> NDArray[np.int16]:
         keys.sort(axis=1)
         columns = (keys & np.uint64(2**32 - 1)).astype(np.int64)
         np.put_along_axis(ranks[part], columns, levels[None, :], 1)
-    return ranks.reshape(-1)

@@ -62,10 +62,13 @@ def levels_of_ranks(density: float, epsilon: float) -> Limits:
     return lowest + slope * HALF, slope
 
 
-def draws(mask_seed: int, tensor: str, source: str, numel: int) -> Tensor:
-    """One uniform draw for each entry, a function of its key alone: ~ U{-2^15 .. 2^15 - 1}."""
+def draw_into(mask_seed: int, tensor: str, source: str, out: Tensor) -> None:
+    """One uniform draw for each entry, a function of its key alone: ~ U{-2^15 .. 2^15 - 1}.
+
+    out: (numel,) int16, on the CPU.
+    """
     import torch
 
     key = hashlib.sha256(f"{mask_seed}\0{tensor}\0{source}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    return torch.randint(-HALF, HALF, (numel,), dtype=torch.int16, generator=generator)
+    torch.randint(-HALF, HALF, out.shape, generator=generator, out=out)

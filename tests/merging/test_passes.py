@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evomerge.merging import eager, kernels, passes
 from evomerge.merging.cache import Cache
-from evomerge.merging.order import order_of, ranks_in_rows
+from evomerge.merging.order import order_of, rank_into
 from evomerge.merging.passes import Agreement, Selection
 
 SEGMENTS = (slice(0, 5000), slice(5000, 5001), slice(5001, 9000))
@@ -34,6 +34,12 @@ def data(seed: int, num_sources: int, dtypes: tuple[torch.dtype, ...]):
         for _ in range(2 * num_sources)
     ]
     return base.to(dtypes[-1]), sources, drawn[:num_sources], drawn[num_sources:]
+
+
+def ranks_of(tau, shape):
+    ranks = np.empty(tau.numel(), np.int16)
+    rank_into(tau.split(4), shape, ranks)
+    return ranks
 
 
 def weighted_sum(sources, weights, out):
@@ -220,15 +226,15 @@ def test_an_order_is_a_sort(numba, seed, size, piece, scale):
 
 def test_ranks_are_the_places_in_each_row():
     tau = torch.tensor([[3.0, -1.0, 2.0], [0.0, -9.0, 5.0]])
-    ranks = ranks_in_rows(tau.view(-1), (2, 3)).astype(int) + 2**15
+    ranks = ranks_of(tau.view(-1), (2, 3)).astype(int) + 2**15
     assert ranks.reshape(2, 3).tolist() == [[65535, 0, 32768], [0, 65535, 32768]]
-    assert (ranks_in_rows(tau.view(-1), (6, 1)) == -(2**15)).all()
-    assert sorted(ranks_in_rows(tau.view(-1), (6,)).tolist())[-1] == 2**15 - 1
+    assert (ranks_of(tau.view(-1), (6, 1)) == -(2**15)).all()
+    assert sorted(ranks_of(tau.view(-1), (6,)).tolist())[-1] == 2**15 - 1
 
 
 def test_wide_rows_have_ranks_that_still_rise():
     tau = torch.arange(100_000, dtype=torch.float32)
-    ranks = ranks_in_rows(tau, (100_000,)).astype(int)
+    ranks = ranks_of(tau, (100_000,)).astype(int)
     assert ranks[0] == -(2**15)
     assert ranks[-1] == 2**15 - 1
     assert (np.diff(ranks) >= 0).all()
