@@ -23,12 +23,8 @@ from evomerge.errors import (
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from evomerge.api import Run
-    from evomerge.checkpoints.anatomy import Anatomy
-    from evomerge.checkpoints.relatedness import Relatedness
-    from evomerge.merging.operator import Operator
     from evomerge.results.adapter_export import AdapterReport
     from evomerge.terminal import TerminalView
 
@@ -155,7 +151,7 @@ def front(
         ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from evomerge.terminal import front_table
+    from evomerge.tables import front_table
 
     _console().print(front_table(rows))
 
@@ -281,14 +277,15 @@ def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
     from evomerge.experiment.wire import wire
+    from evomerge.tables import anatomy_table, relatedness_table
 
     config = _read_experiment(experiment, allow_code)
     with _view() as view:
         parts = wire(config, progress=view.progress)
     console = _console()
-    console.print(_anatomy_table(parts.models.anatomy))
+    console.print(anatomy_table(parts.models.anatomy))
     if parts.models.relatedness.relations:
-        console.print(_relatedness_table(parts.models.relatedness))
+        console.print(relatedness_table(parts.models.relatedness))
     for warning in parts.models.warnings:
         console.print(f"warning: {warning}")
     genes = parts.space.genes
@@ -309,6 +306,7 @@ def anatomy(
     from evomerge.checkpoints.anatomy import anatomy_of
     from evomerge.checkpoints.open import open_checkpoint
     from evomerge.experiment.wire import resolve
+    from evomerge.tables import anatomy_table
 
     with _view() as view:
         path = resolve(model, view.progress)
@@ -317,7 +315,7 @@ def anatomy(
         places = {name: [place.layer, place.component] for name, place in found.places.items()}
         print(json.dumps({"num_layers": found.num_layers, "tensors": places}, indent=2))
         return
-    _console().print(_anatomy_table(found))
+    _console().print(anatomy_table(found))
 
 
 @app.command()
@@ -347,7 +345,7 @@ def zoo(
     console = _console()
     console.print(f"{folder}: {', '.join(ZOOS[family].models)}")
     if (table := ZOOS[family].table) is not None:
-        from evomerge.terminal import zoo_table
+        from evomerge.tables import zoo_table
 
         console.print(zoo_table(table(folder)))
 
@@ -375,6 +373,7 @@ def operators(
     """The merge operators: what they do, which models and parameters they take."""
     from evomerge.errors import nearest
     from evomerge.merging import OPERATORS, reference
+    from evomerge.tables import operators_table, print_operator
 
     if as_markdown and (as_json or name):
         raise ConfigurationError("--markdown prints all operators, and stands alone")
@@ -387,47 +386,9 @@ def operators(
         described = [reference.facts(operator) for operator in chosen]
         print(json.dumps(described if name is None else described[0], indent=2))
     elif name is None:
-        _console().print(_operators_table())
+        _console().print(operators_table())
     else:
-        _print_operator(chosen[0])
-
-
-def _operators_table() -> Table:
-    from rich import box
-    from rich.table import Table
-
-    from evomerge.merging import OPERATORS, reference
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), leading=1)
-    table.add_column("operator", no_wrap=True)
-    table.add_column("what it does, models, parameters, source", overflow="fold")
-    for name, operator in OPERATORS.items():
-        lines = [operator.summary, f"models: {reference.models_of(operator)}"]
-        if operator.needs != "nothing":
-            lines[-1] += f", and {operator.needs}"
-        lines += [", ".join(map(reference.in_short, operator.parameters)), operator.paper]
-        table.add_row(name, "\n".join(filter(None, lines)))
-    return table
-
-
-def _print_operator(operator: Operator) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from evomerge.merging import reference
-
-    console = _console()
-    console.print(f"{operator.name}: {operator.summary}")
-    console.print(f"models: {reference.models_of(operator)}")
-    console.print(f"needs:  {operator.needs} beside the weights")
-    console.print(f"source: {operator.paper}")
-    if operator.parameters:
-        table = Table("parameter", "default", "values", "meaning", box=box.SIMPLE_HEAD)
-        for row in reference.parameter_rows(operator):
-            table.add_row(*row)
-        console.print(table)
-    if operator.notes:
-        console.print(operator.notes)
+        print_operator(_console(), chosen[0])
 
 
 def main() -> None:
@@ -534,35 +495,6 @@ def _drive(config: Any, out: Path) -> None:
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
 
 
-def _anatomy_table(anatomy: Anatomy) -> Table:
-    from rich.table import Table
-
-    table = Table("layers", "component", "tensors", "parameters")
-    for layers, component, tensors, parameters in anatomy.table():
-        table.add_row(layers, component, str(tensors), f"{parameters:,}")
-    return table
-
-
-def _relatedness_table(related: Relatedness) -> Table:
-    """How near each expert is to the base, and its task vector to the other experts' ones."""
-    from rich.table import Table
-
-    dtype = str(related.dtype).removeprefix("torch.")
-    table = Table("expert", "cosine with base", "task vector / base")
-    table.add_column("mean cosine of task vectors", justify="right")
-    table.add_column(f"survives {dtype} at weight {related.weight:.2g}", justify="right")
-    for name, relation in related.relations.items():
-        others = [cosine for pair, cosine in related.delta_cosines.items() if name in pair]
-        table.add_row(
-            name,
-            f"{relation.cosine:.4f}",
-            f"{relation.relative_norm:.4f}",
-            f"{sum(others) / len(others):.3f}" if others else "-",
-            f"{relation.survives:.1%}",
-        )
-    return table
-
-
 def _check_rank(rank: int | None, adapter: bool) -> None:
     if rank is not None and not adapter:
         raise ConfigurationError(Problem("--rank", "is the rank of an adapter", "add --adapter"))
@@ -576,7 +508,7 @@ def _print_adapter(report: AdapterReport) -> None:
 
 
 def _print_final(console: Console, final: dict[str, Any]) -> None:
-    from evomerge.terminal import final_table, summary
+    from evomerge.tables import final_table, summary
 
     console.print(final_table(final))
     console.print(summary(final), highlight=False)

@@ -1,0 +1,159 @@
+"""What the command line prints when something is done: tables, and a summary in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from evomerge.merging import OPERATORS, reference
+from evomerge.merging.operator import Operator
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.anatomy import Anatomy
+    from evomerge.checkpoints.relatedness import Relatedness
+
+MAX_FRONT_ROWS = 8
+
+
+def front_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of the front, each objective on the holdout; sorted by the first."""
+    names = list(rows[0]["holdout"])
+    title = "On the holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(rows, key=lambda row: -row["holdout"][names[0]]["value"]):
+        table.add_row(_name(row), *(_cell(row["holdout"][name]) for name in names))
+    return table
+
+
+def final_table(final: Mapping[str, Any]) -> Table:
+    """The final table: holdout values with standard errors, and what the search had thought."""
+    best = final["best"]
+    names = list(best["holdout"])
+    title = "On the holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model")
+    for name in (*names, *(["mean"] if len(names) > 1 else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("search", justify="right", no_wrap=True)
+
+    def add(label: str, row: Mapping[str, Any], style: str = "") -> None:
+        cells = [_cell(row["holdout"][name]) for name in names]
+        if len(names) > 1:
+            cells.append(_cell(row["holdout_mean"]))
+        seen = row.get("search_mean")
+        table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
+
+    for label, row in final["references"].items():
+        add(label.replace("task_arithmetic", "arithmetic"), row)
+    table.add_section()
+    front = [row for row in final["front"] if row["candidate"] != best["candidate"]]
+    front.sort(key=lambda row: -row["holdout_mean"]["value"])
+    for row in front[:MAX_FRONT_ROWS]:
+        add(_name(row), row)
+    if len(front) > MAX_FRONT_ROWS:
+        table.add_row(f"{len(front) - MAX_FRONT_ROWS} more on the front")
+    add(f"best: {_name(best)}", best, style="bold")
+    return table
+
+
+def summary(final: Mapping[str, Any]) -> str:
+    """The gain over the best reference and the winner's curse, in words."""
+    gain, best = final["gain_over_best_reference"], final["best"]
+    value, low, high = gain["value"], gain["low"], gain["high"]
+    lines = [f"Gain over the best reference ({gain['reference']}): {value:+.3f}"]
+    if len(best["holdout"]) > 1:
+        lines[0] += " on the mean of the objectives"
+    items = sum(estimate["num_items"] for estimate in best["holdout"].values())
+    if items == len(best["holdout"]):
+        return f"{lines[0]}. The fitness is one number: there is no holdout, and no interval."
+    lines[0] += f", 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]."
+    if high < 0:
+        lines.append("The search found nothing as good: try a larger budget or another space.")
+    elif low <= 0:
+        lines.append("The interval contains 0: on these items the two cannot be told apart.")
+    if "winners_curse" in best:
+        lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
+    return "\n".join(lines)
+
+
+def zoo_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each expert of a family has learnt: the base and the expert on the expert's holdout."""
+    title = "Accuracy on the expert's own holdout, ± one standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("expert")
+    for name in ("base", "expert", "items", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for expert, row in rows.items():
+        cells = (_cell(row["base"]), _cell(row["expert"]))
+        table.add_row(expert, *cells, str(row["expert"]["num_items"]), str(row["seconds"]))
+    return table
+
+
+def _cell(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} ±{estimate['standard_error']:.3f}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["label"] or f"no. {row['candidate']}")
+
+
+def operators_table() -> Table:
+    """All merge operators, from their declarations."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), leading=1)
+    table.add_column("operator", no_wrap=True)
+    table.add_column("what it does, models, parameters, source", overflow="fold")
+    for name, operator in OPERATORS.items():
+        lines = [operator.summary, f"models: {reference.models_of(operator)}"]
+        if operator.needs != "nothing":
+            lines[-1] += f", and {operator.needs}"
+        lines += [", ".join(map(reference.in_short, operator.parameters)), operator.paper]
+        table.add_row(name, "\n".join(filter(None, lines)))
+    return table
+
+
+def print_operator(console: Console, operator: Operator) -> None:
+    """One operator in full."""
+    console.print(f"{operator.name}: {operator.summary}")
+    console.print(f"models: {reference.models_of(operator)}")
+    console.print(f"needs:  {operator.needs} beside the weights")
+    console.print(f"source: {operator.paper}")
+    if operator.parameters:
+        table = Table("parameter", "default", "values", "meaning", box=box.SIMPLE_HEAD)
+        for row in reference.parameter_rows(operator):
+            table.add_row(*row)
+        console.print(table)
+    if operator.notes:
+        console.print(operator.notes)
+
+
+def anatomy_table(anatomy: Anatomy) -> Table:
+    """Tensors and parameters by layer and component."""
+    table = Table("layers", "component", "tensors", "parameters")
+    for layers, component, tensors, parameters in anatomy.table():
+        table.add_row(layers, component, str(tensors), f"{parameters:,}")
+    return table
+
+
+def relatedness_table(related: Relatedness) -> Table:
+    """How near each expert is to the base, and its task vector to the other experts' ones."""
+    dtype = str(related.dtype).removeprefix("torch.")
+    table = Table("expert", "cosine with base", "task vector / base")
+    table.add_column("mean cosine of task vectors", justify="right")
+    table.add_column(f"survives {dtype} at weight {related.weight:.2g}", justify="right")
+    for name, relation in related.relations.items():
+        others = [cosine for pair, cosine in related.delta_cosines.items() if name in pair]
+        table.add_row(
+            name,
+            f"{relation.cosine:.4f}",
+            f"{relation.relative_norm:.4f}",
+            f"{sum(others) / len(others):.3f}" if others else "-",
+            f"{relation.survives:.1%}",
+        )
+    return table
