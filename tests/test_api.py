@@ -344,3 +344,14 @@ def test_a_missing_model_names_its_nearest_sibling(digits: Digits, tmp_path: Pat
     (tmp_path / "experts").mkdir()
     with pytest.raises(ModelError, match="did you mean 'experts'"):
         evomerge.merge({"a": tmp_path / "expert"}, "linear", base=digits.base)
+
+
+def test_strangers_are_told_of_in_python_too(caplog):
+    generator = torch.Generator().manual_seed(0)
+    models = {name: {"w": torch.randn(60, 60, generator=generator)} for name in ("base", "a")}
+    evomerge.merge({"a": models["a"]}, "linear", base=models["base"])
+    assert any("a:" in line and "cosine" in line for line in caplog.messages)
+    caplog.clear()
+    near = {"w": models["base"]["w"] + 0.05 * models["a"]["w"]}
+    evomerge.merge({"a": near}, "linear", base=models["base"])
+    assert caplog.messages == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,8 @@ def open_recipe_models(
         recipe: what to merge.
         sources: state dicts in memory, by the recipe's names.
         progress: for models that are made on first use, and for reading them.
-        notes: takes what was changed to make the models fit, and what looks like a mistake.
+        notes: takes what was changed to make the models fit, and what looks like a mistake; without
+            it, the logger "evomerge" is told.
         allow_pickle_weights: read .pt and .bin files.
 
     Raises:
@@ -109,9 +111,13 @@ def open_recipe_models(
     checkpoints = family.checkpoints
     warnings = preflight(checkpoints, recipe.base)
     _check_finite(checkpoints, progress)
-    if notes is not None:
-        related = relate(checkpoints, recipe.base, recipe.dtype)
-        notes += [*family.notes, *warnings, *related.warnings()]
+    related = relate(checkpoints, recipe.base, recipe.dtype)
+    said = [*family.notes, *warnings, *related.warnings()]
+    if notes is None:
+        for note in said:
+            logging.getLogger("evomerge").warning(note)
+    else:
+        notes += said
     if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
         raise ConfigurationError(unlike)
     return checkpoints

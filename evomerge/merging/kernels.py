@@ -5,8 +5,9 @@ float32, subtract the base, sparsify, weigh, agree on signs, add, cast, write. S
 where they lie, in their own dtype, so a mapped file costs no memory. Entries are computed alone
 (but for sums of magnitudes), so neither tiles nor threads change a bit of the result.
 
-numba compiles them once and keeps the machine code on disk. Loops are written as numba vectorises
-them: over whole short arrays, without branches that leave.
+numba compiles them once and keeps the machine code on disk. It knows that to be old by the file of
+a kernel alone, not by those of what it calls: so all of them stand in one file. Loops are written
+as numba vectorises them: over whole short arrays, without branches that leave.
 """
 
 from __future__ import annotations
