@@ -1,13 +1,16 @@
 """Merging on the CPU in one pass over memory: nothing is read twice, nothing big is allocated.
 
-Every kernel walks through its tensors in tiles that stay inside a core's first cache: convert to
-float32, subtract the base, sparsify, weigh, agree on signs, add, cast, write. Sources are read
-where they lie, in their own dtype, so a mapped file costs no memory. Entries are computed alone
-(but for sums of magnitudes), so neither tiles nor threads change a bit of the result.
+The kernel walks through its tensors in tiles that stay inside a core's first cache. For each entry
+it reads all models at once, in their own dtype and where they lie, so that a mapped file costs no
+memory and the processor fetches all of them ahead: convert to float32, subtract the base, sparsify,
+weigh, agree on signs, add. Then the tile is cast and written. Entries are computed alone (but for
+sums of magnitudes), so neither tiles nor threads change a bit of the result.
 
-numba compiles them once and keeps the machine code on disk. It knows that to be old by the file of
-a kernel alone, not by those of what it calls: so all of them stand in one file. Loops are written
-as numba vectorises them: over whole short arrays, without branches that leave.
+numba compiles a kernel when it is first asked for and keeps the machine code on disk. It knows that
+to be old by the file of the kernel alone, not by those of what it calls: so all of them stand in
+one file. A number that the compiler has to know, such as the mode, travels as a tuple of that
+length: lengths are part of a type, and each type has machine code of its own, without branches.
+Loops are written as numba vectorises them: over whole short arrays, without branches that leave.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how entries are stored
-ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK = 0, 1, 2, 3  # which entries of a task vector take part
-SUM, AGREE, AGREE_NORMALISED = 0, 1, 2  # whether signs have to agree, and who is counted
+NOTHING, FLOAT32, BFLOAT16, FLOAT16 = -1, 0, 1, 2  # how entries are stored
+# Which entries of a task vector take part; "divided": by each entry's own probability.
+ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK, BY_RANK_DIVIDED = 0, 1, 2, 3, 4
+# Whether signs have to agree, and who is counted; the last: a sum that there is no base of.
+SUM, AGREE, AGREE_NORMALISED, ALONE = 0, 1, 2, 3
 
 MODES = {"all": ALL, "magnitude": BY_MAGNITUDE, "draw": BY_DRAW, "rank": BY_RANK}
+# How many sources are read at once: with more the compiler does not unroll the loop over them.
+AT_ONCE = {"all": 8, "magnitude": 8, "draw": 8, "rank": 4}
 CONSENSUS = {"sum": SUM, "agree": AGREE, "agree_normalised": AGREE_NORMALISED}
 
 _TILE = 2048  # entries: some task vectors as float32 stay in a core's own caches
@@ -47,6 +54,42 @@ def _to_pointer(typing_context: Any, address: Any) -> Any:
 _pointer: Any = intrinsic(_to_pointer)
 
 
+def _reader(number: Any) -> Any:
+    """A function of an address and an index, which are not looked at: nothing stops the loop."""
+
+    def read(typing_context: Any, address: Any, index: Any) -> Any:
+        del typing_context
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            del signature
+            stored = context.get_value_type(number)
+            first = builder.inttoptr(arguments[0], stored.as_pointer())
+            entry = builder.load(builder.gep(first, [arguments[1]]))
+            entry.align = number.bitwidth // 8
+            return entry
+
+        return number(address, index), generate
+
+    return intrinsic(read)
+
+
+def _to_tuple(typing_context: Any, like: Any, address: Any) -> Any:
+    """As many numbers as a tuple has, from memory."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        stored = context.get_value_type(signature.return_type).as_pointer()
+        entries = builder.load(builder.inttoptr(arguments[1], stored))
+        entries.align = signature.return_type.dtype.bitwidth // 8
+        return entries
+
+    return like(like, address), generate
+
+
+_tuple_at: Any = intrinsic(_to_tuple)
+_float32_at, _uint16_at, _int16_at = map(_reader, (types.float32, types.uint16, types.int16))
+
+
 def _kernel(function: Any) -> Any:
     return njit(nogil=True, cache=True, error_model="numpy")(function)
 
@@ -60,25 +103,35 @@ def _summing_kernel(function: Any) -> Any:
 
 
 @_kernel
-def _load(address: int, code: int, start: int, base: Any, out: Any) -> None:
-    """Entries from `start` on as float32, less those of `base` (which may be zeros)."""
-    if code == FLOAT32:
+def _from_bfloat16(word: Any) -> Any:
+    return np.uint32(word << np.uint32(16)).view(np.float32)
+
+
+@_kernel
+def _from_float16(word: Any) -> Any:
+    shifted = np.uint32(np.uint32(word & np.uint32(0x7FFF)) << np.uint32(13))
+    size = np.float32(shifted.view(np.float32) * _HALF_TO_FLOAT).view(np.uint32)
+    sign = np.uint32(np.uint32(word & np.uint32(0x8000)) << np.uint32(16))
+    return np.uint32(size | sign).view(np.float32)
+
+
+@_kernel
+def _load(address: int, code: int, start: int, out: Any) -> None:
+    """Entries from `start` on as float32; zeros where there is nothing."""
+    if code == NOTHING:
+        out[:] = 0
+    elif code == FLOAT32:
         floats = carray(_pointer(address + 4 * start), (out.size,), np.float32)
         for i in range(out.size):
-            out[i] = floats[i] - base[i]
-        return
-    bits = carray(_pointer(address + 2 * start), (out.size,), np.uint16)
-    if code == BFLOAT16:
-        for i in range(out.size):
-            value = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
-            out[i] = value - base[i]
+            out[i] = floats[i]
     else:
-        for i in range(out.size):
-            word = np.uint32(bits[i])
-            shifted = np.uint32(np.uint32(word & np.uint32(0x7FFF)) << np.uint32(13))
-            size = np.float32(shifted.view(np.float32) * _HALF_TO_FLOAT).view(np.uint32)
-            sign = np.uint32(np.uint32(word & np.uint32(0x8000)) << np.uint32(16))
-            out[i] = np.uint32(size | sign).view(np.float32) - base[i]
+        bits = carray(_pointer(address + 2 * start), (out.size,), np.uint16)
+        if code == BFLOAT16:
+            for i in range(out.size):
+                out[i] = _from_bfloat16(np.uint32(bits[i]))
+        else:
+            for i in range(out.size):
+                out[i] = _from_float16(np.uint32(bits[i]))
 
 
 @_kernel
@@ -123,221 +176,249 @@ def _store(values: Any, address: int, code: int, start: int) -> Any:
     return bad
 
 
-@_kernel
-def _add_scaled(values: Any, factor: Any, total: Any) -> None:
-    for i in range(total.size):
-        total[i] += factor * values[i]
+# --- some sources at a time -----------------------------------------------------------------------
 
 
 @_kernel
-def _keep_by_magnitude(tau: Any, low: Any, high: Any, factor: Any) -> None:
-    """Weigh what has low <= |tau| <= high; the rest becomes 0."""
-    for i in range(tau.size):
-        size = abs(tau[i])
-        kept = (size >= low) & (size <= high)
-        tau[i] = tau[i] * factor if kept else np.float32(0)
+def _entry(stored: Any, address: int, i: int) -> Any:
+    """An entry as float32."""
+    if len(stored) == FLOAT32:
+        return _float32_at(address, i)
+    word = np.uint32(_uint16_at(address, i))
+    return _from_bfloat16(word) if len(stored) == BFLOAT16 else _from_float16(word)
 
 
 @_kernel
-def _keep_by_draw(tau: Any, draws: int, start: int, level: Any, factor: Any) -> None:
-    """Weigh what has a draw below the level."""
-    drawn = carray(_pointer(draws + 2 * start), (tau.size,), np.int16)
-    for i in range(tau.size):
-        tau[i] = tau[i] * factor if np.float32(drawn[i]) < level else np.float32(0)
+def _summand(stored: Any, mode: Any, some: Any, k: int, i: int, origin: Any) -> Any:
+    """Entry i of a weighted, sparsified task vector; `origin` is the base's."""
+    addresses, draws, ranks, firsts, seconds, factors, _ = some
+    tau, factor = np.float32(_entry(stored, addresses[k], i) - origin), factors[k]
+    if len(mode) == ALL:
+        return tau * factor
+    if len(mode) == BY_MAGNITUDE:
+        size = abs(tau)
+        return tau * factor if (size >= firsts[k]) & (size <= seconds[k]) else np.float32(0)
+    drawn = np.float32(_int16_at(draws[k], i))
+    if len(mode) == BY_DRAW:
+        return tau * factor if drawn < firsts[k] else np.float32(0)
+    rank = np.float32(_int16_at(ranks[k], i))
+    level = np.float32(firsts[k] + seconds[k] * rank)
+    if len(mode) == BY_RANK_DIVIDED:
+        tau *= np.float32(65536) / (level + np.float32(32768))
+    return tau * factor if drawn < level else np.float32(0)
 
 
 @_kernel
-def _keep_by_rank(
-    tau: Any, draws: int, ranks: int, start: int, levels: Any, factor: Any, divide: bool
-) -> None:
-    """Weigh what has a draw below its own level: levels[0] + levels[1] x rank.
-
-    divide: by the share of draws that are below that level, each entry's own probability.
-    """
-    drawn = carray(_pointer(draws + 2 * start), (tau.size,), np.int16)
-    ranked = carray(_pointer(ranks + 2 * start), (tau.size,), np.int16)
-    if divide:
-        for i in range(tau.size):
-            level = levels[0] + levels[1] * np.float32(ranked[i])
-            made_up = tau[i] * factor * (np.float32(65536) / (level + np.float32(32768)))
-            tau[i] = made_up if np.float32(drawn[i]) < level else np.float32(0)
-        return
-    for i in range(tau.size):
-        level = levels[0] + levels[1] * np.float32(ranked[i])
-        tau[i] = tau[i] * factor if np.float32(drawn[i]) < level else np.float32(0)
+def _sign(total: Any, fill: Any) -> Any:
+    filled = fill if total == 0 else np.float32(-1)
+    return np.float32(1) if total > 0 else filled
 
 
 @_kernel
-def _sparse_bfloat16(
-    tau: Any, base: Any, source: Any, start: int, mode: int, limits: Any, factor: Any
-) -> None:
-    """As `_sparse`, in one loop for what is asked for most."""
-    bits = carray(_pointer(source[0] + 2 * start), (tau.size,), np.uint16)
-    if mode == BY_MAGNITUDE:
-        low, high = limits[0], limits[1]
-        for i in range(tau.size):
-            value = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32) - base[i]
-            size = abs(value)
-            tau[i] = value * factor if (size >= low) & (size <= high) else np.float32(0)
-        return
-    drawn = carray(_pointer(source[2] + 2 * start), (tau.size,), np.int16)
-    level = limits[0]
-    for i in range(tau.size):
-        value = np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32) - base[i]
-        tau[i] = value * factor if np.float32(drawn[i]) < level else np.float32(0)
+def _direction(total: Any) -> Any:
+    return np.int32(np.int32(total > 0) - np.int32(total < 0))
 
 
 @_kernel
-def _sparse(
-    tau: Any,
-    base: Any,
-    source: Any,
+def _is_cancelled(total: Any, agreed: Any) -> Any:
+    """What agrees with the sign that fills a zero sum would not be there if nothing was."""
+    return np.int32((total == 0) & (agreed != 0))
+
+
+@_kernel
+def _divided(consensus: Any, agreed: Any, took: Any) -> Any:
+    if len(consensus) == AGREE_NORMALISED:
+        return np.float32(agreed / (took if took != 0 else np.float32(1)))
+    return agreed
+
+
+@_kernel
+def _agreed(
+    stored: Any, mode: Any, some: Any, i: int, origin: Any, sign: Any, summed: Any, took: Any
+) -> Any:
+    """Add the summands of that sign, and what they count for."""
+    for k in range(len(some[0])):
+        tau = _summand(stored, mode, some, k, i, origin)
+        agrees = tau * sign > 0
+        summed += tau if agrees else np.float32(0)
+        took += some[6][k] if agrees else np.float32(0)
+    return summed, took
+
+
+@_kernel
+def _merge_all(
+    stored: Any,
+    mode: Any,
+    consensus: Any,
+    some: Any,
     start: int,
-    mode: int,
-    limits: Any,
-    factor: Any,
-    divide: bool,
+    fill: Any,
+    scale: Any,
+    origin: Any,
+) -> Any:
+    """All of a tile's task vectors added to its base, in one loop; returns as `_combine`."""
+    cancelled, tally = np.int32(0), np.int32(0)
+    for i in range(origin.size):
+        total = np.float32(-0.0)  # which leaves a zero its sign
+        for k in range(len(some[0])):
+            total += _summand(stored, mode, some, k, start + i, origin[i])
+        if len(consensus) == ALONE:
+            origin[i] = total
+        elif len(consensus) == SUM:
+            origin[i] += scale * total
+        else:
+            sign = _sign(total, fill)
+            agreed, took = _agreed(
+                stored, mode, some, start + i, origin[i], sign, np.float32(0), np.float32(0)
+            )
+            origin[i] += scale * _divided(consensus, agreed, took)
+            tally = np.int32(tally + _direction(total))
+            cancelled = np.int32(cancelled + _is_cancelled(total, agreed))
+    return np.int64(cancelled), np.int64(tally)
+
+
+@_kernel
+def _add_up(stored: Any, mode: Any, some: Any, start: int, origin: Any, total: Any) -> None:
+    """Add the task vectors' entries to the total."""
+    for i in range(total.size):
+        summed = total[i]
+        for k in range(len(some[0])):
+            summed += _summand(stored, mode, some, k, start + i, origin[i])
+        total[i] = summed
+
+
+@_kernel
+def _add_agreeing(
+    stored: Any,
+    mode: Any,
+    some: Any,
+    start: int,
+    origin: Any,
+    total: Any,
+    fill: Any,
+    agreed: Any,
+    took: Any,
 ) -> None:
-    """A tile of a weighted, sparsified task vector."""
-    if source[1] == BFLOAT16 and mode in (BY_MAGNITUDE, BY_DRAW):
-        _sparse_bfloat16(tau, base, source, start, mode, limits, factor)
-        return
-    _load(source[0], source[1], start, base, tau)
-    if mode == BY_MAGNITUDE:
-        _keep_by_magnitude(tau, limits[0], limits[1], factor)
-    elif mode == BY_DRAW:
-        _keep_by_draw(tau, source[2], start, limits[0], factor)
-    elif mode == BY_RANK:
-        _keep_by_rank(tau, source[2], source[3], start, limits, factor, divide)
-    elif factor != 1:
-        for i in range(tau.size):
-            tau[i] *= factor
+    """Add the entries that have the total's sign to `agreed`, what they count for to `took`."""
+    for i in range(total.size):
+        sign = _sign(total[i], fill)
+        agreed[i], took[i] = _agreed(
+            stored, mode, some, start + i, origin[i], sign, agreed[i], took[i]
+        )
 
 
-@_summing_kernel
-def _sum_of_sizes(tau: Any) -> Any:
-    total = np.float32(0)
-    for i in range(tau.size):
-        total += abs(tau[i])
-    return np.float64(total)
+@_kernel
+def _some(
+    each: Any,
+    k: int,
+    count: int,
+    span: int,
+    sources: int,
+    limits: int,
+    factors: int,
+    counted: int,
+) -> Any:
+    """What is known of the sources from the k-th of `count` on, from where it lies in memory."""
+    whole, real = each
+    row, limit = sources + 8 * k, limits + 4 * (2 * span * count + k)
+    return (
+        _tuple_at(whole, row),
+        _tuple_at(whole, row + 8 * count),
+        _tuple_at(whole, row + 16 * count),
+        _tuple_at(real, limit),
+        _tuple_at(real, limit + 4 * count),
+        _tuple_at(real, factors + 4 * (span * count + k)),
+        _tuple_at(real, counted + 4 * k),
+    )
+
+
+@_kernel
+def _unify(stored: Any, sources: Any, start: int, buffers: Any, unified: Any) -> None:
+    """Make a tile of those sources float32 that are stored otherwise than the others."""
+    for k in range(sources.shape[1]):
+        if sources[3, k] != len(stored):
+            _load(sources[0, k], sources[3, k], start, buffers[k])
+            unified[0, k] = buffers[k].ctypes.data - 4 * start
 
 
 # --- whole tensors --------------------------------------------------------------------------------
 
 
-@_kernel
-def weighted_sum(sources: Any, weights: Any, out: Any, spans: Any) -> int:
-    """Write sum_k weights[k] x_k; whether some of it is not finite.
-
-    Args:
-        sources: (num_sources, 2) int64, address and code.
-        weights: (num_sources, num_spans) float32.
-        out: (2,) int64, address and code.
-        spans: (num_spans, 2) int64, first entry and the one after the last.
-    """
-    bad = 0
-    values, total = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
-    zeros = np.zeros(_TILE, np.float32)
-    for span in range(len(spans)):
-        for start in range(spans[span, 0], spans[span, 1], _TILE):
-            size = min(_TILE, spans[span, 1] - start)
-            some, merged = values[:size], total[:size]
-            zero = zeros[:size]
-            _load(sources[0, 0], sources[0, 1], start, zero, merged)
-            first = weights[0, span]
-            for i in range(size):
-                merged[i] *= first
-            for k in range(1, len(sources)):
-                _load(sources[k, 0], sources[k, 1], start, zero, some)
-                _add_scaled(some, weights[k, span], merged)
-            bad |= _store(merged, out[0], out[1], start)
-    return bad
+@_summing_kernel
+def _sum_of_sizes(taus: Any) -> Any:
+    total = np.float32(0)
+    for i in range(taus.size):
+        total += abs(taus[i])
+    return np.float64(total)
 
 
 @_kernel
 def kept_mass(
-    base: Any, sources: Any, mode: int, limits: Any, spans: Any, before: Any, after: Any
+    each: Any,
+    stored: Any,
+    mode: Any,
+    base: Any,
+    sources: Any,
+    limits: Any,
+    ones: Any,
+    spans: Any,
+    before: Any,
+    after: Any,
 ) -> None:
     """The sums of |tau| of all entries and of those that are kept; see `add_task_vectors`.
 
+    each: for one source at a time.
+    ones: (num_spans, num_sources) float32.
     before, after: (num_sources, num_spans) float64, set.
     """
-    taus, origins = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
-    zeros, one = np.zeros(_TILE, np.float32), np.float32(1)
-    for k in range(len(sources)):
-        for span in range(len(spans)):
-            before[k, span] = after[k, span] = 0
-            for start in range(spans[span, 0], spans[span, 1], _TILE):
-                size = min(_TILE, spans[span, 1] - start)
-                tau, origin = taus[:size], origins[:size]
-                _load(base[0], base[1], start, zeros[:size], origin)
-                _sparse(tau, origin, sources[k], start, ALL, limits[k, span], one, False)
-                before[k, span] += _sum_of_sizes(tau)
-                _sparse(tau, origin, sources[k], start, mode, limits[k, span], one, False)
-                after[k, span] += _sum_of_sizes(tau)
+    count = sources.shape[1]
+    tiles, buffers = np.empty((2, _TILE), np.float32), np.empty((count, _TILE), np.float32)
+    unified = sources.copy()
+    source_at, limit_at, one_at = unified.ctypes.data, limits.ctypes.data, ones.ctypes.data
+    before[:] = 0
+    after[:] = 0
+    for span in range(len(spans)):
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin, total = tiles[0, :size], tiles[1, :size]
+            _load(base[0], base[1], start, origin)
+            _unify(stored, sources, start, buffers[:, :size], unified)
+            for k in range(count):
+                one = _some(each, k, count, span, source_at, limit_at, one_at, one_at)
+                total[:] = 0
+                _add_up(stored, (), one, start, origin, total)
+                before[k, span] += _sum_of_sizes(total)
+                total[:] = 0
+                _add_up(stored, mode, one, start, origin, total)
+                after[k, span] += _sum_of_sizes(total)
 
 
 @_kernel
-def _combine(
-    each: Any, taus: Any, counted: Any, how: int, scale: Any, fill: Any, origin: Any
-) -> Any:
+def _combine(consensus: Any, total: Any, agreed: Any, took: Any, scale: Any, origin: Any) -> Any:
     """Add a tile's task vectors to the base; how many sums cancelled, and their signs' sum."""
     cancelled, tally = np.int32(0), np.int32(0)
-    if how == SUM:
-        for i in range(origin.size):
-            total = np.float32(0)
-            for k in range(len(each)):
-                total += taus[k * _TILE + i]
-            origin[i] += scale * total
-        return np.int64(0), np.int64(0)
-    if how == AGREE:
-        for i in range(origin.size):
-            total = np.float32(0)
-            for k in range(len(each)):
-                total += taus[k * _TILE + i]
-            filled = fill if total == 0 else np.float32(-1)
-            sign = np.float32(1) if total > 0 else filled
-            agreed = np.float32(0)
-            for k in range(len(each)):
-                tau = taus[k * _TILE + i]
-                agrees = tau * sign > 0
-                agreed += tau if agrees else np.float32(0)
-            origin[i] += scale * agreed
-            tally = np.int32(tally + np.int32(total > 0))
-            tally = np.int32(tally - np.int32(total < 0))
-            # What agrees with the sign that fills a zero sum would not be there if nothing was.
-            cancelled = np.int32(cancelled + np.int32((total == 0) & (agreed != 0)))
-        return np.int64(cancelled), np.int64(tally)
     for i in range(origin.size):
-        total = np.float32(0)
-        for k in range(len(each)):
-            total += taus[k * _TILE + i]
-        filled = fill if total == 0 else np.float32(-1)
-        sign = np.float32(1) if total > 0 else filled
-        agreed, took = np.float32(0), np.float32(0)
-        for k in range(len(each)):
-            tau = taus[k * _TILE + i]
-            agrees = tau * sign > 0
-            agreed += tau if agrees else np.float32(0)
-            took += counted[k] if agrees else np.float32(0)
-        origin[i] += scale * (agreed / (took if took != 0 else np.float32(1)))
-        tally = np.int32(tally + np.int32(total > 0))
-        tally = np.int32(tally - np.int32(total < 0))
-        # What agrees with the sign that fills a zero sum would not be there if nothing was.
-        cancelled = np.int32(cancelled + np.int32((total == 0) & (agreed != 0)))
+        if len(consensus) == ALONE:
+            origin[i] = total[i]
+        elif len(consensus) == SUM:
+            origin[i] += scale * total[i]
+        else:
+            origin[i] += scale * _divided(consensus, agreed[i], took[i])
+            tally = np.int32(tally + _direction(total[i]))
+            cancelled = np.int32(cancelled + _is_cancelled(total[i], agreed[i]))
     return np.int64(cancelled), np.int64(tally)
 
 
 @_kernel
 def add_task_vectors(
     each: Any,
+    stored: Any,
+    mode: Any,
+    consensus: Any,
     base: Any,
     sources: Any,
-    mode: int,
     limits: Any,
     factors: Any,
-    divide: bool,
-    how: int,
     counted: Any,
     scale: Any,
     fills: Any,
@@ -345,22 +426,22 @@ def add_task_vectors(
     spans: Any,
     tallies: Any,
     is_cancelled: Any,
-) -> int:
+) -> Any:
     """Write W_0 + scale x what the weighted, sparsified task vectors are together.
 
     Returns whether an entry is not finite.
 
-    each: a tuple with an entry for each source. Its length is part of its type, so each number of
-        sources has a kernel of its own: loops over them are unrolled, sums stay in registers.
+    each: two tuples, of int64 and of float32, with an entry for each source that is read at once,
+        at most `AT_ONCE`. Their length divides the number of sources.
+    stored: a tuple as long as the code of all sources; of FLOAT32 if they differ.
+    mode: a tuple as long as ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK or BY_RANK_DIVIDED.
+    consensus: a tuple as long as SUM, AGREE, AGREE_NORMALISED or ALONE, which leaves out the scale.
     base, out: (2,) int64, address and code.
-    sources: (num_sources, 4) int64: address, code, address of the draws, of the ranks
-        (int16); the last two are 0 where the mode has none.
-    mode: ALL, BY_MAGNITUDE, BY_DRAW or BY_RANK.
-    limits: (num_sources, num_spans, 2) float32: lowest and highest magnitude; or the level of
+    sources: (4, num_sources) int64: address, address of the draws, of the ranks (int16; 0 where
+        the mode has none), code.
+    limits: (num_spans, 2, num_sources) float32: lowest and highest magnitude; or the level of
         the draws; or the level of rank 0 and what a rank adds to it.
-    factors: (num_sources, num_spans) float32, of what is kept.
-    divide: by each entry's own probability (BY_RANK).
-    how: SUM, AGREE or AGREE_NORMALISED.
+    factors: (num_spans, num_sources) float32, of what is kept.
     counted: (num_sources,) float32, what each source adds to the divisor.
     scale: float32.
     fills: (num_spans,) float32, the sign where a sum is 0.
@@ -369,20 +450,40 @@ def add_task_vectors(
     is_cancelled: (num_tiles,) bool, set: whether some of a tile's sums are 0 although a summand
         is not; see `tiles_of`.
     """
-    num_sources, bad, tile = len(each), 0, 0
-    taus = np.empty(num_sources * _TILE, np.float32)
-    origins, zeros = np.empty(_TILE, np.float32), np.zeros(_TILE, np.float32)
+    bad, tile, count, at_once = 0, 0, sources.shape[1], len(each[0])
+    tiles, buffers = np.empty((4, _TILE), np.float32), np.empty((count, _TILE), np.float32)
+    unified = sources.copy()
+    source_at, limit_at = unified.ctypes.data, limits.ctypes.data
+    factor_at, counted_at = factors.ctypes.data, counted.ctypes.data
     for span in range(len(spans)):
         tallies[span] = 0
         for start in range(spans[span, 0], spans[span, 1], _TILE):
             size = min(_TILE, spans[span, 1] - start)
-            origin = origins[:size]
-            _load(base[0], base[1], start, zeros[:size], origin)
-            for k in range(num_sources):
-                tau, limit = taus[k * _TILE : k * _TILE + size], limits[k, span]
-                factor = factors[k, span]
-                _sparse(tau, origin, sources[k], start, mode, limit, factor, divide)
-            cancelled, tally = _combine(each, taus, counted, how, scale, fills[span], origin)
+            origin, total = tiles[0, :size], tiles[1, :size]
+            agreed, took = tiles[2, :size], tiles[3, :size]
+            _load(base[0], base[1], start, origin)
+            _unify(stored, sources, start, buffers[:, :size], unified)
+            if count == at_once:
+                some = _some(each, 0, count, span, source_at, limit_at, factor_at, counted_at)
+                cancelled, tally = _merge_all(
+                    stored, mode, consensus, some, start, fills[span], scale, origin
+                )
+            else:
+                total[:] = np.float32(-0.0)  # which leaves a zero its sign
+                for k in range(0, count, at_once):
+                    some = _some(each, k, count, span, source_at, limit_at, factor_at, counted_at)
+                    _add_up(stored, mode, some, start, origin, total)
+                if len(consensus) in (AGREE, AGREE_NORMALISED):
+                    agreed[:] = 0
+                    took[:] = 0
+                    for k in range(0, count, at_once):
+                        some = _some(
+                            each, k, count, span, source_at, limit_at, factor_at, counted_at
+                        )
+                        _add_agreeing(
+                            stored, mode, some, start, origin, total, fills[span], agreed, took
+                        )
+                cancelled, tally = _combine(consensus, total, agreed, took, scale, origin)
             bad |= _store(origin, out[0], out[1], start)
             tallies[span] += tally
             is_cancelled[tile] = cancelled > 0

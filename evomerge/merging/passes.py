@@ -9,7 +9,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -82,13 +82,9 @@ def weighted_sum(
     if fused is None:
         eager.weighted_sum(sources, weights, out, segments)
         return None
-    pointers = np.array([fused.address_of(source) for source in sources], np.int64)
-    target = np.array(fused.address_of(out), np.int64)
-
-    def run(share: _Share) -> int:
-        return int(fused.weighted_sum(pointers, share.of(weights), target, share.spans))
-
-    return not any(_run(run, segments))
+    everything = Selection("all", np.zeros((*weights.shape, 2)), weights)
+    plain = Agreement("sum", np.ones(len(sources)), 1.0)
+    return _fused(fused, None, sources, everything, plain, out, segments)
 
 
 def add_task_vectors(
@@ -108,25 +104,37 @@ def add_task_vectors(
     if fused is None:
         eager.add_task_vectors(base, sources, selection, agreement, out, segments)
         return None
-    each = (0,) * len(sources)
-    origin, target = (np.array(fused.address_of(t), np.int64) for t in (base, out))
-    pointers = _pointers(fused, sources, selection)
-    mode, how = fused.MODES[selection.mode], fused.CONSENSUS[agreement.consensus]
-    counted, scale = agreement.counted.astype(np.float32), np.float32(agreement.scale)
+    return _fused(fused, base, sources, selection, agreement, out, segments)
+
+
+def _fused(
+    fused: ModuleType,
+    base: Tensor | None,
+    sources: Sequence[Tensor],
+    selection: Selection,
+    agreement: Agreement,
+    out: Tensor,
+    segments: Sequence[slice],
+) -> bool:
+    """As `add_task_vectors`, by the kernel; without a base, of the sources themselves."""
+    given = _Given.of(fused, base, sources, selection)
+    target = np.array(fused.address_of(out), np.int64)
+    consensus = fused.ALONE if base is None else fused.CONSENSUS[agreement.consensus]
+    counted, scale = given.padded(agreement.counted), np.float32(agreement.scale)
 
     def run(share: _Share, fills: NDArray[np.float32]) -> tuple[int, _Share, NDArray[np.int64]]:
         """Whether something is not finite, the tiles with sums that cancelled, the tallies."""
         tiles, span = fused.tiles_of(share.spans)
         tallies, is_cancelled = np.empty(len(share.spans), np.int64), np.empty(len(tiles), np.bool_)
         bad = fused.add_task_vectors(
-            each,
-            origin,
-            pointers,
-            mode,
-            share.of(selection.limits),
-            share.of(selection.factors),
-            selection.divide,
-            how,
+            given.each,
+            given.stored,
+            given.mode,
+            (0,) * consensus,
+            given.base,
+            given.sources,
+            given.padded(share.of(selection.limits)),
+            given.padded(share.of(selection.factors)),
             counted,
             scale,
             fills[share.segments],
@@ -164,14 +172,76 @@ def kept_mass(
     fused = _kernels_for([base, *sources])
     if fused is None:
         return eager.kept_mass(base, sources, selection, segments)
-    origin = np.array(fused.address_of(base), np.int64)
-    pointers = _pointers(fused, sources, selection)
+    undivided = replace(selection, divide=False)
+    given = _Given.of(fused, base, sources, undivided, at_once=1)
     before, after = np.zeros((2, len(sources), len(segments)))
     # On one thread: the order of a sum must not depend on how many there are.
     share = _Share(np.arange(len(segments)), _spans(segments))
-    mode, limits = fused.MODES[selection.mode], share.of(selection.limits)
-    fused.kept_mass(origin, pointers, mode, limits, share.spans, before, after)
+    fused.kept_mass(
+        given.each,
+        given.stored,
+        given.mode,
+        given.base,
+        given.sources,
+        given.padded(share.of(selection.limits)),
+        np.ones((len(segments), len(sources)), np.float32),
+        share.spans,
+        before,
+        after,
+    )
     return before, after
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the kernels are told of the models.
+
+    They read as many sources at once as `each` has entries, and the same number each time: sources
+    without weight, copies of the first, fill up the last turn.
+    """
+
+    each: tuple[tuple[int, ...], tuple[np.float32, ...]]
+    stored: tuple[int, ...]
+    mode: tuple[int, ...]
+    base: NDArray[np.int64]
+    sources: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        fused: ModuleType,
+        base: Tensor | None,
+        sources: Sequence[Tensor],
+        selection: Selection,
+        at_once: int | None = None,
+    ) -> _Given:
+        origin = (0, fused.NOTHING) if base is None else fused.address_of(base)
+        if at_once is None:
+            turns = -(-len(sources) // fused.AT_ONCE[selection.mode])
+            at_once = -(-len(sources) // turns)
+        pointers = np.zeros((4, -(-len(sources) // at_once) * at_once), np.int64)
+        for k, source in enumerate(sources):
+            pointers[0, k], pointers[3, k] = fused.address_of(source)
+            if selection.draws:
+                pointers[1, k] = selection.draws[k].data_ptr()
+            if selection.ranks:
+                pointers[2, k] = selection.ranks[k].data_ptr()
+        pointers[:, len(sources) :] = pointers[:, :1]
+        codes = set(pointers[3].tolist())
+        mode = fused.BY_RANK_DIVIDED if selection.divide else fused.MODES[selection.mode]
+        return cls(
+            each=((0,) * at_once, (np.float32(0),) * at_once),
+            stored=(0,) * (codes.pop() if len(codes) == 1 else fused.FLOAT32),
+            mode=(0,) * mode,
+            base=np.array(origin, np.int64),
+            sources=pointers,
+        )
+
+    def padded(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Values of sources, (sources, ...), as (..., sources), with zeros for those that fill."""
+        padded = np.zeros((*values.shape[1:], self.sources.shape[1]), np.float32)
+        padded[..., : len(values)] = np.moveaxis(values, 0, -1)
+        return padded
 
 
 # --- where it runs --------------------------------------------------------------------------------
@@ -217,19 +287,6 @@ def _run(function: Callable[[_Share], Result], segments: Sequence[slice]) -> lis
         return [function(shares[0])]
     with ThreadPoolExecutor(len(shares)) as threads:  # the kernels let go of the interpreter
         return list(threads.map(function, shares))
-
-
-def _pointers(
-    fused: ModuleType, sources: Sequence[Tensor], selection: Selection
-) -> NDArray[np.int64]:
-    pointers = np.zeros((len(sources), 4), np.int64)
-    for k, source in enumerate(sources):
-        pointers[k, :2] = fused.address_of(source)
-        if selection.draws:
-            pointers[k, 2] = selection.draws[k].data_ptr()
-        if selection.ranks:
-            pointers[k, 3] = selection.ranks[k].data_ptr()
-    return pointers
 
 
 def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
