@@ -116,10 +116,11 @@ def peaks(folder: Path, operator: str, counts: tuple[int, int], rows: int) -> li
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_eight_models_take_no_more_memory_than_two(tmp_path: Path, operator: str) -> None:
     two, eight = peaks(tmp_path, operator, (2, 8), rows=2048)  # 14 MB each
-    # Six models more would be 84 MB; samples of each and one order for a moment are less.
-    more = 64 * MB
+    # Of TIES the order of one whole task vector, 14 MB, is there for a moment before it goes to a
+    # file: the watch sees it or not. Six of them, or six models, would be 84 MB.
+    more = (20 if operator.startswith("ties") else 7) * MB
     assert eight < two + more, f"{two / MB:.0f} MB with two, {eight / MB:.0f} MB with eight"
-    assert eight < 84 * MB  # the shard that is written is 14 MB
+    assert eight < 55 * MB  # the shard that is written is 14 MB
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from evomerge.checkpoints.open import Checkpoint
 
 SAMPLE = 2_000_000  # entries of each model; smaller models are read whole
+PIECE = 2**18  # entries of all models that are compared at a time: their number costs no memory
 STRETCH = 4_096  # entries that are read in one piece
 MADE_TENSORS = 8  # of those that have to be computed whole, as an adapter's are
 
@@ -130,16 +131,17 @@ def relate(
     num_entries = 0
     models = [checkpoints[base], *(checkpoints[name] for name in experts)]
     for name, share, places in _plan(models, sample):
-        rows = torch.stack([_taken(model, name, places) for model in models])
-        num_entries += rows.shape[1]
-        origin, taus = rows[0].clone(), rows[1:]
-        taus -= origin
-        gram += share * (rows.double() @ rows.double().T).numpy()
         output = models[0].dtype(name) if chosen is None else chosen
-        differ = taus != 0
-        still = (origin + weight * taus).to(output) != origin.to(output)
-        changed += share * differ.sum(1).numpy()
-        kept += share * (differ & still).sum(1).numpy()
+        for rows in _rows(models, name, places):
+            num_entries += rows.shape[1]
+            origin, taus = rows[0].clone(), rows[1:]
+            taus -= origin
+            doubles = rows.double()
+            gram += share * (doubles @ doubles.T).numpy()
+            differ = taus != 0
+            still = (origin + weight * taus).to(output) != origin.to(output)
+            changed += share * differ.sum(1).numpy()
+            kept += share * (differ & still).sum(1).numpy()
     return _summed(experts, gram, changed, kept, num_entries, chosen or _main_dtype(models[0]))
 
 
@@ -177,10 +179,20 @@ def _plan(
         yield name, outer * sizes[name] / (wanted * STRETCH), places
 
 
-def _taken(model: Checkpoint, name: str, places: NDArray[np.int64] | None) -> torch.Tensor:
+def _rows(
+    models: list[Checkpoint], name: str, places: NDArray[np.int64] | None
+) -> Iterator[torch.Tensor]:
+    """The entries of a tensor as float32, (models, entries), in pieces of about `PIECE`."""
+    each = max(1, PIECE // len(models))
     if places is None:
-        return model.tensor(name).reshape(-1).float()
-    return model.stretches(name, places.tolist(), STRETCH).float()
+        whole = [model.tensor(name).reshape(-1) for model in models]
+        for start in range(0, whole[0].numel(), each):
+            yield torch.stack([entries[start : start + each].float() for entries in whole])
+        return
+    stretches = max(1, each // STRETCH)
+    for start in range(0, len(places), stretches):
+        some = places[start : start + stretches].tolist()
+        yield torch.stack([model.stretches(name, some, STRETCH).float() for model in models])
 
 
 def _summed(

@@ -197,7 +197,8 @@ class _Given:
     """What the kernels are told of the models.
 
     They read as many sources at once as `each` has entries, and the same number each time: sources
-    without weight, copies of the first, fill up the last turn.
+    without weight fill up the last turn, copies of the base, whose task vectors are zeros (of the
+    first source where there is no base).
     """
 
     each: tuple[tuple[int, ...], tuple[np.float32, ...]]
@@ -227,6 +228,8 @@ class _Given:
             if selection.ranks:
                 pointers[2, k] = selection.ranks[k].data_ptr()
         pointers[:, len(sources) :] = pointers[:, :1]
+        if base is not None:
+            pointers[::3, len(sources) :] = np.array(origin)[:, None]
         codes = set(pointers[3].tolist())
         mode = fused.BY_RANK_DIVIDED if selection.divide else fused.MODES[selection.mode]
         return cls(

@@ -274,3 +274,16 @@ def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
     cache = Cache(budget_bytes=10)
     assert isinstance(cache.get("a", Spillable), Spillable)
     assert cache.used_bytes == 0
+
+
+@pytest.mark.parametrize("num_sources", [3, 9])
+def test_what_is_left_out_may_be_infinite(num_sources):
+    base, sources, draws, _ = data(0, num_sources, (torch.float32,))
+    shape = (num_sources, len(SEGMENTS))
+    chosen = Selection("draw", np.zeros((*shape, 2)), np.ones(shape), draws)
+    agreement = Agreement("sum", np.ones(num_sources), 1.0)
+    fast, slow = torch.empty(9000), torch.empty(9000)
+    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
+    sources[0][draws[0] >= 0] = torch.inf
+    assert passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
+    assert torch.allclose(fast, slow, atol=1e-5)
