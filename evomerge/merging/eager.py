@@ -62,7 +62,8 @@ def add_task_vectors(
                 counted = taus.new_tensor(agreement.counted.tolist())
                 divisor = (agrees * counted[:, None]).sum(0)
                 sums /= divisor.masked_fill(divisor == 0, 1.0)
-        out[part].copy_(base[part].float().add_(sums, alpha=agreement.scale))
+        # Not in place: float32 entries are the model's own.
+        out[part].copy_(base[part].float().add(sums, alpha=agreement.scale))
 
 
 def kept_mass(
@@ -75,7 +76,7 @@ def kept_mass(
             tau = source[part].float() - base[part].float()
             before[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
             if selection.mode != "all":
-                tau *= _kept(tau, selection, k, segment, part)
+                tau.masked_fill_(~_kept(tau, selection, k, segment, part), 0)
             after[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
     return before, after
 
@@ -97,7 +98,7 @@ def _sparse(
     for k, (source, tau) in enumerate(zip(sources, taus, strict=True)):
         torch.sub(source[part].float(), origin, out=tau)
         if selection.mode != "all":
-            tau *= _kept(tau, selection, k, segment, part)
+            tau.masked_fill_(~_kept(tau, selection, k, segment, part), 0)
         if selection.divide:
             tau /= _levels(selection, k, segment, part).add_(HALF).div_(2 * HALF).clamp_(1e-12)
         tau *= float(selection.factors[k, segment])

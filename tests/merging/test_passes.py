@@ -280,10 +280,28 @@ def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
 def test_what_is_left_out_may_be_infinite(num_sources):
     base, sources, draws, _ = data(0, num_sources, (torch.float32,))
     shape = (num_sources, len(SEGMENTS))
-    chosen = Selection("draw", np.zeros((*shape, 2)), np.ones(shape), draws)
+    chosen = Selection("draw", np.full((*shape, 2), -9000.0), np.ones(shape), draws)
     agreement = Agreement("sum", np.ones(num_sources), 1.0)
     fast, slow = torch.empty(9000), torch.empty(9000)
-    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
-    sources[0][draws[0] >= 0] = torch.inf
+    expected = base.clone()
+    for source, drawn in zip(sources, draws, strict=True):
+        expected += torch.where(drawn < -9000, source - base, 0)
+        source[drawn >= -9000] = torch.inf
     assert passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
-    assert torch.allclose(fast, slow, atol=1e-5)
+    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
+    assert torch.allclose(fast, expected, atol=1e-5)
+    assert torch.allclose(slow, expected, atol=1e-5)
+
+
+def test_torch_leaves_the_models_as_they_are():
+    base, sources, draws, ranks = data(3, 3, (torch.float32,))
+    before = [tensor.clone() for tensor in (base, *sources)]
+    shape, out = (3, len(SEGMENTS)), torch.empty(9000)
+    for mode in ("all", "magnitude", "draw", "rank"):
+        chosen = Selection(mode, np.ones((*shape, 2)), np.full(shape, 0.5), draws, ranks)
+        for consensus in ("sum", "agree", "agree_normalised"):
+            agreement = Agreement(consensus, np.ones(3), 0.7, "majority")
+            eager.add_task_vectors(base, sources, chosen, agreement, out, SEGMENTS)
+        eager.kept_mass(base, sources, chosen, SEGMENTS)
+    eager.weighted_sum(sources, np.full(shape, 0.5), out, SEGMENTS)
+    assert all(map(torch.equal, before, (base, *sources)))
