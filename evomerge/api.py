@@ -245,6 +245,9 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge without a search; the merged state dict, and a model folder if `out` is given.
 
+    Of a model that is written to a folder the tensors are views of its files, so that it may be
+    larger than memory; what is written into them stays in memory.
+
     Args:
         models: name -> folder (of a model or a PEFT adapter), file or state dict.
         operator: a name from `evomerge operators`.
@@ -273,10 +276,11 @@ def merge(
     data |= {"dtype": dtype, "tokenizer": tokenizer}
     recipe = parse(Recipe, Document(data))
     checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
-    if out is not None and adapter:
+    if out is not None and not adapter:
+        written = open_checkpoint(export_model(recipe, checkpoints, Path(out)), name="merged")
+        return {tensor: written.tensor(tensor) for tensor in written.names}
+    if out is not None:
         export_adapter(recipe, checkpoints, Path(out), rank=rank)
-    elif out is not None:
-        export_model(recipe, checkpoints, Path(out))
     return merged_tensors(recipe, checkpoints)
 
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from evomerge.checkpoints.adapter_config import ADAPTER_CONFIG
 from evomerge.checkpoints.adapter_tensors import PREFIX
-from evomerge.checkpoints.adapters import ADAPTER_MODEL, Adapted
+from evomerge.checkpoints.adapters import ADAPTER_MODEL
 from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.module_tree import Holder
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.staging import staged_folder
-from evomerge.checkpoints.write import MARK
+from evomerge.checkpoints.write import MARK, check_target
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.failpoints import failpoint
 from evomerge.files import disk_errors, fsync
@@ -140,16 +140,7 @@ def _check(
     if isinstance(checkpoints[recipe.base], Derived):
         what = "the base is seen through a change, so an adapter would not fit what is on the disk"
         raise ConfigurationError(Problem("--adapter", what, "export the full model"))
-    for name, model in checkpoints.items():
-        folder = model.adapter.folder if isinstance(model, Adapted) else model.path
-        if folder is not None and folder.resolve() == target:
-            what = f"is the model {name!r} that is read from"
-            raise ConfigurationError(Problem(str(target), what, "choose another folder"))
-    if not target.exists() or (target / MARK).is_file():
-        return
-    if not target.is_dir() or any(target.iterdir()):
-        what = f"exists, and was not written by evomerge (no {MARK})"
-        raise ConfigurationError(Problem(str(target), what, "choose another folder"))
+    check_target(target, checkpoints.values())
 
 
 def _report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.layer_stack import Shapes, stack_problems, stacked_config
 from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError
 from evomerge.merging.materialise import Merger
@@ -47,7 +47,7 @@ def export_model(
     row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a merged model that plain transformers loads; at most a shard is in memory.
+    """Write a merged model that plain transformers loads; a block of tensors is in memory.
 
     Args:
         recipe: what to merge.
@@ -61,17 +61,17 @@ def export_model(
     layout = merger.layout(recipe)
     mergekit = mergekit_yaml(recipe, checkpoints, merger.anatomy)
     config = _config(recipe, merger, {name: shape for name, (shape, _) in layout.items()})
-    size_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
     tensors = merger.tensors(recipe)
     if progress is not None:
-        tensors = _counted(tensors, partial(progress, f"merging {folder.name}"), size_bytes)
+        report = partial(progress, f"merging {folder.name}")
+        tensors = _counted(tensors, report, size_bytes(layout))
     return write_model(
         folder,
         tensors,
         like=base,
+        layout=layout,
         config=config,
-        size_bytes=size_bytes,
-        dtype=output_dtype(recipe),
+        reads=checkpoints.values(),
         extra_files={
             "README.md": model_card(recipe, folder.name, row),
             "evomerge_recipe.yaml": recipe_yaml(recipe),

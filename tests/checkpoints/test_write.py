@@ -16,13 +16,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from evomerge.checkpoints import staging, write
+from evomerge.checkpoints import shards, staging, write
 from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.shards import layout_of
 from evomerge.checkpoints.small_files import small_files
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError, DiskFull, ModelError
 
+RECIPE_NAME = "evomerge_recipe.yaml"
 RECIPE = {"evomerge_recipe.yaml": "evomerge_recipe: 1\n", "README.md": "# A model\n"}
 
 
@@ -96,7 +98,7 @@ def test_transformers_reads_what_was_written(
 def test_the_dtype_is_written_and_declared(tmp_path: Path, llama: Path, dtype: torch.dtype) -> None:
     transformers = pytest.importorskip("transformers")
     like = open_checkpoint(llama, name="base")
-    write_model(tmp_path / "out", stored(like), like=like, dtype=dtype)
+    write_model(tmp_path / "out", stored(like), like=like, layout=layout_of(like, dtype))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert loaded.dtype == dtype
     for name in like.names:
@@ -105,8 +107,8 @@ def test_the_dtype_is_written_and_declared(tmp_path: Path, llama: Path, dtype: t
 
 def test_the_dtype_follows_the_tensors(tmp_path: Path, llama: Path) -> None:
     like = open_checkpoint(llama, name="base")
-    halves = ((name, tensor.to(torch.bfloat16)) for name, tensor in stored(like))
-    write_model(tmp_path / "out", halves, like=like)
+    layout = layout_of(like, torch.bfloat16)
+    write_model(tmp_path / "out", stored(like), like=like, layout=layout)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {config.get("dtype"), config.get("torch_dtype")} == {"bfloat16", None}
 
@@ -153,21 +155,24 @@ def test_a_plain_state_dict_is_one_file_that_safetensors_reads(tmp_path: Path) -
 
 def test_casting_leaves_whole_numbers(tmp_path: Path) -> None:
     like = open_checkpoint(MIXED, name="net")
-    out = write_model(tmp_path / "o", MIXED.items(), like=like, dtype=torch.bfloat16)
+    out = write_model(
+        tmp_path / "o", MIXED.items(), like=like, layout=layout_of(like, torch.bfloat16)
+    )
     loaded = load_file(out / "model.safetensors")
     assert loaded["c"].dtype == loaded["scalar"].dtype == torch.bfloat16
     assert loaded["count"].dtype == torch.int64
     assert loaded["flag"].dtype == torch.bool
 
 
-def test_one_shard_in_memory(tmp_path: Path, llama: Path) -> None:
+@pytest.mark.parametrize("max_shard_bytes", [12_000, 5_000_000_000])
+def test_one_tensor_in_memory(tmp_path: Path, llama: Path, max_shard_bytes: int) -> None:
     alive: list[int] = []
     highest = 0
 
     def counted() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal highest
         for i in range(40):
-            tensor = torch.zeros(1000)
+            tensor = torch.full((1000,), float(i))
             alive.append(i)
 
             weakref.finalize(tensor, alive.remove, i)
@@ -175,8 +180,25 @@ def test_one_shard_in_memory(tmp_path: Path, llama: Path) -> None:
             yield f"t{i}", tensor
 
     like = open_checkpoint(llama, name="base")
-    write_model(tmp_path / "out", counted(), like=like, max_shard_bytes=12_000)
-    assert highest <= 5  # three to a shard, one that opens the next, one being made
+    layout = {f"t{i}": ((1000,), torch.float32) for i in range(40)}
+    out = tmp_path / "out"
+    write_model(out, counted(), like=like, layout=layout, max_shard_bytes=max_shard_bytes)
+    assert highest <= 2  # one being written, one being made
+    written = open_checkpoint(out, name="out")
+    assert all(written.tensor(f"t{i}").eq(i).all() for i in range(40))
+
+
+def test_tensors_come_in_any_order(tmp_path: Path, llama: Path) -> None:
+    like = open_checkpoint(llama, name="base")
+    backwards = reversed(list(stored(like)))
+    written = write_model(tmp_path / "out", backwards, like=like, max_shard_bytes=4_000)
+    assert open_checkpoint(written, name="out").sha256() == like.sha256()
+
+
+def test_a_model_of_nothing(tmp_path: Path) -> None:
+    like = open_checkpoint({}, name="nothing")
+    out = write_model(tmp_path / "out", [], like=like)
+    assert load_file(out / "model.safetensors") == {}
 
 
 # --- what may not be written --------------------------------------------------------------------
@@ -218,6 +240,14 @@ def test_a_model_is_not_written_onto_itself(tmp_path: Path) -> None:
     opened = open_checkpoint(target, name="x")
     with pytest.raises(ConfigurationError, match="is read from"):
         write_model(target, stored(opened), like=opened, extra_files=RECIPE)
+    # Nor onto another model that is read from, nor over a folder with one in it.
+    other = open_checkpoint({"w": torch.zeros(4)}, name="other")
+    with pytest.raises(ConfigurationError, match="'x' that is read from"):
+        write_model(target, stored(other), like=other, reads=[opened])
+    (tmp_path / RECIPE_NAME).write_text("a folder that evomerge wrote")
+    with pytest.raises(ConfigurationError, match="'x' that is read from"):
+        write_model(tmp_path, stored(other), like=other, reads=[opened])
+    assert open_checkpoint(target, name="x").sha256() == opened.sha256()
 
 
 @pytest.mark.parametrize("name", ["../escape", "/escape", "", "a/b"])
@@ -233,6 +263,22 @@ def test_a_tensor_given_twice_leaves_nothing(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name != "evomerge-cache"]
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({}, "'w': was never given"),
+        ({"w": torch.zeros(4), "v": torch.zeros(4)}, "'v': is not one of those"),
+        ({"w": torch.zeros(3)}, r"expected shape \[4\], got \[3\]"),
+    ],
+)
+def test_tensors_are_those_of_the_layout(
+    tmp_path: Path, given: dict[str, torch.Tensor], what: str
+) -> None:
+    with pytest.raises(ModelError, match=what):
+        write_model(tmp_path / "out", given.items(), like=small())
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_little_space_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = open_checkpoint({"w": torch.zeros(1_000_000)}, name="x")
     usage = shutil.disk_usage(tmp_path)._replace(free=4_700_000)
@@ -240,14 +286,14 @@ def test_too_little_space_is_foreseen(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(DiskFull, match=r"out: needs 5 MB, 5 MB are free"):
         write_model(tmp_path / "out", stored(like), like=like)
     assert not (tmp_path / "out").exists()
-    write_model(tmp_path / "out", stored(like), like=like, dtype=torch.bfloat16)
+    write_model(tmp_path / "out", stored(like), like=like, layout=layout_of(like, torch.bfloat16))
 
 
 def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write.os, "fsync", full)
+    monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(DiskFull, match="out"):
         write_model(tmp_path / "out", stored(small()), like=small())
     assert not [p for p in tmp_path.iterdir() if p.name != "evomerge-cache"]

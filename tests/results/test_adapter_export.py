@@ -244,7 +244,7 @@ def test_nothing_to_write_is_said(models: Models, tmp_path: Path) -> None:
 
 def test_models_and_strange_folders_are_not_overwritten(models: Models, tmp_path: Path) -> None:
     recipe = models.recipe("a", "b")
-    with pytest.raises(ConfigurationError, match="is the model 'a' that is read from"):
+    with pytest.raises(ConfigurationError, match="holds the model 'a' that is read from"):
         exported(models, recipe, models.path("a"))
     with pytest.raises(ConfigurationError, match="was not written by evomerge"):
         exported(models, recipe, models.path("full"))
