@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from evomerge.checkpoints.open import open_checkpoint
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.recipe import Recipe
 from evomerge.results.export import export_model
@@ -118,9 +121,9 @@ def test_eight_models_take_no_more_memory_than_two(tmp_path: Path, operator: str
     two, eight = peaks(tmp_path, operator, (2, 8), rows=2048)  # 14 MB each
     # Of TIES the order of one whole task vector, 14 MB, is there for a moment before it goes to a
     # file: the watch sees it or not. Six of them, or six models, would be 84 MB.
-    more = (20 if operator.startswith("ties") else 7) * MB
+    more = (20 if operator.startswith("ties") else 14) * MB
     assert eight < two + more, f"{two / MB:.0f} MB with two, {eight / MB:.0f} MB with eight"
-    assert eight < 55 * MB  # the shard that is written is 14 MB
+    assert eight < 40 * MB
 
 
 @pytest.mark.slow
@@ -130,4 +133,52 @@ def test_sixteen_models_take_no_more_memory_than_two(tmp_path: Path, operator: s
     """16 models of 59 million parameters, 2 GB in all."""
     two, sixteen = peaks(tmp_path, operator, (2, 16), rows=16_384)
     assert sixteen < two + 40 * MB, f"{two / MB:.0f} MB with two, {sixteen / MB:.0f} MB with 16"
-    assert sixteen < 250 * MB  # the shard that is written is 117 MB
+    assert sixteen < 150 * MB
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """The process list of a memory control group of 640 MB, page cache and all."""
+    version_1, version_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    group = (version_1 if version_1.is_dir() else version_2) / f"evomerge-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = "memory.limit_in_bytes" if version_1.is_dir() else "memory.max"
+        (group / limit).write_text(str(640 * MB))
+    except OSError as error:
+        pytest.skip(f"control groups cannot be made here: {error}")
+    yield group / "cgroup.procs"
+    group.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties", "dare_ties"])
+def test_models_larger_than_memory(tmp_path: Path, limited: Path, operator: str) -> None:
+    """Three models of 1 GB each, 640 MB for the process, its libraries and what it has read."""
+    paths = save_models(tmp_path / "models", 2, rows=150_000)
+    recipe = {"evomerge_recipe": 1, "base": "base", "models": paths}
+    recipe["default"] = {"operator": operator, "parameters": {"weight": {"x1": 0.25, "x2": 0.5}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    inside = 'echo $$ > "$0" && exec "$@"'
+    merge = [sys.executable, "-m", "evomerge", "merge", str(tmp_path / "recipe.yaml")]
+    command = ["sh", "-c", inside, str(limited), *merge, "--out", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    base, one, two, merged = (
+        open_checkpoint(path, name="x") for path in (*paths.values(), tmp_path / "out")
+    )
+    assert merged.size_bytes == base.size_bytes > 1_000 * MB
+    for name in ("layers.0.w", "layers.13.w"):
+        found, origin, first, second = (
+            model.tensor(name)[-1000:].float() for model in (merged, base, one, two)
+        )
+        if operator == "linear":
+            expected = (0.25 * first + 0.5 * second) / 0.75
+        elif operator == "task_arithmetic":
+            expected = origin + 0.25 * (first - origin) + 0.5 * (second - origin)
+        else:  # what exactly is tested elsewhere
+            assert found.isfinite().all()
+            assert not torch.equal(found, origin)
+            continue
+        step = 2**-8 * expected.abs() + 1e-6  # of bfloat16
+        assert ((found - expected).abs() <= step).all()
