@@ -13,6 +13,7 @@ from torch import Tensor
 
 MODELS = ("base", "a", "b")
 LAYERS = 4
+DEEP = 6  # layers of the model "deep"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -42,7 +43,7 @@ INSIDE = {
 
 
 def states() -> dict[str, dict[str, Tensor]]:
-    """A base and two fine-tunes of it, from a seed."""
+    """A base, two fine-tunes of it, and one that has grown deeper, from a seed."""
     generator = torch.Generator().manual_seed(29)
     shapes = {"model.embed_tokens.weight": (8, 4), "lm_head.weight": (8, 4)}
     shapes |= {"model.norm.weight": (4,)} | {
@@ -57,6 +58,11 @@ def states() -> dict[str, dict[str, Tensor]]:
             name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
             for name, tensor in base.items()
         }
+    made["deep"] = {name: 1.5 * tensor for name, tensor in base.items()}
+    for i in range(LAYERS, DEEP):
+        for part, shape in INSIDE.items():
+            grown = torch.randn(shape, generator=generator)
+            made["deep"][f"model.layers.{i}.{part}.weight"] = grown
     return made
 
 
@@ -65,7 +71,8 @@ def write_models(folder: Path, models: Mapping[str, Mapping[str, Tensor]]) -> No
     for model, state in models.items():
         (folder / model).mkdir(parents=True, exist_ok=True)
         save_file(dict(state), folder / model / "model.safetensors", metadata={"format": "pt"})
-        (folder / model / "config.json").write_text(json.dumps(CONFIG))
+        config = CONFIG | ({"num_hidden_layers": DEEP} if model == "deep" else {})
+        (folder / model / "config.json").write_text(json.dumps(config))
 
 
 # --- files for mergekit, read by evomerge ---------------------------------------------------------
@@ -222,6 +229,38 @@ slices:
 merge_method: slerp
 base_model: base
 parameters: {t: [0.2, 0.4]}
+dtype: float32
+""",
+    "deeper_stack": """
+slices:
+  - sources: [{model: base, layer_range: [0, 2]}]
+  - sources: [{model: deep, layer_range: [1, 6]}]
+merge_method: passthrough
+dtype: float32
+""",
+    "deeper_merge": """
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 3]}
+      - {model: deep, layer_range: [3, 6], parameters: {weight: [0.2, 0.8]}}
+  - sources:
+      - {model: deep, layer_range: [4, 6], parameters: {weight: 0.7}}
+      - {model: a, layer_range: [2, 4]}
+parameters: {weight: 0.3}
+merge_method: linear
+dtype: float32
+""",
+    "shallower_base": """
+slices:
+  - sources:
+      - {model: deep, layer_range: [1, 4]}
+      - {model: base, layer_range: [0, 3]}
+  - sources:
+      - {model: deep, layer_range: [5, 6]}
+      - {model: base, layer_range: [3, 4]}
+base_model: deep
+parameters: {weight: 0.3}
+merge_method: task_arithmetic
 dtype: float32
 """,
     "modules": """
@@ -386,6 +425,15 @@ WRITE: dict[str, dict[str, Any]] = {
         "default": {"operator": "linear", "sources": ["a", "b"], **_weights(0.75, 0.25)},
         "slots": [{"layer": i, "layers": {"b": 3 - i}} for i in range(LAYERS)],
     },
+    "deeper": {
+        "models": {"base": "base", "deep": "deep"},
+        "default": {
+            "operator": "linear",
+            "sources": ["base", "deep"],
+            "parameters": {"weight": {"base": 0.75, "deep": 0.25}},
+        },
+        "slots": [{"layer": i % 4, "layers": {"deep": 5 - i}} for i in range(DEEP)],
+    },
     "one_tensor": {
         "default": {"operator": "task_arithmetic", **_weights(0.5, 0.5)},
         "tensors": {"model.layers.2.mlp.up_proj.weight": _weights(0, 1)},
@@ -401,4 +449,5 @@ WRITE: dict[str, dict[str, Any]] = {
 
 def recipe_data(case: str, folder: Path) -> dict[str, Any]:
     """A recipe of WRITE over the models of a folder."""
-    return {"base": "base", "models": {m: str(folder / m) for m in MODELS}, **WRITE[case]}
+    case_data = {"base": "base", "models": {m: m for m in MODELS}, **WRITE[case]}
+    return case_data | {"models": {m: str(folder / p) for m, p in case_data["models"].items()}}

@@ -189,7 +189,7 @@ MISTAKES = {
     "no base": (changed("slerp_outside", base_model=None), ["slerp needs base_model"]),
     "range": (
         changed("passthrough_stack", slices=[{"sources": [{"model": "a", "layer_range": [0, 9]}]}]),
-        ["slice 0: layer_range [0, 9] of models of 4 layers"],
+        ["slice 0: layer_range [0, 9] of a, which has 4 layers"],
     ),
     "lengths": (
         changed(

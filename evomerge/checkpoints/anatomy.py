@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import count, groupby
 
 from evomerge.checkpoints.module_tree import spots_by_module
 from evomerge.checkpoints.numbering import spots_by_number
@@ -49,7 +49,7 @@ class Anatomy:
         return self._by_place.get(Place(layer, component), ())
 
     def name_in_layer(self, name: str, layer: int) -> str:
-        """The counterpart of a layer's tensor in another layer.
+        """The counterpart of a layer's tensor in another layer, which may be a deeper model's.
 
         Raises:
             ModelError: if the tensor is in no layer, or the other layer has no counterpart.
@@ -59,6 +59,8 @@ class Anatomy:
             raise ModelError(Problem(repr(name), "no such tensor", nearest(name, self.places)))
         if place.layer is None:
             raise ModelError(Problem(repr(name), "is in no layer"))
+        if layer >= self.num_layers:
+            return self.name_in_slot(name, layer)
         found = self._by_role.get((self.roles[name], layer))
         if found is None:
             raise ModelError(Problem(repr(name), f"layer {layer} has no counterpart"))
@@ -84,6 +86,27 @@ class Anatomy:
             raise ModelError(Problem(f"{name!r} as layer {slot}", what))
         stem, tail = self._around_number(name)
         return f"{stem}{slot + step}{tail}"
+
+    def num_layers_of(self, names: Collection[str]) -> int:
+        """How many layers another model has that names its tensors as this one does."""
+        if self._number_step is None or not self.num_layers:
+            return self.num_layers
+        first = [name for name, place in self.places.items() if place.layer == 0]
+        return next(
+            number
+            for number in count()
+            if not any(self.name_in_slot(name, number) in names for name in first)
+        )
+
+    def beyond(self, num_layers: int) -> frozenset[str]:
+        """The names in layers that only one of two models has: this one, and one of so many."""
+        fewer, more = sorted((self.num_layers, num_layers))
+        inside = {self.roles[name]: name for name, p in self.places.items() if p.layer is not None}
+        return frozenset(
+            self.name_in_slot(name, layer)
+            for layer in range(fewer, more)
+            for name in inside.values()
+        )
 
     def table(self) -> list[tuple[str, str, int, int]]:
         """Rows of (layers, component, tensors, parameters); layers that look alike share a row.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
+from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.config_defaults import completed
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.tokens import compare_tokenizers
@@ -33,12 +35,16 @@ _HARMLESS = re.compile(
 _LISTED = 8  # names of one kind of difference; the rest are counted
 
 
-def preflight(checkpoints: Mapping[str, Checkpoint], base: str) -> list[str]:
+def preflight(
+    checkpoints: Mapping[str, Checkpoint], base: str, *, uneven: bool = False
+) -> list[str]:
     """Compare every model with the base; no tensor is read.
 
     Args:
         checkpoints: by the name that messages use.
         base: one of the names.
+        uneven: whether models may have more or fewer layers than the base, as where a recipe says
+            which layers it reads.
 
     Returns:
         Warnings: differences that a merge survives.
@@ -52,9 +58,11 @@ def preflight(checkpoints: Mapping[str, Checkpoint], base: str) -> list[str]:
         if name == base:
             continue
         reference = checkpoints[base]
-        problems += _compare_tensors(name, checkpoint, reference)
+        aside = _layers_aside(checkpoint, reference) if uneven else frozenset()
+        problems += _compare_tensors(name, checkpoint, reference, aside)
         problems += _compare_tying(name, checkpoint, reference)
-        for where in (_compare_configs, compare_tokenizers):
+        configs = partial(_compare_configs, uneven=bool(aside))
+        for where in (configs, compare_tokenizers):
             found, soft = where(name, checkpoint, reference)
             problems += found
             warnings += soft
@@ -88,9 +96,19 @@ def check_finite(
         )
 
 
-def _compare_tensors(name: str, one: Checkpoint, base: Checkpoint) -> list[Problem]:
+def _layers_aside(one: Checkpoint, base: Checkpoint) -> frozenset[str]:
+    """The tensors of layers that only one of two models has."""
+    if set(one.names) == set(base.names):
+        return frozenset()
+    anatomy = anatomy_of(base)
+    return anatomy.beyond(anatomy.num_layers_of(set(one.names)))
+
+
+def _compare_tensors(
+    name: str, one: Checkpoint, base: Checkpoint, aside: frozenset[str]
+) -> list[Problem]:
     problems = []
-    mine, theirs = set(one.names), set(base.names)
+    mine, theirs = set(one.names) - aside, set(base.names) - aside
     for names, what in (
         (theirs - mine, "missing (the base has {})"),
         (mine - theirs, "extra (the base does not have {})"),
@@ -147,7 +165,7 @@ def _compare_tying(name: str, one: Checkpoint, base: Checkpoint) -> list[Problem
 
 
 def _compare_configs(
-    name: str, one: Checkpoint, base: Checkpoint
+    name: str, one: Checkpoint, base: Checkpoint, *, uneven: bool
 ) -> tuple[list[Problem], list[str]]:
     if not one.config or not base.config:
         return [], []
@@ -162,6 +180,8 @@ def _compare_configs(
         here, there = mine.get(key), theirs.get(key)
         if here == there or (not here and not there):  # absent, null and false say the same
             continue
+        if uneven and isinstance(here, list) and isinstance(there, list):
+            continue  # with an entry for each layer
         what = f"{_said(mine, key)}, the base has {_said(theirs, key)}"
         if _matters(key):
             problems.append(Problem(f"{name}: config.json {key}", what))

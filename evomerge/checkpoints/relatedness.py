@@ -153,10 +153,9 @@ def _plan(
     Vectors are left out, where there are matrices: a norm's gains are near 1 in every model.
     """
     origin = models[0]
+    everywhere = set(origin.names).intersection(*(model.names for model in models[1:]))
     common = [
-        name
-        for name in origin.names
-        if origin.dtype(name).is_floating_point and all(name in model.names for model in models[1:])
+        name for name in origin.names if name in everywhere and origin.dtype(name).is_floating_point
     ]
     names = [name for name in common if len(origin.shape(name)) > 1] or common
     sizes = {name: math.prod(origin.shape(name)) for name in names}

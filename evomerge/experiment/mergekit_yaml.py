@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
-from evomerge.checkpoints.open import open_checkpoint
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.mergekit_file import (
@@ -60,8 +60,11 @@ def recipe_from_mergekit(
         raise ConfigurationError(problems)
     names = _Names(file, document)
     base = names.of(file.base_model or _first(file.module))
-    opened = open_checkpoint(resolve(names.paths[base]), name=base, allow_pickle=allow_pickle)
-    plan = _Plan(file, method, names, anatomy_of(opened), document)
+
+    def opened(name: str) -> Checkpoint:
+        return open_checkpoint(resolve(names.paths[name]), name=name, allow_pickle=allow_pickle)
+
+    plan = _Plan(file, method, names, anatomy_of(opened(base)), opened, document)
     slots, merges = plan.slots_and_merges()
     recipe = Recipe.model_validate(
         {
@@ -168,13 +171,15 @@ class _Plan:
     file: MergekitFile
     method: Method
     names: _Names
-    anatomy: Anatomy
+    anatomy: Anatomy  # of the base
+    opened: Callable[[str], Checkpoint]
     document: Document
 
     def __post_init__(self) -> None:
         self.slices = self._slices()
         self.places: dict[str, Place] = {}  # of every merged tensor
         self.missing: dict[str, None] = {}
+        self._counted: dict[ModelRef, int] = {}
         if problems := [p for number, s in enumerate(self.slices) for p in self._wrong(number, s)]:
             raise ConfigurationError(problems)
 
@@ -234,7 +239,9 @@ class _Plan:
         layers = {
             self.names.of(source.model): source.layer_range[0] + offset for source in one.sources
         }
+        # The base's layer decides which tensors the slot has; deeper models go on as it ends.
         own = layers.get(self.base, next(iter(layers.values())))
+        own = min(own, self.anatomy.num_layers - 1)
         others = {model: layer for model, layer in layers.items() if layer != own}
         return Slot(layer=own, layers=others)
 
@@ -269,6 +276,15 @@ class _Plan:
             return 0
         return default
 
+    def _num_layers(self, ref: ModelRef) -> int:
+        """How many layers a model of a slice has; without slices all have as many."""
+        if self.file.module.slices is None or ref.lora is not None:
+            return self.anatomy.num_layers
+        if ref not in self._counted:
+            names = self.opened(self.names.of(ref)).names
+            self._counted[ref] = self.anatomy.num_layers_of(set(names))
+        return self._counted[ref]
+
     def _slices(self) -> tuple[Slice, ...]:
         module = self.file.module
         if module.slices is not None:
@@ -285,11 +301,12 @@ class _Plan:
 
     def _wrong(self, number: int, one: Slice) -> Iterable[Problem]:
         where = f"{self.document.path or ''}: slice {number}"
-        count = self.anatomy.num_layers
         ranges = [source.layer_range for source in one.sources]
-        for first, last in ranges:
+        for source in one.sources:
+            (first, last), count = source.layer_range, self._num_layers(source.model)
             if not 0 <= first < last <= count and (first, last) != (0, count):
-                yield Problem(where, f"layer_range [{first}, {last}] of models of {count} layers")
+                what = f"layer_range [{first}, {last}] of {source.model.path}, which has {count}"
+                yield Problem(where, f"{what} layers")
         if len({last - first for first, last in ranges}) > 1:
             yield Problem(where, f"its sources have different numbers of layers: {ranges}")
         models = self._models(one)

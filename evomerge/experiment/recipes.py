@@ -109,7 +109,7 @@ def open_recipe_models(
         found, recipe.base, allow_pickle=allow_pickle_weights, tokenizer=recipe.tokenizer
     )
     checkpoints = family.checkpoints
-    warnings = preflight(checkpoints, recipe.base)
+    warnings = preflight(checkpoints, recipe.base, uneven=recipe.slots is not None)
     _check_finite(checkpoints, progress)
     related = relate(checkpoints, recipe.base, recipe.dtype)
     said = [*family.notes, *warnings, *related.warnings()]
@@ -118,7 +118,9 @@ def open_recipe_models(
             logging.getLogger("evomerge").warning(note)
     else:
         notes += said
-    if unlike := check_recipe(recipe, anatomy_of(checkpoints[recipe.base])):
+    anatomy = anatomy_of(checkpoints[recipe.base])
+    num_layers = {n: anatomy.num_layers_of(set(model.names)) for n, model in checkpoints.items()}
+    if unlike := check_recipe(recipe, anatomy, num_layers):
         raise ConfigurationError(unlike)
     return checkpoints
 

@@ -73,13 +73,16 @@ def groups_of(
         if model != base
         for name in checkpoint.names
     }
+    # A layer that a shallower model has not may still be merged with another one of its layers.
+    roles = {anatomy.roles[name] for name in others if name in anatomy.places}
     origin = checkpoints[base]
     open_groups: dict[tuple[object, ...], list[list[str]]] = {}
     filled: dict[int, int] = {}
     for name in origin.names:
         place = anatomy.places[name]
         dtype, size = origin.dtype(name), math.prod(origin.shape(name))
-        lacking = len(checkpoints) > 1 and name not in others  # a model alone is merged, too
+        known = name in others or (place.layer is not None and anatomy.roles[name] in roles)
+        lacking = len(checkpoints) > 1 and not known  # a model alone is merged, too
         copied = not dtype.is_floating_point or lacking or size == 0
         parts = open_groups.setdefault((place.layer, place.component, copied, dtype), [])
         if parts and filled[id(parts[-1])] + size <= CHUNK:
@@ -201,9 +204,18 @@ def joined(
     return fewer
 
 
-def check_recipe(recipe: Recipe, anatomy: Anatomy) -> list[Problem]:
-    """Everything about a recipe that does not fit the operators or the model."""
-    if problems := _slot_problems(recipe, anatomy.num_layers):
+def check_recipe(
+    recipe: Recipe, anatomy: Anatomy, num_layers: Mapping[str, int] | None = None
+) -> list[Problem]:
+    """Everything about a recipe that does not fit the operators or the models.
+
+    Args:
+        recipe: what to merge.
+        anatomy: the base's.
+        num_layers: of each model; as many as the base's by default.
+    """
+    depths = dict.fromkeys(recipe.models, anatomy.num_layers) | dict(num_layers or {})
+    if problems := _slot_problems(recipe, anatomy.num_layers, depths):
         return problems
     tensors = tuple(
         Group((name,), (name,), place.layer, place.component, copied=False)
@@ -217,13 +229,13 @@ def check_recipe(recipe: Recipe, anatomy: Anatomy) -> list[Problem]:
             for name in sorted(recipe.tensors.keys() - set(known))
         ]
         for group, effective in resolve(recipe, groups, anatomy).items():
-            problems += _counterpart_problems(group, effective, anatomy)
+            problems += _counterpart_problems(group, effective, anatomy, depths)
     except EvomergeError as error:
         problems += error.problems
     return problems
 
 
-def _slot_problems(recipe: Recipe, num_layers: int) -> list[Problem]:
+def _slot_problems(recipe: Recipe, num_layers: int, depths: Mapping[str, int]) -> list[Problem]:
     """Layers that the models do not have."""
     if recipe.slots is None:
         return []
@@ -231,26 +243,34 @@ def _slot_problems(recipe: Recipe, num_layers: int) -> list[Problem]:
         return [Problem("slots", "a model without layers: name at least one slot")]
     problems = []
     for number, slot in enumerate(recipe.slots):
-        named = {"layer": slot.layer, **{f"layers.{m}": layer for m, layer in slot.layers.items()}}
+        named = [("layer", slot.layer, recipe.base, num_layers)]
+        named += [(f"layers.{m}", layer, m, depths[m]) for m, layer in slot.layers.items()]
         problems += [
-            Problem(
-                f"slots.{number}.{key}",
-                f"there is no layer {layer}: the models have {num_layers}, counted from 0",
-            )
-            for key, layer in named.items()
-            if layer >= num_layers
+            Problem(f"slots.{number}.{key}", _no_layer(layer, model, count))
+            for key, layer, model, count in named
+            if layer >= count
         ]
     return problems
 
 
+def _no_layer(layer: int, model: str, count: int) -> str:
+    return f"there is no layer {layer}: {model} has {count}, counted from 0"
+
+
 def _counterpart_problems(
-    group: Group, effective: Effective | None, anatomy: Anatomy
+    group: Group, effective: Effective | None, anatomy: Anatomy, depths: Mapping[str, int]
 ) -> list[Problem]:
     """Tensors that a layer does not have which a source is to give; layers need not be alike."""
-    if effective is None or effective.layers is None:
+    if effective is None or group.slot is None:
         return []
-    problems = []
-    for source, layer in zip(effective.sources, effective.layers[1:], strict=True):
+    problems: list[Problem] = []
+    own = (anatomy.places[group.origins[0]].layer,) * len(effective.sources)
+    layers = own if effective.layers is None else effective.layers[1:]
+    for source, layer in zip(effective.sources, layers, strict=True):
+        if layer is None or layer >= depths[source]:
+            what = _no_layer(layer or 0, source, depths[source])
+            problems.append(Problem(f"slot {group.slot}, {source}", what))
+            continue
         for name in group.origins:
             try:
                 anatomy.name_in_layer(name, layer)

@@ -56,6 +56,10 @@ class Merger:
         self.device = torch.device(device)
         self.groups = groups_of(checkpoints, anatomy, base)
         self._cache = Cache(cache_bytes)
+        self._num_layers = {
+            name: anatomy.num_layers_of(set(checkpoint.names))
+            for name, checkpoint in self.checkpoints.items()
+        }
         self._recipe: Recipe | None = None
         self._plan: dict[Group, Effective | None] = {}
 
@@ -70,7 +74,7 @@ class Merger:
                 what = f"the recipe's base is {recipe.base!r}, the models' {self.base!r}"
                 raise ConfigurationError(Problem("base", what))
             unusual = recipe.tensors or not recipe.keeps_layers(self.anatomy.num_layers)
-            if unusual and (problems := check_recipe(recipe, self.anatomy)):
+            if unusual and (problems := check_recipe(recipe, self.anatomy, self._num_layers)):
                 raise ConfigurationError(problems)
             groups = arranged(self.groups, recipe, self.anatomy)
             plan = resolve(recipe, groups, self.anatomy)
@@ -212,13 +216,16 @@ class Merger:
         return alone and not self.checkpoints[model].is_made(origins[0])
 
     def _whole_model_for(self, effective: Effective, source: str) -> Order:
-        if (
-            effective.layers
-            and effective.layers[1 + effective.sources.index(source)] != (effective.layers[0])
-        ):
+        layers = effective.layers
+        unlike = ""
+        if self._num_layers[source] != self.anatomy.num_layers:
+            unlike = "has another number of layers than the base"
+        elif layers and layers[1 + effective.sources.index(source)] != layers[0]:
+            unlike = "gives another layer than the base here"
+        if unlike:
             raise CandidateError(
                 f"{effective.operator} ranks the entries of a whole task vector, and {source!r} "
-                "gives another layer than the base here; rank within each tensor instead"
+                f"{unlike}; rank within each tensor instead (trim: tensor)"
             )
         return self._whole_model(source)
 

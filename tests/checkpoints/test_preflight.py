@@ -66,6 +66,22 @@ def test_equal_models_fit(tmp_path: Path) -> None:
     assert warnings_of(tmp_path) == []
 
 
+def test_other_numbers_of_layers_fit_where_a_recipe_names_layers(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", config=CONFIG | {"layer_types": ["full"] * 12})
+    for depth in (9, 14):
+        outside = {"embed.weight": torch.zeros(3, 4), "head.weight": torch.zeros(3, 4)}
+        layers = {f"layers.{i}.w": torch.zeros(4, 4) for i in range(depth)}
+        config = CONFIG | {"layer_types": ["full"] * depth}
+        other = model(tmp_path / f"{depth}", config=config, tensors=outside | layers)
+        assert preflight({"base": base, "other": other}, "base", uneven=True) == []
+        with pytest.raises(ModelError, match=r"tensors? 'layers\.\*\.w'"):
+            preflight({"base": base, "other": other}, "base")
+    strange = {"layers.11.v": torch.zeros(4, 4), "layers.13.v": torch.zeros(4, 4)}
+    other = model(tmp_path / "strange", config=config, tensors=outside | layers | strange)
+    with pytest.raises(ModelError, match=r"2 tensors 'layers\.\*\.v'.*extra"):
+        preflight({"base": base, "other": other}, "base", uneven=True)
+
+
 def test_all_differences_come_at_once(tmp_path: Path) -> None:
     tensors = {"embed.weight": torch.zeros(4, 4), "extra.bias": torch.zeros(1)}
     tensors |= {f"layers.{i}.w": torch.zeros(4, 4) for i in range(3)}

@@ -44,6 +44,7 @@ FAMILY = family()
 
 def recipe_of(slots: Any, operator: str = "task_arithmetic", **changes: Any) -> Recipe:
     default = {"operator": operator, "parameters": changes.pop("parameters", {})}
+    default["sources"] = changes.pop("sources", None)
     models = {name: name for name in MODELS}
     return Recipe.model_validate(
         {"base": "base", "models": models, "default": default, "slots": slots, **changes}
@@ -89,6 +90,59 @@ def test_merging_rearranged_layers_equals_merging_rearranged_models(
     assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6)
+
+
+def uneven() -> dict[str, dict[str, Tensor]]:
+    """The family, of which "a" has two layers and "b" five."""
+    generator = torch.Generator().manual_seed(12)
+    grown = {
+        f"layers.{i}.{part}": torch.randn(shape, generator=generator)
+        for i in (3, 4)
+        for part, shape in PARTS.items()
+    } | {f"layers.{i}.steps": torch.tensor([i]) for i in (3, 4)}
+    cut = {n: t for n, t in FAMILY["a"].items() if not n.startswith("layers.2.")}
+    return {"base": FAMILY["base"], "a": cut, "b": FAMILY["b"] | grown}
+
+
+UNEVEN = uneven()
+uneven_slots = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=6
+)
+
+
+@given(uneven_slots, st.sampled_from(["task_arithmetic", "linear"]))
+@settings(max_examples=40, deadline=None)
+def test_models_of_other_depths_are_merged_as_their_rearranged_selves(
+    chosen: list[tuple[int, int, int]], operator: str
+) -> None:
+    slots = [{"layer": base, "layers": {"a": a, "b": b}} for base, a, b in chosen]
+    merged = dict(merger_of(UNEVEN).tensors(recipe_of(slots, operator)))
+    alike = {
+        model: restacked(UNEVEN[model], [layers[k] for layers in chosen])
+        for k, model in enumerate(MODELS)
+    }
+    expected = dict(merger_of(alike).tensors(recipe_of(None, operator)))
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"),
+    [
+        (None, "slot 2, a: there is no layer 2: a has 2, counted from 0"),
+        ([{"layer": 2, "layers": {"b": 1}}], "slot 0, a: there is no layer 2: a has 2"),
+        ([{"layer": 0, "layers": {"b": 5}}], "slots.0.layers.b: there is no layer 5: b has 5"),
+        ([{"layer": 3, "layers": {"a": 0}}], "slots.0.layer: there is no layer 3: base has 3"),
+    ],
+)
+def test_layers_that_a_shallower_model_has_not_are_told(slots: Any, told: str) -> None:
+    merger = merger_of(UNEVEN)
+    depths = {"base": 3, "a": 2, "b": 5}
+    assert told in "\n".join(map(str, check_recipe(recipe_of(slots), merger.anatomy, depths)))
+    if slots is not None:
+        with pytest.raises(ConfigurationError):
+            merger.plan(recipe_of(slots))
 
 
 def test_a_layer_may_come_from_one_model_alone() -> None:
@@ -146,7 +200,7 @@ def test_a_tensor_may_have_a_merge_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"slots": [{"layer": 3}]}, "slots.0.layer: there is no layer 3: the models have 3"),
+        ({"slots": [{"layer": 3}]}, "slots.0.layer: there is no layer 3: base has 3"),
         ({"slots": [{"layer": 0, "layers": {"a": 7}}]}, "slots.0.layers.a: there is no layer 7"),
         ({"slots": []}, "slots: a model without layers"),
         ({"slots": [{"layer": 0}], "tensors": {"layers.1.mlp.up.weight": {}}}, "no such tensor"),
@@ -165,6 +219,8 @@ def test_a_whole_models_ranks_need_the_same_layer_of_base_and_source() -> None:
     recipe = recipe_of([{"layer": 0, "layers": {"a": 1}}], "ties")
     with pytest.raises(CandidateError, match="'a' gives another layer"):
         dict(merger_of(FAMILY).tensors(recipe))
+    with pytest.raises(CandidateError, match="'b' has another number of layers"):
+        dict(merger_of(UNEVEN).tensors(recipe_of([{"layer": 1}], "ties", sources=["b"])))
     repeated = recipe_of([{"layer": 1}, {"layer": 1}], "ties")
     merged = dict(merger_of(FAMILY).tensors(repeated))
     plain = dict(merger_of(FAMILY).tensors(recipe_of(None, "ties")))
