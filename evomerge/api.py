@@ -15,10 +15,11 @@ from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
-from evomerge.experiment.wire import IN_MEMORY, InMemory, Progress, open_models, resolve
+from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.pareto import best
+from evomerge.protocols import Progress
 from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.adapter_export import AdapterReport, export_adapter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.recipe import Recipe
@@ -23,6 +23,9 @@ from evomerge.records import (
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
 
 class SearchSpace(Protocol):

@@ -16,6 +16,7 @@ from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.prefixes import match_prefixes
 from evomerge.checkpoints.vocabulary import align_vocabularies
 from evomerge.errors import ModelError, Problem
+from evomerge.protocols import Progress
 
 Source = str | Path | Mapping[str, torch.Tensor]
 
@@ -41,6 +42,7 @@ def open_family(
     *,
     allow_pickle: bool = False,
     tokenizer: str | None = None,
+    progress: Progress | None = None,
 ) -> Family:
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
 
@@ -50,6 +52,7 @@ def open_family(
         allow_pickle: whether pickled weights may be read.
         tokenizer: whose tokens the merged model has: `union`, or one of the names; None where
             all models have the same.
+        progress: told of the aligning of tokens.
 
     Raises:
         ConfigurationError: `tokenizer` names no model.
@@ -80,7 +83,7 @@ def open_family(
     checkpoints, matched = match_prefixes({name: checkpoints[name] for name in sources}, base)
     notes += matched
     if tokenizer is not None:
-        checkpoints, found = align_vocabularies(checkpoints, base, tokenizer)
+        checkpoints, found = align_vocabularies(checkpoints, base, tokenizer, progress)
         notes += found
     checkpoints, settled = settle_heads(checkpoints, base)
     notes += settled

@@ -13,6 +13,7 @@ from evomerge.checkpoints.token_settings import following, with_ids_of
 from evomerge.checkpoints.tokens import vocabulary_file
 from evomerge.checkpoints.union_tokenizer import Tokenizer, added_tokens_decoder, ids_of, union_of
 from evomerge.errors import ModelError, Problem
+from evomerge.protocols import Progress
 from evomerge.recipe import UNION
 
 FILE = "tokenizer.json"
@@ -56,18 +57,24 @@ class Output:
 
 
 def own_tokens(
-    checkpoints: Mapping[str, Checkpoint], base: str, sizes: Mapping[str, int]
+    checkpoints: Mapping[str, Checkpoint],
+    base: str,
+    sizes: Mapping[str, int],
+    progress: Progress | None = None,
 ) -> dict[str, OwnTokens]:
     """Every model's tokens; one without a tokenizer, but the base's number of rows, has the base's.
 
     sizes: by model, the rows of its tables.
+    progress: called with the number of the model under way, and how many there are.
 
     Raises:
         ModelError: naming every model whose tokens are not known.
     """
     found: dict[str, OwnTokens] = {}
     problems: list[Problem] = []
-    for name in sorted(checkpoints, key=lambda name: name != base):
+    for number, name in enumerate(sorted(checkpoints, key=lambda name: name != base), start=1):
+        if progress is not None:
+            progress("aligning tokens", number, len(checkpoints))
         files = small_files(checkpoints[name])
         kind = vocabulary_file(files)
         if kind is None and name != base and base in found and sizes[name] == sizes[base]:

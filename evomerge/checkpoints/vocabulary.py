@@ -38,6 +38,7 @@ from evomerge.checkpoints.output_tokenizer import (
 from evomerge.checkpoints.token_settings import following, resized, with_ids_of
 from evomerge.checkpoints.token_tables import Tables, find_tables
 from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
+from evomerge.protocols import Progress
 from evomerge.recipe import UNION
 
 Key = str | int  # what a row stands for: a token, or the n-th padding row
@@ -47,7 +48,10 @@ _SHOWN = 3
 
 
 def align_vocabularies(
-    checkpoints: Mapping[str, Checkpoint], base: str, tokenizer: str
+    checkpoints: Mapping[str, Checkpoint],
+    base: str,
+    tokenizer: str,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Checkpoint], tuple[str, ...]]:
     """The models with the rows of one vocabulary, and what was changed for it.
 
@@ -57,6 +61,7 @@ def align_vocabularies(
         checkpoints: by name.
         base: one of the names.
         tokenizer: `union`, or the name of the model whose tokens the output has.
+        progress: called with the number of the model under way, and how many there are.
 
     Raises:
         ConfigurationError: there is no such model.
@@ -75,7 +80,7 @@ def align_vocabularies(
     if problems:
         raise ModelError(problems)
     sizes = {name: found.num_rows for name, found in tables.items()}
-    tokens = own_tokens(checkpoints, base, sizes)
+    tokens = own_tokens(checkpoints, base, sizes, progress)
     output = choose_output(checkpoints, tokens, base, tokenizer)
     aligned = _align(tables, tokens, output, base)
     views: dict[str, Checkpoint] = {}

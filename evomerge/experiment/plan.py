@@ -6,8 +6,9 @@ from typing import Any
 
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig
-from evomerge.experiment.wire import Parts, Progress, wire
+from evomerge.experiment.wire import Parts, wire
 from evomerge.pools.worker import Worker
+from evomerge.protocols import Progress
 from evomerge.records import Job
 from evomerge.results.references import GRID, reference_recipes
 

@@ -17,9 +17,10 @@ from evomerge.documents import parse, read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
-from evomerge.experiment.wire import Progress, resolve
+from evomerge.experiment.wire import resolve
 from evomerge.merging.blocks import check_recipe
 from evomerge.merging.check import check_merge
+from evomerge.protocols import Progress
 from evomerge.recipe import Merge, Recipe
 
 
@@ -106,7 +107,11 @@ def open_recipe_models(
         for name, source in recipe.models.items()
     }
     family = open_family(
-        found, recipe.base, allow_pickle=allow_pickle_weights, tokenizer=recipe.tokenizer
+        found,
+        recipe.base,
+        allow_pickle=allow_pickle_weights,
+        tokenizer=recipe.tokenizer,
+        progress=progress,
     )
     checkpoints = family.checkpoints
     warnings = preflight(checkpoints, recipe.base, uneven=recipe.slots is not None)

@@ -12,10 +12,11 @@ from evomerge.documents import read_yaml
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue, read_fitness
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
-from evomerge.experiment.wire import Progress, make_tasks, resolve, task_entries
+from evomerge.experiment.wire import make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.pools.worker import Worker, WorkerSpec
+from evomerge.protocols import Progress
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Job, Measurements, Objective
 

@@ -20,7 +20,7 @@ from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging import OPERATORS
 from evomerge.pools.worker import WorkerSpec
-from evomerge.protocols import Estimator, Searcher, SearchSpace, Task
+from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Facts, Genome, Objective
 from evomerge.search_spaces import make_space
@@ -31,7 +31,6 @@ from evomerge.zoo import zoo_path
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 IN_MEMORY = "memory:"  # what stands in place of the path of a state dict
 
 
@@ -107,7 +106,11 @@ def open_models(
     if problems:
         raise ConfigurationError(problems)
     family = open_family(
-        sources, "base", allow_pickle=config.allow_pickle_weights, tokenizer=config.tokenizer
+        sources,
+        "base",
+        allow_pickle=config.allow_pickle_weights,
+        tokenizer=config.tokenizer,
+        progress=progress,
     )
     checkpoints = family.checkpoints
     warnings = preflight(checkpoints, "base")

@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.merging import passes, sparsify
 from evomerge.merging.operator import Block, Values, chunks
-from evomerge.merging.order import Order, memory_bytes, order_of, rank_into
+from evomerge.merging.order import Magnitudes, memory_bytes, rank_into
 from evomerge.merging.passes import Mode, Selection
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Prepared:
     source_names: tuple[str, ...]
     segments: tuple[slice, ...]  # where each tensor lies
     held_bytes: int  # what base and sources cost
-    orders: list[list[Order]] = field(default_factory=list)  # [source][segment]
+    orders: list[list[Magnitudes]] = field(default_factory=list)  # [source][segment]
     orders_are_shared: bool = False  # with all other blocks
     draws: list[Tensor] = field(default_factory=list)  # each (numel,) int16
     ranks: list[Tensor] = field(default_factory=list)  # each (numel,) int16
@@ -119,10 +119,7 @@ def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
         prepared.orders_are_shared = True
         return
     prepared.orders = [
-        [
-            order_of(partial(_task_vector, block, source, segment), block.room)
-            for segment in block.segments
-        ]
+        [block.order(partial(_task_vector, block, source, segment)) for segment in block.segments]
         for source in block.sources
     ]
 
@@ -149,7 +146,7 @@ def selection(row: Row, prepared: Prepared, values: Values) -> Selection:
     return _made_up(row, prepared, values, chosen)
 
 
-def _limits(row: Row, k: int, order: Order | None, values: Values) -> Limits:
+def _limits(row: Row, k: int, order: Magnitudes | None, values: Values) -> Limits:
     density = _of(values, "density", k)
     if order is None:
         if row.sparsify == "random":

@@ -519,6 +519,16 @@ def scatter_lower(bits: Any, filled: Any, lower: Any) -> None:
         filled[upper] += 1
 
 
+@_kernel
+def gather_lower(bits: Any, upper: Any, lower: Any, filled: Any) -> Any:
+    """Append the lower halves that stand with one upper half; how many there are then."""
+    for i in range(bits.size):
+        if bits[i] >> np.uint32(16) == upper:
+            lower[filled] = np.uint16(bits[i] & np.uint32(0xFFFF))
+            filled += 1
+    return filled
+
+
 def address_of(tensor: Any) -> tuple[int, int] | None:
     """Where a tensor's entries lie and how they are stored; None if the kernels cannot read it."""
     codes = {"torch.float32": FLOAT32, "torch.bfloat16": BFLOAT16, "torch.float16": FLOAT16}

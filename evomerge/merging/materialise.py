@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from evomerge.merging.blocks import (
 )
 from evomerge.merging.cache import Cache
 from evomerge.merging.operator import Block, chunks
-from evomerge.merging.order import Order, order_of
+from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
+from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 
 __all__ = ["Merger", "check_recipe"]
@@ -34,8 +36,9 @@ class Merger:
     """Merges the tensors of recipes over one set of models.
 
     checkpoints: by the names that recipes use; anatomy: the base's; cache_bytes: for prepared data
-    (beside it, one float32 vector per source where magnitudes of the whole model are needed);
-    device: where it computes.
+    (beside it, the order of a source's magnitudes where those of the whole model are needed); once:
+    whether each tensor is merged just once, so that nothing is worth keeping; device: where it
+    computes; progress: told of the readings that come before the first tensor.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class Merger:
         checkpoints: Mapping[str, Checkpoint],
         anatomy: Anatomy,
         base: str,
-        cache_bytes: int,
+        cache_bytes: int = 0,
         *,
+        once: bool = False,
         device: str | torch.device = "cpu",
+        progress: Progress | None = None,
     ) -> None:
         if base not in checkpoints:
             what = f"the base {base!r} is not among the models"
@@ -54,8 +59,11 @@ class Merger:
         self.anatomy = anatomy
         self.base = base
         self.device = torch.device(device)
+        self._progress = progress
         self.groups = groups_of(checkpoints, anatomy, base)
         self._cache = Cache(cache_bytes)
+        self._order: Callable[[Pieces], Magnitudes]
+        self._order = Counted if once else partial(order_of, room=self._cache.room)
         self._num_layers = {
             name: anatomy.num_layers_of(set(checkpoint.names))
             for name, checkpoint in self.checkpoints.items()
@@ -177,6 +185,7 @@ class Merger:
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
             depths=tuple(self._depth(name, effective) for name in group.names),
+            order=self._order,
             whole_model=partial(self._whole_model_for, effective),
             room=self._cache.room,
         )
@@ -215,7 +224,7 @@ class Merger:
         alone = len(origins) == 1 and self.device.type == "cpu"
         return alone and not self.checkpoints[model].is_made(origins[0])
 
-    def _whole_model_for(self, effective: Effective, source: str) -> Order:
+    def _whole_model_for(self, effective: Effective, source: str) -> Magnitudes:
         layers = effective.layers
         unlike = ""
         if self._num_layers[source] != self.anatomy.num_layers:
@@ -229,19 +238,22 @@ class Merger:
             )
         return self._whole_model(source)
 
-    def _whole_model(self, source: str) -> Order:
+    def _whole_model(self, source: str) -> Magnitudes:
         """The order of magnitudes of a task vector over all tensors that are merged."""
-        order: Order = self._cache.get(
+        order: Magnitudes = self._cache.get(
             ("whole model", source),
-            lambda: order_of(partial(self._task_vector, source), self._cache.room),
+            lambda: self._order(partial(self._task_vector, source)),
             always=True,
         )
         return order
 
     def _task_vector(self, source: str) -> Iterator[Tensor]:
         """A model's task vector in float32, in pieces."""
-        for group in self.groups:
-            for name in () if group.copied else group.origins:
-                base, other = self._flat(self.base, [name]), self._flat(source, [name])
-                for piece in chunks(base.numel()):
-                    yield other[piece].float() - base[piece].float()
+        names = [n for group in self.groups if not group.copied for n in group.origins]
+        sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in names]
+        for name, done in zip(names, accumulate(sizes), strict=True):
+            base, other = self._flat(self.base, [name]), self._flat(source, [name])
+            for piece in chunks(base.numel()):
+                yield other[piece].float() - base[piece].float()
+            if self._progress is not None:
+                self._progress(f"ranking {source}", done, sum(sizes))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
 
-    from evomerge.merging.order import Order
+    from evomerge.merging.order import Magnitudes, Pieces
 
 Value = float | bool | str | tuple[float, ...]  # a tuple has one value for each source
 Values = Mapping[str, Value]
@@ -38,7 +38,8 @@ class Block:
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
     views: addresses of those of base and sources that are views of a model's own memory or file.
     room: an array of so many entries for prepared data, in memory or in a file; as `numpy.empty`.
-    whole_model: the order of magnitudes of a source's task vector over the whole model.
+    order: of the magnitudes of a tensor that comes in pieces.
+    whole_model: the same of a source's task vector over the whole model.
     """
 
     names: tuple[str, ...]
@@ -49,7 +50,8 @@ class Block:
     mask_seed: int
     depths: tuple[float | None, ...]
     views: frozenset[int]
-    whole_model: Callable[[str], Order]
+    order: Callable[[Pieces], Magnitudes]
+    whole_model: Callable[[str], Magnitudes]
     room: Callable[[int, DTypeLike], NDArray[Any]]
 
     @property

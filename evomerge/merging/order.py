@@ -1,15 +1,17 @@
-"""The order of magnitudes of a task vector, without loss at two bytes an entry.
+"""The order of magnitudes of a task vector: sorted once for many looks, or counted for a few.
 
 The entries' magnitudes are sorted by the bits of their float32 values, which order as the values
 do. The upper 16 bits of a sorted sequence say little: how many entries have each of them is enough.
-So a threshold for any density is a look-up, and none of it depends on a candidate.
+So a sorted order takes two bytes an entry, without loss; a threshold for any density is a look-up,
+and none of it depends on a candidate. Who looks just once need not sort: counts of the upper halves
+say where a place is, and one more reading finds the lower halves there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,10 +24,31 @@ if TYPE_CHECKING:
 
 _LEVELS = 2**15  # upper halves of floats that are not negative
 
+Pieces = Callable[[], "Iterable[Tensor]"]  # of a tensor, float32, of any shape; again at each call
+
+
+class Magnitudes(Protocol):
+    """Ascending magnitudes."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, place: int) -> float:
+        """The magnitude at a place of the ascending order."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        ...
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring what is large elsewhere."""
+        ...
+
 
 @dataclass
 class Order:
-    """Ascending magnitudes: the upper halves that occur, where each starts, all lower halves."""
+    """Sorted magnitudes: the upper halves that occur, where each starts, all lower halves."""
 
     upper: NDArray[np.uint16]
     starts: NDArray[np.int64]
@@ -37,8 +60,7 @@ class Order:
     def at(self, place: int) -> float:
         """The magnitude at a place of the ascending order."""
         which = int(np.searchsorted(self.starts, place, side="right")) - 1
-        bits = np.uint32(int(self.upper[which]) << 16 | int(self.lower[place]))
-        return float(bits.view(np.float32))
+        return _value(self.upper[which], self.lower[place])
 
     @property
     def nbytes(self) -> int:
@@ -50,13 +72,62 @@ class Order:
         self.lower = move(self.lower)
 
 
+class Counted:
+    """Magnitudes whose upper halves are counted: a place costs a reading, and next to no memory."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        counts = _counts(pieces)
+        self._upper = np.flatnonzero(counts)
+        self._starts = np.concatenate([[0], np.cumsum(counts[self._upper])])
+        self._found: dict[int, float] = {}  # by place: all tensors look for the same
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self._upper.nbytes + self._starts.nbytes
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """There is nothing large."""
+
+    def at(self, place: int) -> float:
+        """The magnitude at a place of the ascending order."""
+        if place not in self._found:
+            self._found[place] = self._look(place)
+        return self._found[place]
+
+    def _look(self, place: int) -> float:
+        fused = passes.kernels()
+        which = int(np.searchsorted(self._starts, place, side="right")) - 1
+        level, first = self._upper[which], self._starts[which]
+        lower = np.empty(self._starts[which + 1] - first, np.uint16)
+        filled = 0
+        for piece in self._pieces():
+            bits = _bits(piece)
+            if fused is None:
+                found = bits[bits >> 16 == level].astype(np.uint16)
+                lower[filled : filled + len(found)] = found
+                filled += len(found)
+            else:
+                filled = fused.gather_lower(bits, np.uint32(level), lower, filled)
+        lower.partition(place - first)
+        return _value(level, lower[place - first])
+
+
+def _value(upper: Any, lower: Any) -> float:
+    return float(np.uint32(int(upper) << 16 | int(lower)).view(np.float32))
+
+
 def memory_bytes(array: NDArray[Any]) -> int:
     """What an array costs in memory: nothing if it is a file's."""
     return 0 if isinstance(array, np.memmap) else array.nbytes
 
 
 def order_of(
-    pieces: Callable[[], Iterable[Tensor]],
+    pieces: Pieces,
     room: Callable[[int, DTypeLike], NDArray[Any]] = np.empty,
 ) -> Order:
     """Sort the magnitudes of a tensor that comes in pieces.
@@ -65,16 +136,11 @@ def order_of(
     sort, by the upper half first.
 
     Args:
-        pieces: gives the pieces, float32 tensors of any shape on any device, again at each call.
+        pieces: gives the pieces, on any device.
         room: makes the large array of the result.
     """
     fused = passes.kernels()
-    counts = np.zeros(_LEVELS, np.int64)
-    for piece in pieces():
-        if fused is None:
-            counts += np.bincount(_bits(piece) >> 16, minlength=_LEVELS)
-        else:
-            fused.count_upper(_bits(piece), counts)
+    counts = _counts(pieces)
     starts = np.concatenate([[0], np.cumsum(counts)])
     lower = room(int(starts[-1]), np.uint16)
     filled = starts[:-1].copy()
@@ -85,6 +151,18 @@ def order_of(
     for level in there.tolist():
         lower[starts[level] : starts[level + 1]].sort()
     return Order(there.astype(np.uint16), starts[there], lower)
+
+
+def _counts(pieces: Pieces) -> NDArray[np.int64]:
+    """How many entries have each upper half."""
+    fused = passes.kernels()
+    counts = np.zeros(_LEVELS, np.int64)
+    for piece in pieces():
+        if fused is None:
+            counts += np.bincount(_bits(piece) >> 16, minlength=_LEVELS)
+        else:
+            fused.count_upper(_bits(piece), counts)
+    return counts
 
 
 def _scatter_lower(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evomerge.merging.order import Order
+    from evomerge.merging.order import Magnitudes
 
 HALF = 2**15  # draws have 2^16 levels: a density is exact to 1.5e-5, at two bytes an entry
 
@@ -18,7 +18,7 @@ EVERYTHING: Limits = (0.0, math.inf)  # magnitudes
 NOTHING: Limits = (math.inf, math.inf)
 
 
-def largest(order: Order, density: float) -> Limits:
+def largest(order: Magnitudes, density: float) -> Limits:
     """The magnitudes of the k = max(1, int(density n)) largest, and of all that equal the k-th.
 
     The order may be that of a larger whole. A density of 0 keeps nothing.
@@ -31,7 +31,7 @@ def largest(order: Order, density: float) -> Limits:
     return order.at(len(order) - kept), math.inf
 
 
-def without_outliers(order: Order, density: float, gamma: float) -> Limits:
+def without_outliers(order: Magnitudes, density: float, gamma: float) -> Limits:
     """The magnitudes of the int(density n) entries below the int(gamma n) largest.
 
     Fewer outliers are dropped where the density could not be had otherwise.

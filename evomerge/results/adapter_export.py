@@ -29,11 +29,11 @@ from evomerge.checkpoints.write import MARK, check_target
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.failpoints import failpoint
 from evomerge.files import disk_errors, fsync
+from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 from evomerge.results.adapter_parts import (
     Changes,
     Kept,
-    Progress,
     find_changes,
     keep_whole,
     module_holders,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,15 +14,14 @@ from evomerge.checkpoints.module_tree import Holder, holders_by_module
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.merging.materialise import Merger
+from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
-from evomerge.results.export import CACHE_BYTES, output_dtype
+from evomerge.results.export import output_dtype
 from evomerge.results.low_rank import LowRankChange, concatenated, low_rank_change
 
 DEFAULT_RANK = 64  # of a merge without any adapter, if none is given
 _STEPS = 4 * torch.finfo(torch.float32).eps  # a relative difference below is a sum's rounding
 _LOW_RANK = ("linear", "conv1d", "embedding")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -84,7 +83,7 @@ def find_changes(
         CandidateError: a merged tensor is not finite.
     """
     base = checkpoints[recipe.base]
-    merger = Merger(checkpoints, anatomy_of(base), recipe.base, CACHE_BYTES)
+    merger = Merger(checkpoints, anatomy_of(base), recipe.base, once=True)
     plan = merger.plan(recipe)
     effective = {name: merge for group, merge in plan.items() for name in group.names}
     if set(effective) != set(base.names):

@@ -16,14 +16,12 @@ from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError
 from evomerge.merging.materialise import Merger
+from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 from evomerge.results.mergekit_yaml import mergekit_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-CACHE_BYTES = 0  # one pass over the model: nothing is needed twice
 
 
 def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
@@ -32,7 +30,7 @@ def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dic
     Raises:
         CandidateError: a merged tensor is not finite.
     """
-    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, CACHE_BYTES)
+    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
     dtype = output_dtype(recipe)
     return {
         name: tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
@@ -57,7 +55,7 @@ def export_model(
         progress: called with what is done, and the bytes done and in all.
     """
     base = checkpoints[recipe.base]
-    merger = Merger(checkpoints, anatomy_of(base), recipe.base, CACHE_BYTES)
+    merger = Merger(checkpoints, anatomy_of(base), recipe.base, once=True, progress=progress)
     layout = merger.layout(recipe)
     mergekit = mergekit_yaml(recipe, checkpoints, merger.anatomy)
     config = _config(recipe, merger, {name: shape for name, (shape, _) in layout.items()})

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.stages import EXPERTS as SMOLLM2_EXPERTS
 from evomerge.zoo.smollm2.stages import MODELS as SMOLLM2_MODELS
 from evomerge.zoo.tiny_items import MODELS as TINY_MODELS
 
 PREFIX = "zoo:"
-Progress = Callable[[str, int, int], None]  # (model, steps done, steps in all)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.files import cache_folder, fsync
+from evomerge.protocols import Progress
 from evomerge.zoo.folders import claimed, read_label, refuse_other_content, write_label, write_model
 from evomerge.zoo.tiny_folders import new_tokenizer
 from evomerge.zoo.tiny_items import REWRITINGS, SKILLS, answer, prompt
-from evomerge.zoo.tiny_training import STAGES, Progress, Stage, train_all
+from evomerge.zoo.tiny_training import STAGES, Stage, train_all
 
 REVISION = 1  # to be raised when the same stages come to train other weights
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import LlamaForCausalLM
 
+from evomerge.protocols import Progress
 from evomerge.zoo.tiny_folders import BOS, EOS, VOCABULARY, new_model
 from evomerge.zoo.tiny_items import NUM_LETTERS, SKILLS, training_items
-
-Progress = Callable[[str, int, int], None]  # (model, steps done, steps in all)
 
 BATCH_SIZE = 64
 NUM_SCORED = NUM_LETTERS + 1  # the answer and the end of sequence

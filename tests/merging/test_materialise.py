@@ -4,11 +4,13 @@ import pytest
 import torch
 from tiny_states import merger_of, recipe_of
 
+from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.derived import Derived, Made
+from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, ModelError
 from evomerge.merging import OPERATORS
 from evomerge.merging.cache import Cache
-from evomerge.merging.materialise import check_recipe
+from evomerge.merging.materialise import Merger, check_recipe
 from evomerge.merging.operator import CHUNK
 from evomerge.recipe import Recipe
 
@@ -180,3 +182,24 @@ def test_what_is_computed_counts_in_the_budget_and_views_do_not():
         (value,) = dict(merger.tensors(recipe)).values()
         assert float(value.max()) == float(made)
         assert merger._cache.used_bytes == 4 * size * made
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_readings_before_the_first_tensor_are_told(once: bool) -> None:
+    told: list[tuple[str, int, int]] = []
+    states = {
+        name: {f"layers.{i}.w": torch.randn(5, 7) for i in range(3)} for name in ("base", "x")
+    }
+    opened = {name: open_checkpoint(state, name=name) for name, state in states.items()}
+    merger = Merger(
+        opened,
+        anatomy_of(opened["base"]),
+        "base",
+        once=once,
+        progress=lambda *heard: told.append(heard),
+    )
+    recipe = recipe_of(states, "ties", ["x"], density=0.5)
+    merged = dict(merger.tensors(recipe))
+    assert told == [("ranking x", 35 * n, 105) for n in (1, 2, 3)] * 2
+    again = dict(merger_of(states).tensors(recipe))
+    assert all(torch.equal(merged[name], again[name]) for name in merged)

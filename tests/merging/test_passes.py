@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evomerge.merging import eager, kernels, passes
 from evomerge.merging.cache import Cache
-from evomerge.merging.order import order_of, rank_into
+from evomerge.merging.order import Counted, order_of, rank_into
 from evomerge.merging.passes import Agreement, Selection
 
 SEGMENTS = (slice(0, 5000), slice(5000, 5001), slice(5001, 9000))
@@ -218,10 +218,14 @@ def test_an_order_is_a_sort(numba, seed, size, piece, scale):
     with pytest.MonkeyPatch.context() as patch:
         if not numba:
             patch.setattr(passes, "kernels", lambda: None)
-        order = order_of(lambda: values.split(piece))
+        order, counted = order_of(lambda: values.split(piece)), Counted(lambda: values.split(piece))
+        some = [0, size - 1, *range(0, size, 1 + size // 20)]
+        found = [counted.at(place) for place in some]
     expected = np.sort(values.abs().numpy())
     assert [order.at(place) for place in range(size)] == expected.tolist()
     assert order.nbytes <= 12 * size + 100
+    assert found == expected[some].tolist()
+    assert len(counted) == len(order) == size
 
 
 def test_ranks_are_the_places_in_each_row():

@@ -11,20 +11,19 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.files import cache_folder, fsync, write_text
+from evomerge.protocols import Progress
 from evomerge.zoo.folders import claimed, read_label, refuse_other_content, write_label
 from evomerge.zoo.smollm2.cards import card
 from evomerge.zoo.smollm2.download import BIG_BENCH, SMOLLM2, gguf_file, task_files
 from evomerge.zoo.smollm2.experts import MEASURED, Job, run_jobs
 from evomerge.zoo.smollm2.stages import MODELS, STAGES, Stage
-
-Progress = Callable[[str, int, int], None]  # (what, done, in all)
 
 TABLE = "table.json"
 REVISION = 1  # to be raised when the same stages come to train other weights

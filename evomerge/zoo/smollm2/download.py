@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,9 +25,9 @@ from typing import IO
 
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.files import atomic_path
+from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.items import SOURCES
 
-Progress = Callable[[str, int, int], None]
 POLL_S = 0.2
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from evomerge.errors import EvomergeError
 from evomerge.files import fsync, write_text
+from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.stages import Stage, generator_name
 
-Progress = Callable[[str, int, int], None]
 Report = Callable[[int, int], None]
 AT_ONCE = 2
 MEASURED = "measured.json"  # in an expert's folder: its row of the table
