@@ -39,6 +39,7 @@ METHODS = {  # bytes read for each entry and source, beside the source itself
     "dare_ties": 2,
     "della": 4,
     "breadcrumbs": 0,
+    "sce": 0,
 }
 PER_SOURCE = {"density": 0.3, "weight": 0.2}
 

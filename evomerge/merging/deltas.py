@@ -17,6 +17,7 @@ from evomerge.merging import passes, sparsify
 from evomerge.merging.operator import Block, Values, chunks
 from evomerge.merging.order import Magnitudes, memory_bytes, rank_into
 from evomerge.merging.passes import Mode, Selection
+from evomerge.merging.reads import Models
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,16 +47,11 @@ class Row:
 class Prepared:
     """What is kept of a block."""
 
-    base: Tensor  # (numel,)
-    sources: tuple[Tensor, ...]  # each (numel,)
-    source_names: tuple[str, ...]
-    segments: tuple[slice, ...]  # where each tensor lies
+    models: Models
     held_bytes: int  # what base and sources cost
+    drawn_bytes: int = 0  # what draws and ranks cost in memory
     orders: list[list[Magnitudes]] = field(default_factory=list)  # [source][segment]
     orders_are_shared: bool = False  # with all other blocks
-    draws: list[Tensor] = field(default_factory=list)  # each (numel,) int16
-    ranks: list[Tensor] = field(default_factory=list)  # each (numel,) int16
-    drawn_bytes: int = 0  # what draws and ranks cost in memory
 
     @property
     def nbytes(self) -> int:
@@ -70,43 +66,59 @@ class Prepared:
         if not self.orders_are_shared:
             for order in (one for row in self.orders for one in row):
                 order.spill(move)
-        if self.base.device.type == "cpu":
-            moved = [move(tensor.numpy()) for tensor in (*self.draws, *self.ranks)]
-            count, self.drawn_bytes = len(self.draws), sum(map(memory_bytes, moved))
-            tensors = [torch.from_numpy(array) for array in moved]
-            self.draws, self.ranks = tensors[:count], tensors[count:]
+        models = self.models
+        if models.sources[0].device.type == "cpu":
+            moved = [move(tensor.numpy()) for tensor in (*models.draws, *models.ranks)]
+            self.drawn_bytes = sum(map(memory_bytes, moved))
+            tensors, count = [torch.from_numpy(array) for array in moved], len(models.draws)
+            # Told anew to the kernels, which know the addresses of the old ones.
+            self.models = replace(models, draws=tensors[:count], ranks=tensors[count:])
 
 
 def prepare(row: Row, block: Block, values: Values) -> Prepared:
     """All that a block's task vectors need for any weights and densities."""
     base = cast("Tensor", block.base)
+    arrays: list[NDArray[np.int16]] = []
+    drawn = _drawn(block, arrays) if row.sparsify in ("random", "ranked") else []
+    ranks = _ranked(block, arrays) if row.sparsify == "ranked" else []
+    models = Models(
+        base,
+        block.sources,
+        block.segments,
+        draws=[one.to(base.device) for one in drawn],
+        ranks=[one.to(base.device) for one in ranks],
+    )
     held = block.held_bytes(base, *block.sources)
-    prepared = Prepared(base, block.sources, block.source_names, block.segments, held)
+    prepared = Prepared(models, held, sum(map(memory_bytes, arrays)))
     if row.sparsify in ("largest", "band"):
         _add_orders(prepared, block, values)
-    if row.sparsify in ("random", "ranked"):
-        prepared.draws = [_room(prepared, block) for _ in block.sources]
-        for name, drawn in zip(block.source_names, prepared.draws, strict=True):
-            for tensor, segment in zip(block.names, block.segments, strict=True):
-                sparsify.draw_into(block.mask_seed, tensor, name, drawn[segment])
-    if row.sparsify == "ranked":
-        prepared.ranks = [_room(prepared, block) for _ in block.sources]
-        for source, ranks in zip(block.sources, prepared.ranks, strict=True):
-            for shape, segment in zip(block.shapes, block.segments, strict=True):
-                rank_into(_task_vector(block, source, segment), shape, ranks[segment].numpy())
-    device = prepared.base.device
-    prepared.draws = [draws.to(device) for draws in prepared.draws]
-    prepared.ranks = [ranks.to(device) for ranks in prepared.ranks]
     return prepared
 
 
-def _room(prepared: Prepared, block: Block) -> Tensor:
+def _drawn(block: Block, arrays: list[NDArray[np.int16]]) -> list[Tensor]:
+    """Each source's draws, on the CPU; where they lie is appended to arrays."""
+    draws = [_room(block, arrays) for _ in block.sources]
+    for name, drawn in zip(block.source_names, draws, strict=True):
+        for tensor, segment in zip(block.names, block.segments, strict=True):
+            sparsify.draw_into(block.mask_seed, tensor, name, drawn[segment])
+    return draws
+
+
+def _ranked(block: Block, arrays: list[NDArray[np.int16]]) -> list[Tensor]:
+    """Each source's ranks, likewise."""
+    ranked = [_room(block, arrays) for _ in block.sources]
+    for source, ranks in zip(block.sources, ranked, strict=True):
+        for shape, segment in zip(block.shapes, block.segments, strict=True):
+            rank_into(_task_vector(block, source, segment), shape, ranks[segment].numpy())
+    return ranked
+
+
+def _room(block: Block, arrays: list[NDArray[np.int16]]) -> Tensor:
     """Two bytes for each entry of a block, on the CPU."""
     import torch
 
-    array = block.room(block.numel, np.int16)
-    prepared.drawn_bytes += memory_bytes(array)
-    return torch.from_numpy(array)
+    arrays.append(block.room(block.numel, np.int16))
+    return torch.from_numpy(arrays[-1])
 
 
 def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
@@ -134,7 +146,7 @@ def _task_vector(block: Block, source: Tensor, segment: slice) -> Iterator[Tenso
 def selection(row: Row, prepared: Prepared, values: Values) -> Selection:
     """Which entries take part, and by what dropping the others is made up for."""
     mode = _MODES[row.sparsify]
-    shape = (len(prepared.sources), len(prepared.segments))
+    shape = (len(prepared.models.sources), len(prepared.models.segments))
     limits = np.zeros((*shape, 2), np.float32)
     for k in range(shape[0]) if mode != "all" else ():
         if prepared.orders and not prepared.orders_are_shared:
@@ -142,7 +154,7 @@ def selection(row: Row, prepared: Prepared, values: Values) -> Selection:
         else:
             limits[k] = _limits(row, k, prepared.orders[k][0] if prepared.orders else None, values)
     ones = np.ones(shape, np.float32)
-    chosen = Selection(mode, limits, ones, prepared.draws, prepared.ranks)
+    chosen = Selection(mode, limits, ones)
     return _made_up(row, prepared, values, chosen)
 
 
@@ -176,7 +188,7 @@ def _made_up(row: Row, prepared: Prepared, values: Values, chosen: Selection) ->
         densities = np.array(values["density"])[:, None]
         made_up = np.where(densities > 0, 1 / np.clip(densities, 1e-12, 1), 0)
     else:
-        before, after = passes.kept_mass(prepared.base, prepared.sources, chosen, prepared.segments)
+        before, after = passes.kept_mass(prepared.models, chosen)
         matched = np.minimum(before, after) >= NO_NORM
         made_up = np.where(matched, before / np.where(matched, after, 1), 1)
     return replace(chosen, factors=(chosen.factors * made_up).astype(np.float32))

@@ -6,7 +6,7 @@ On a CPU this is several times slower than the kernels: each step reads and writ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evomerge.merging.passes import Agreement, Selection
+    from evomerge.merging.reads import Models
 
 
-def weighted_sum(
-    sources: Sequence[Tensor],
-    weights: NDArray[np.floating[Any]],
-    out: Tensor,
-    segments: Sequence[slice],
-) -> None:
+def weighted_sum(models: Models, weights: NDArray[np.floating[Any]], out: Tensor) -> None:
     """See `passes.weighted_sum`."""
-    for segment, part in _parts(segments):
+    sources = models.sources
+    for segment, part in _parts(models.segments):
         merged = sources[0][part].float() * float(weights[0, segment])
         for source, weight in zip(sources[1:], weights[1:, segment].tolist(), strict=True):
             merged.add_(source[part], alpha=weight)
@@ -35,23 +32,19 @@ def weighted_sum(
 
 
 def add_task_vectors(
-    base: Tensor,
-    sources: Sequence[Tensor],
-    selection: Selection,
-    agreement: Agreement,
-    out: Tensor,
-    segments: Sequence[slice],
+    models: Models, selection: Selection, agreement: Agreement, out: Tensor
 ) -> None:
     """See `passes.add_task_vectors`."""
+    base, segments = cast("Tensor", models.base), models.segments
     fills = np.ones(len(segments))
     if agreement.zero_sum == "majority" and agreement.consensus != "sum":
         fills[:] = 0
         for segment, part in _parts(segments):
-            taus = _sparse(base, sources, selection, segment, part)
+            taus = _sparse(models, selection, segment, part)
             fills[segment] += float(taus.sum(0).sign_().sum())
         fills = np.sign(fills)
     for segment, part in _parts(segments):
-        taus = _sparse(base, sources, selection, segment, part)
+        taus = _sparse(models, selection, segment, part)
         sums = taus.sum(0)
         if agreement.consensus != "sum":
             signs = sums.sign()
@@ -67,16 +60,17 @@ def add_task_vectors(
 
 
 def kept_mass(
-    base: Tensor, sources: Sequence[Tensor], selection: Selection, segments: Sequence[slice]
+    models: Models, selection: Selection
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """See `passes.kept_mass`."""
-    before, after = np.zeros((2, len(sources), len(segments)))
-    for segment, part in _parts(segments):
-        for k, source in enumerate(sources):
+    base = cast("Tensor", models.base)
+    before, after = np.zeros((2, len(models.sources), len(models.segments)))
+    for segment, part in _parts(models.segments):
+        for k, source in enumerate(models.sources):
             tau = source[part].float() - base[part].float()
             before[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
             if selection.mode != "all":
-                tau.masked_fill_(~_kept(tau, selection, k, segment, part), 0)
+                tau.masked_fill_(~_kept(tau, models, selection, k, segment, part), 0)
             after[k, segment] += float(tau.abs().sum(dtype=tau.dtype))
     return before, after
 
@@ -87,36 +81,38 @@ def _parts(segments: Sequence[slice]) -> Iterator[tuple[int, slice]]:
             yield number, slice(segment.start + part.start, segment.start + part.stop)
 
 
-def _sparse(
-    base: Tensor, sources: Sequence[Tensor], selection: Selection, segment: int, part: slice
-) -> Tensor:
+def _sparse(models: Models, selection: Selection, segment: int, part: slice) -> Tensor:
     """The weighted, sparsified task vectors of a part, (sources, entries)."""
     import torch
 
-    origin = base[part].float()
-    taus = torch.empty((len(sources), len(origin)), dtype=torch.float32, device=base.device)
-    for k, (source, tau) in enumerate(zip(sources, taus, strict=True)):
+    origin = cast("Tensor", models.base)[part].float()
+    taus = origin.new_empty((len(models.sources), len(origin)))
+    for k, (source, tau) in enumerate(zip(models.sources, taus, strict=True)):
         torch.sub(source[part].float(), origin, out=tau)
         if selection.mode != "all":
-            tau.masked_fill_(~_kept(tau, selection, k, segment, part), 0)
+            tau.masked_fill_(~_kept(tau, models, selection, k, segment, part), 0)
         if selection.divide:
-            tau /= _levels(selection, k, segment, part).add_(HALF).div_(2 * HALF).clamp_(1e-12)
+            tau /= (
+                _levels(models, selection, k, segment, part).add_(HALF).div_(2 * HALF).clamp_(1e-12)
+            )
         tau *= float(selection.factors[k, segment])
     return taus
 
 
-def _kept(tau: Tensor, selection: Selection, k: int, segment: int, part: slice) -> Tensor:
+def _kept(
+    tau: Tensor, models: Models, selection: Selection, k: int, segment: int, part: slice
+) -> Tensor:
     if selection.mode == "magnitude":
         low, high = selection.limits[k, segment].tolist()
         sizes = tau.abs()
         return sizes.ge(low) & sizes.le(high)
-    draws = selection.draws[k][part]
+    draws = models.draws[k][part]
     if selection.mode == "draw":
         return draws.lt(float(selection.limits[k, segment, 0]))
-    return draws.lt(_levels(selection, k, segment, part))
+    return draws.lt(_levels(models, selection, k, segment, part))
 
 
-def _levels(selection: Selection, k: int, segment: int, part: slice) -> Tensor:
+def _levels(models: Models, selection: Selection, k: int, segment: int, part: slice) -> Tensor:
     first, slope = selection.limits[k, segment].tolist()
-    levels: Tensor = selection.ranks[k][part].float().mul_(slope).add_(first)
+    levels: Tensor = models.ranks[k][part].float().mul_(slope).add_(first)
     return levels

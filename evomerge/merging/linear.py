@@ -9,7 +9,8 @@ import numpy as np
 
 from evomerge.errors import CandidateError
 from evomerge.merging import passes
-from evomerge.merging.operator import Block, Operator, Values, whole
+from evomerge.merging.operator import Block, Operator, Values
+from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ CANCELLED = 1e-3  # |sum w| below this share of sum |w| is refused: the quotient
 class Sources:
     """The models' entries, which is all that a weighted sum needs."""
 
-    sources: tuple[Tensor, ...]  # each (numel,)
+    models: Models
     nbytes: int
 
 
 def keep_sources(block: Block, values: Values) -> Sources:
     """Prepare a weighted sum."""
     del values
-    return Sources(block.sources, block.held_bytes(*block.sources))
+    models = Models(None, block.sources, [slice(0, block.numel)])
+    return Sources(models, block.held_bytes(*block.sources))
 
 
 def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
@@ -42,7 +44,7 @@ def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
                 f"linear: the weights {weights} sum to {total:g}, which is no scale"
             )
         weights = [weight / total for weight in weights]
-    return passes.weighted_sum(prepared.sources, np.array(weights)[:, None], out, [whole(out)])
+    return passes.weighted_sum(prepared.models, np.array(weights)[:, None], out)
 
 
 LINEAR = Operator(

@@ -9,7 +9,8 @@ import numpy as np
 
 from evomerge.merging import passes
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.passes import Agreement, Selection
+from evomerge.merging.passes import Agreement, everything
+from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Prepared:
-    base: Tensor  # (numel,)
-    sources: tuple[Tensor, ...]  # each (numel,)
-    segments: tuple[slice, ...]
+    models: Models
     depths: tuple[float | None, ...]  # of each tensor, 0 to 1; None outside the layers
     nbytes: int
 
@@ -29,7 +28,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     del values
     base = cast("Tensor", block.base)
     nbytes = block.held_bytes(base, *block.sources)
-    return _Prepared(base, block.sources, block.segments, block.depths, nbytes)
+    return _Prepared(Models(base, block.sources, block.segments), block.depths, nbytes)
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
@@ -37,11 +36,8 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
     alpha, beta = cast("float", values["alpha"]), cast("float", values["beta"])
     scales = np.array([alpha + beta * (depth or 0.0) for depth in prepared.depths])
     factors = np.outer(cast("tuple[float, ...]", values["weight"]), scales)
-    chosen = Selection("all", np.zeros((*factors.shape, 2)), factors)
     agreement = Agreement("sum", np.ones(len(factors)), 1.0)
-    return passes.add_task_vectors(
-        prepared.base, prepared.sources, chosen, agreement, out, prepared.segments
-    )
+    return passes.add_task_vectors(prepared.models, everything(factors), agreement, out)
 
 
 LINES = Operator(

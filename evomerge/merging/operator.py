@@ -83,11 +83,6 @@ def chunks(numel: int, width: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + step, numel))
 
 
-def whole(tensor: Tensor) -> slice:
-    """All of a tensor of shape (numel,), as one segment."""
-    return slice(0, tensor.numel())
-
-
 def parts_of(segment: slice) -> Iterator[slice]:
     """A tensor's place in its block, in slices of at most CHUNK entries."""
     for part in chunks(segment.stop - segment.start):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from evomerge.merging import passes
 from evomerge.merging.operator import chunks
+from evomerge.merging.reads import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ class Counted:
         return self._found[place]
 
     def _look(self, place: int) -> float:
-        fused = passes.kernels()
+        fused = kernels()
         which = int(np.searchsorted(self._starts, place, side="right")) - 1
         level, first = self._upper[which], self._starts[which]
         lower = np.empty(self._starts[which + 1] - first, np.uint16)
@@ -139,7 +139,7 @@ def order_of(
         pieces: gives the pieces, on any device.
         room: makes the large array of the result.
     """
-    fused = passes.kernels()
+    fused = kernels()
     counts = _counts(pieces)
     starts = np.concatenate([[0], np.cumsum(counts)])
     lower = room(int(starts[-1]), np.uint16)
@@ -155,7 +155,7 @@ def order_of(
 
 def _counts(pieces: Pieces) -> NDArray[np.int64]:
     """How many entries have each upper half."""
-    fused = passes.kernels()
+    fused = kernels()
     counts = np.zeros(_LEVELS, np.int64)
     for piece in pieces():
         if fused is None:

@@ -5,28 +5,24 @@ Both compute the same thing entry by entry; the last bit may differ between them
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.merging import eager
+from evomerge.merging.reads import Models, Share, Told, whole_share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Mode = Literal["all", "magnitude", "draw", "rank"]
 Consensus = Literal["sum", "agree", "agree_normalised"]
-Result = TypeVar("Result")
-
-_PER_THREAD = 2**20  # entries that are worth a thread
 
 
 @dataclass
@@ -38,16 +34,18 @@ class Selection:
         limits: (sources, segments, 2): lowest and highest magnitude; or the draws' level; or the
             level at rank 0 and what a rank adds to it.
         factors: (sources, segments).
-        draws, ranks: for each source an int16 tensor, shape (numel,).
         divide: by each entry's own probability, for mode rank.
     """
 
     mode: Mode
     limits: NDArray[np.floating[Any]]
     factors: NDArray[np.floating[Any]]
-    draws: Sequence[Tensor] = field(default_factory=tuple)
-    ranks: Sequence[Tensor] = field(default_factory=tuple)
     divide: bool = False
+
+
+def everything(factors: NDArray[np.floating[Any]]) -> Selection:
+    """All entries, multiplied by factors, (sources, segments)."""
+    return Selection("all", np.zeros((*factors.shape, 2), np.float32), factors)
 
 
 @dataclass(frozen=True)
@@ -67,124 +65,55 @@ class Agreement:
     zero_sum: Literal["plus", "majority"] = "plus"
 
 
-def weighted_sum(
-    sources: Sequence[Tensor],
-    weights: NDArray[np.floating[Any]],
-    out: Tensor,
-    segments: Sequence[slice],
-) -> bool | None:
+def weighted_sum(models: Models, weights: NDArray[np.floating[Any]], out: Tensor) -> bool | None:
     """Write sum_k weights[k] sources[k]; whether it is finite, None if nobody looked.
 
-    All tensors are of shape (numel,), of any floating dtype. The weights have shape (sources,
-    segments), and the segments are where each of a model's tensors lies.
+    The models have no base, the weights the shape (sources, segments), out is of shape (numel,), of
+    any floating dtype.
     """
-    fused = _kernels_for([*sources, out])
+    fused = models.kernels_for(out)
     if fused is None:
-        eager.weighted_sum(sources, weights, out, segments)
+        eager.weighted_sum(models, weights, out)
         return None
-    everything = Selection("all", np.zeros((*weights.shape, 2)), weights)
-    plain = Agreement("sum", np.ones(len(sources)), 1.0)
-    return _fused(fused, None, sources, everything, plain, out, segments)
+    plain = Agreement("sum", np.ones(len(models.sources)), 1.0)
+    return _fused(fused, models, everything(weights), plain, out)
 
 
 def add_task_vectors(
-    base: Tensor,
-    sources: Sequence[Tensor],
-    selection: Selection,
-    agreement: Agreement,
-    out: Tensor,
-    segments: Sequence[slice],
+    models: Models, selection: Selection, agreement: Agreement, out: Tensor
 ) -> bool | None:
     """Write W_0 + scale x what the chosen entries of the task vectors are together.
 
-    All tensors are of shape (numel,), of any floating dtype; `segments` are where each model's
-    tensor lies in them. Returns whether all is finite; None if nobody looked.
+    `out` is of shape (numel,), of any floating dtype. Returns whether all is finite; None if nobody
+    looked.
     """
-    fused = _kernels_for([base, *sources, out])
+    fused = models.kernels_for(out)
     if fused is None:
-        eager.add_task_vectors(base, sources, selection, agreement, out, segments)
+        eager.add_task_vectors(models, selection, agreement, out)
         return None
-    return _fused(fused, base, sources, selection, agreement, out, segments)
-
-
-def _fused(
-    fused: ModuleType,
-    base: Tensor | None,
-    sources: Sequence[Tensor],
-    selection: Selection,
-    agreement: Agreement,
-    out: Tensor,
-    segments: Sequence[slice],
-) -> bool:
-    """As `add_task_vectors`, by the kernel; without a base, of the sources themselves."""
-    given = _Given.of(fused, base, sources, selection)
-    target = np.array(fused.address_of(out), np.int64)
-    consensus = fused.ALONE if base is None else fused.CONSENSUS[agreement.consensus]
-    counted, scale = given.padded(agreement.counted), np.float32(agreement.scale)
-
-    def run(share: _Share, fills: NDArray[np.float32]) -> tuple[int, _Share, NDArray[np.int64]]:
-        """Whether something is not finite, the tiles with sums that cancelled, the tallies."""
-        tiles, span = fused.tiles_of(share.spans)
-        tallies, is_cancelled = np.empty(len(share.spans), np.int64), np.empty(len(tiles), np.bool_)
-        bad = fused.add_task_vectors(
-            given.each,
-            given.stored,
-            given.mode,
-            (0,) * consensus,
-            given.base,
-            given.sources,
-            given.padded(share.of(selection.limits)),
-            given.padded(share.of(selection.factors)),
-            counted,
-            scale,
-            fills[share.segments],
-            target,
-            share.spans,
-            tallies,
-            is_cancelled,
-        )
-        again = _Share(share.segments[span[is_cancelled]], tiles[is_cancelled])
-        return int(bad), again, tallies
-
-    plus = np.ones(len(segments), np.float32)
-    tally = np.zeros(len(segments), np.int64)
-    bad, again = 0, []
-    for share, noticed in zip(
-        _shares(segments), _run(partial(run, fills=plus), segments), strict=True
-    ):
-        bad |= noticed[0]
-        again.append(noticed[1])
-        np.add.at(tally, share.segments, noticed[2])
-    if agreement.zero_sum == "majority" and agreement.consensus != "sum":
-        # Zero sums took the sign + so far, which is right where most signs are.
-        fills = np.sign(tally).astype(np.float32)
-        for share in again:
-            wrong = fills[share.segments] < 1
-            if wrong.any():
-                bad |= run(_Share(share.segments[wrong], share.spans[wrong]), fills)[0]
-    return not bad
+    return _fused(fused, models, selection, agreement, out)
 
 
 def kept_mass(
-    base: Tensor, sources: Sequence[Tensor], selection: Selection, segments: Sequence[slice]
+    models: Models, selection: Selection
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The sums of |tau| of all entries and of the chosen ones, each (sources, segments)."""
-    fused = _kernels_for([base, *sources])
+    fused = models.kernels_for()
     if fused is None:
-        return eager.kept_mass(base, sources, selection, segments)
+        return eager.kept_mass(models, selection)
     undivided = replace(selection, divide=False)
-    given = _Given.of(fused, base, sources, undivided, at_once=1)
-    before, after = np.zeros((2, len(sources), len(segments)))
+    told = _told(fused, models, undivided, at_once=1)
+    before, after = np.zeros((2, len(models.sources), len(models.segments)))
     # On one thread: the order of a sum must not depend on how many there are.
-    share = _Share(np.arange(len(segments)), _spans(segments))
+    share = whole_share(models.segments)
     fused.kept_mass(
-        given.each,
-        given.stored,
-        given.mode,
-        given.base,
-        given.sources,
-        given.padded(share.of(selection.limits)),
-        np.ones((len(segments), len(sources)), np.float32),
+        told.each,
+        told.stored,
+        told.mode,
+        told.base,
+        told.sources,
+        told.arranged(selection.limits, share),
+        np.ones((len(models.segments), len(models.sources)), np.float32),
         share.spans,
         before,
         after,
@@ -192,123 +121,104 @@ def kept_mass(
     return before, after
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What the kernels are told of the models.
-
-    They read as many sources at once as `each` has entries, and the same number each time: sources
-    without weight fill up the last turn, copies of the base, whose task vectors are zeros (of the
-    first source where there is no base).
-    """
-
-    each: tuple[tuple[int, ...], tuple[np.float32, ...]]
-    stored: tuple[int, ...]
-    mode: tuple[int, ...]
-    base: NDArray[np.int64]
-    sources: NDArray[np.int64]
-
-    @classmethod
-    def of(
-        cls,
-        fused: ModuleType,
-        base: Tensor | None,
-        sources: Sequence[Tensor],
-        selection: Selection,
-        at_once: int | None = None,
-    ) -> _Given:
-        origin = (0, fused.NOTHING) if base is None else fused.address_of(base)
-        if at_once is None:
-            turns = -(-len(sources) // fused.AT_ONCE[selection.mode])
-            at_once = -(-len(sources) // turns)
-        pointers = np.zeros((4, -(-len(sources) // at_once) * at_once), np.int64)
-        for k, source in enumerate(sources):
-            pointers[0, k], pointers[3, k] = fused.address_of(source)
-            if selection.draws:
-                pointers[1, k] = selection.draws[k].data_ptr()
-            if selection.ranks:
-                pointers[2, k] = selection.ranks[k].data_ptr()
-        pointers[:, len(sources) :] = pointers[:, :1]
-        if base is not None:
-            pointers[::3, len(sources) :] = np.array(origin)[:, None]
-        codes = set(pointers[3].tolist())
-        mode = fused.BY_RANK_DIVIDED if selection.divide else fused.MODES[selection.mode]
-        return cls(
-            each=((0,) * at_once, (np.float32(0),) * at_once),
-            stored=(0,) * (codes.pop() if len(codes) == 1 else fused.FLOAT32),
-            mode=(0,) * mode,
-            base=np.array(origin, np.int64),
-            sources=pointers,
-        )
-
-    def padded(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Values of sources, (sources, ...), as (..., sources), with zeros for those that fill."""
-        padded = np.zeros((*values.shape[1:], self.sources.shape[1]), np.float32)
-        padded[..., : len(values)] = np.moveaxis(values, 0, -1)
-        return padded
+# --- the kernels ----------------------------------------------------------------------------------
 
 
-# --- where it runs --------------------------------------------------------------------------------
+def _told(
+    fused: ModuleType, models: Models, selection: Selection, at_once: int | None = None
+) -> Told:
+    mode = fused.BY_RANK_DIVIDED if selection.divide else fused.MODES[selection.mode]
+    return models.told(fused, mode, at_once or fused.AT_ONCE[selection.mode])
+
+
+def _fused(
+    fused: ModuleType, models: Models, selection: Selection, agreement: Agreement, out: Tensor
+) -> bool:
+    """As `add_task_vectors`, by the kernel; without a base, of the sources themselves."""
+    told = _told(fused, models, selection)
+    consensus = fused.ALONE if models.base is None else fused.CONSENSUS[agreement.consensus]
+    run = partial(
+        _run,
+        fused,
+        told,
+        (0,) * consensus,
+        selection,
+        told.arranged(agreement.counted),
+        np.float32(agreement.scale),
+        np.array(fused.address_of(out), np.int64),
+    )
+    shares, count = models.shares(), len(models.segments)
+    plus = np.ones(count, np.float32)
+    done = _each(partial(run, fills=plus), shares)
+    bad = any(one.bad for one in done)
+    if agreement.zero_sum == "majority" and agreement.consensus != "sum":
+        # Zero sums took the sign + so far, which is right where most signs are.
+        tally = np.zeros(count, np.int64)
+        for share, one in zip(shares, done, strict=True):
+            np.add.at(tally, share.segments, one.tallies)
+        fills = np.sign(tally).astype(np.float32)
+        for share, one in zip(shares, done, strict=True):
+            again = one.cancelled(share, fills < 1)
+            if again is not None:
+                bad |= run(again, fills=fills).bad
+    return not bad
 
 
 @dataclass(frozen=True)
-class _Share:
-    """What one thread does: spans of entries, and the segment that each lies in."""
+class _Done:
+    """What a kernel has found: whether something is not finite, the signs, the zero sums."""
 
-    segments: NDArray[np.int64]
-    spans: NDArray[np.int64]  # (spans, 2)
+    bad: bool
+    tallies: NDArray[np.int64]  # (spans,) the sum of all signs
+    has_cancelled: NDArray[np.bool_]  # (tiles,)
 
-    def of(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """The values of the spans' segments, from (sources, segments, ...)."""
-        return np.ascontiguousarray(values[:, self.segments], np.float32)
-
-
-def _spans(segments: Sequence[slice]) -> NDArray[np.int64]:
-    return np.array([(segment.start, segment.stop) for segment in segments], np.int64)
-
-
-def _shares(segments: Sequence[slice]) -> list[_Share]:
-    """The entries in equal shares, one for each thread that torch would use."""
-    import torch
-
-    spans = _spans(segments)
-    total = int((spans[:, 1] - spans[:, 0]).sum())
-    count = max(1, min(torch.get_num_threads(), total // _PER_THREAD))
-    if count == 1:
-        return [_Share(np.arange(len(segments)), spans)]
-    shares = []
-    for i in range(count):
-        first, last = spans[0, 0] + total * i // count, spans[0, 0] + total * (i + 1) // count
-        cut = np.clip(spans, first, last)
-        inside = np.flatnonzero(cut[:, 0] < cut[:, 1])
-        shares.append(_Share(inside, np.ascontiguousarray(cut[inside])))
-    return shares
+    def cancelled(self, share: Share, wrong: NDArray[np.bool_]) -> Share | None:
+        """The tiles with sums that cancelled, in those segments that are wrong; None if none."""
+        if not self.has_cancelled.any():
+            return None
+        tiles, span = share.tiles
+        segments = share.segments[span]
+        chosen = self.has_cancelled & wrong[segments]
+        return Share(segments[chosen], tiles[chosen]) if chosen.any() else None
 
 
-def _run(function: Callable[[_Share], Result], segments: Sequence[slice]) -> list[Result]:
-    shares = _shares(segments)
+def _run(
+    fused: ModuleType,
+    told: Told,
+    consensus: tuple[int, ...],
+    selection: Selection,
+    counted: NDArray[np.float32],
+    scale: np.float32,
+    target: NDArray[np.int64],
+    share: Share,
+    *,
+    fills: NDArray[np.float32],
+) -> _Done:
+    """Let the kernel write a share; fills: (segments,)."""
+    tallies = np.empty(len(share.spans), np.int64)
+    has_cancelled = np.empty(len(share.tiles[0]), np.bool_)
+    bad = fused.add_task_vectors(
+        told.each,
+        told.stored,
+        told.mode,
+        consensus,
+        told.base,
+        told.sources,
+        told.arranged(selection.limits, share),
+        told.arranged(selection.factors, share),
+        counted,
+        scale,
+        fills if share.is_whole else fills[share.segments],
+        target,
+        share.spans,
+        tallies,
+        has_cancelled,
+    )
+    return _Done(bool(bad), tallies, has_cancelled)
+
+
+def _each(function: partial[_Done], shares: Sequence[Share]) -> list[_Done]:
     if len(shares) == 1:
         return [function(shares[0])]
     with ThreadPoolExecutor(len(shares)) as threads:  # the kernels let go of the interpreter
         return list(threads.map(function, shares))
-
-
-def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
-    """The kernels, if they are there and can read and write these tensors."""
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return None
-    fused = kernels()
-    readable = fused is not None and all(fused.address_of(tensor) for tensor in tensors)
-    return fused if readable else None
-
-
-@cache
-def kernels() -> ModuleType | None:
-    """The numba kernels; None, with a warning, where numba cannot be had."""
-    try:
-        return importlib.import_module("evomerge.merging.kernels")
-    except ImportError as error:
-        warnings.warn(
-            f"numba cannot be imported ({error}): merging on the CPU is several times slower",
-            stacklevel=2,
-        )
-        return None

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from evomerge.merging import passes
-from evomerge.merging.operator import Block, Operator, Values, whole
+from evomerge.merging.linear import Sources, keep_sources
+from evomerge.merging.operator import Operator, Values
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
-class _Prepared:
-    source: Tensor  # (numel,)
-    nbytes: int
-
-
-def _prepare(block: Block, values: Values) -> _Prepared:
-    del values
-    return _Prepared(block.sources[0], block.held_bytes(*block.sources))
-
-
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
+def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
     scale = np.array([[cast("float", values["scale"])]])
-    return passes.weighted_sum([prepared.source], scale, out, [whole(out)])
+    return passes.weighted_sum(prepared.models, scale, out)
 
 
 PASSTHROUGH = Operator(
@@ -39,7 +28,7 @@ PASSTHROUGH = Operator(
     needs_base=False,
     min_sources=1,
     max_sources=1,
-    prepare=_prepare,
+    prepare=keep_sources,
     apply=_apply,
     notes="The source may be the base. mergekit scales with the parameter of the same name.",
 )

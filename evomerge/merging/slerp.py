@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.merging import passes
 from evomerge.merging.operator import Block, Operator, Values, chunks
+from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ TINY = 1e-8  # a vector shorter than this has no direction: it counts as orthogo
 
 @dataclass
 class _Prepared:
-    base: Tensor  # (numel,)
-    other: Tensor  # (numel,)
-    segments: tuple[slice, ...]
+    models: Models  # the base and the other one, as sources
     cosines: tuple[float, ...]  # of each tensor with its counterpart
     nbytes: int
 
@@ -31,7 +30,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     base, other = cast("Tensor", block.base), block.sources[0]
     cosines = tuple(_cosine(base[segment], other[segment]) for segment in block.segments)
     held = block.held_bytes(base, other)
-    return _Prepared(base, other, block.segments, cosines, held)
+    return _Prepared(Models(None, (base, other), block.segments), cosines, held)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -60,8 +59,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
 
     t = cast("float", values["t"])
     shares = np.array([_coefficients(cosine, t) for cosine in prepared.cosines]).T
-    pair = (prepared.base, prepared.other)
-    return passes.weighted_sum(pair, shares, out, prepared.segments)
+    return passes.weighted_sum(prepared.models, shares, out)
 
 
 SLERP = Operator(

@@ -11,7 +11,7 @@ import numpy as np
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.merging import passes
 from evomerge.merging.linear import Sources, keep_sources
-from evomerge.merging.operator import Operator, Values, whole
+from evomerge.merging.operator import Operator, Values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
     del values
-    share = np.full((len(prepared.sources), 1), 1 / len(prepared.sources))
-    return passes.weighted_sum(prepared.sources, share, out, [whole(out)])
+    count = len(prepared.models.sources)
+    share = np.full((count, 1), 1 / count)
+    return passes.weighted_sum(prepared.models, share, out)
 
 
 UNIFORM_SOUP = Operator(

@@ -15,7 +15,8 @@ import numpy as np
 from evomerge.errors import CandidateError
 from evomerge.merging import passes
 from evomerge.merging.operator import Block, Operator, Values, parts_of
-from evomerge.merging.passes import Agreement, Selection
+from evomerge.merging.passes import Agreement, everything
+from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -47,17 +48,15 @@ def shares(operator: str, weights: Sequence[float]) -> list[float]:
 
 @dataclass
 class _Span:
-    base: Tensor | None  # (numel,), where task vectors are merged
-    rows: tuple[Tensor, ...]  # each (numel,)
-    segments: tuple[slice, ...]
+    models: Models  # with a base where task vectors are merged
     grams: list[Vector]  # of each tensor, (sources, sources) inner products
     nbytes: int
 
     def vectors(self, part: slice) -> list[Tensor]:
         """The models' entries, or their task vectors', float32."""
-        rows = [row[part].float() for row in self.rows]
-        if self.base is not None:
-            base = self.base[part].float()
+        rows = [row[part].float() for row in self.models.sources]
+        if self.models.base is not None:
+            base = self.models.base[part].float()
             rows = [row - base for row in rows]
         return rows
 
@@ -67,11 +66,10 @@ class _Span:
         coefficients: of each tensor, (sources,).
         """
         weights = np.stack(coefficients, 1)
-        if self.base is None:
-            return passes.weighted_sum(self.rows, weights, out, self.segments)
-        chosen = Selection("all", np.zeros((*weights.shape, 2)), weights)
+        if self.models.base is None:
+            return passes.weighted_sum(self.models, weights, out)
         agreement = Agreement("sum", np.ones(len(weights)), 1.0)
-        return passes.add_task_vectors(self.base, self.rows, chosen, agreement, out, self.segments)
+        return passes.add_task_vectors(self.models, everything(weights), agreement, out)
 
 
 def _span(block: Block, *, deltas: bool) -> _Span:
@@ -79,10 +77,10 @@ def _span(block: Block, *, deltas: bool) -> _Span:
 
     base = cast("Tensor", block.base) if deltas else None
     nbytes = block.held_bytes(base, *block.sources)
-    span = _Span(base, block.sources, block.segments, [], nbytes)
+    span = _Span(Models(base, block.sources, block.segments), [], nbytes)
     for segment in block.segments:
         gram = torch.zeros(
-            (len(block.sources),) * 2, dtype=torch.float64, device=span.rows[0].device
+            (len(block.sources),) * 2, dtype=torch.float64, device=block.sources[0].device
         )
         for part in parts_of(segment):
             vectors = torch.stack(span.vectors(part)).double()

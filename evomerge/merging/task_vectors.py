@@ -49,9 +49,7 @@ def _apply(row: Row, prepared: Prepared, values: Values, out: Tensor) -> bool | 
     chosen = selection(row, prepared, values)
     chosen = replace(chosen, factors=chosen.factors * weights[:, None].astype(np.float32))
     agreement = _agreement(row, values)
-    return passes.add_task_vectors(
-        prepared.base, prepared.sources, chosen, agreement, out, prepared.segments
-    )
+    return passes.add_task_vectors(prepared.models, chosen, agreement, out)
 
 
 def _agreement(row: Row, values: Values) -> Agreement:

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging import eager, kernels, passes
+from evomerge.merging import eager, kernels, order, passes, reads
 from evomerge.merging.cache import Cache
 from evomerge.merging.order import Counted, order_of, rank_into
 from evomerge.merging.passes import Agreement, Selection
+from evomerge.merging.reads import Models
 
 SEGMENTS = (slice(0, 5000), slice(5000, 5001), slice(5001, 9000))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,7 +45,7 @@ def ranks_of(tau, shape):
 
 def weighted_sum(sources, weights, out):
     each = np.array(weights)[:, None]
-    return passes.weighted_sum(sources, each, out, [slice(0, len(out))])
+    return passes.weighted_sum(Models(None, sources, [slice(0, len(out))]), each, out)
 
 
 def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int]):
@@ -75,19 +76,18 @@ def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide,
         mode,
         limits_of(mode, generator, shape),
         generator.uniform(-0.5, 1.5, shape).astype(np.float32),
-        draws,
-        ranks,
         divide=divide and mode == "rank",
     )
     agreement = Agreement(consensus, generator.uniform(0.5, 1.5, num_sources), 0.7, zero_sum)
+    models = Models(base, sources, SEGMENTS, draws, ranks)
     fast, slow = torch.empty(9000), torch.empty(9000)
-    assert passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
-    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
+    assert passes.add_task_vectors(models, chosen, agreement, fast)
+    eager.add_task_vectors(models, chosen, agreement, slow)
     # A sum that is zero but for the last bit takes one sign here and the other one there.
     unequal = (fast - slow).abs() > 1e-5 * slow.abs().clamp(min=1)
     assert int(unequal.sum()) <= 2
-    before, after = passes.kept_mass(base, sources, chosen, SEGMENTS)
-    expected = eager.kept_mass(base, sources, chosen, SEGMENTS)
+    before, after = passes.kept_mass(models, chosen)
+    expected = eager.kept_mass(models, chosen)
     assert np.allclose(before, expected[0], rtol=1e-5)
     assert np.allclose(after, expected[1], rtol=1e-5, atol=1e-5)
 
@@ -149,9 +149,9 @@ def test_a_value_beyond_the_output_dtype_is_not_finite():
 
 
 def test_threads_change_no_bit(monkeypatch):
-    monkeypatch.setattr(passes, "_PER_THREAD", 700)
+    monkeypatch.setattr(reads, "_PER_THREAD", 700)
     base, sources, draws, _ = data(2, 3, DTYPES)
-    chosen = Selection("draw", np.full((3, 3, 2), 5000.0), np.ones((3, 3)), draws)
+    chosen = Selection("draw", np.full((3, 3, 2), 5000.0), np.ones((3, 3)))
     agreement = Agreement("agree_normalised", np.ones(3), 1.0, "majority")
     outs = []
     before = torch.get_num_threads()
@@ -159,7 +159,8 @@ def test_threads_change_no_bit(monkeypatch):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             outs.append(torch.empty(9000, dtype=torch.bfloat16))
-            passes.add_task_vectors(base, sources, chosen, agreement, outs[-1], SEGMENTS)
+            models = Models(base, sources, SEGMENTS, draws)
+            passes.add_task_vectors(models, chosen, agreement, outs[-1])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(outs[1], outs[0])
@@ -177,12 +178,12 @@ def test_a_zero_sum_takes_the_sign_of_most_of_its_tensor(most):
     agreement = Agreement("agree", np.ones(2), 1.0, "majority")
     for add in (passes.add_task_vectors, eager.add_task_vectors):
         out = torch.empty(3000)
-        add(base, [one, other], chosen, agreement, out, [slice(0, 3000)])
+        add(Models(base, [one, other], [slice(0, 3000)]), chosen, agreement, out)
         assert (out[:2500] == 2.0 * most).all()
 
 
 def test_without_numba_the_user_is_told_and_merges_all_the_same(monkeypatch):
-    passes.kernels.cache_clear()
+    reads.kernels.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "evomerge.merging.kernels", None)
     try:
         out = torch.empty(2)
@@ -190,7 +191,7 @@ def test_without_numba_the_user_is_told_and_merges_all_the_same(monkeypatch):
             assert weighted_sum([torch.ones(2)], [0.5], out) is None
         assert out.tolist() == [0.5, 0.5]
     finally:
-        passes.kernels.cache_clear()
+        reads.kernels.cache_clear()
 
 
 def test_what_the_kernels_cannot_read_goes_through_torch():
@@ -217,15 +218,16 @@ def test_an_order_is_a_sort(numba, seed, size, piece, scale):
     values[:: 1 + seed % 7] = values[0]  # ties
     with pytest.MonkeyPatch.context() as patch:
         if not numba:
-            patch.setattr(passes, "kernels", lambda: None)
-        order, counted = order_of(lambda: values.split(piece)), Counted(lambda: values.split(piece))
+            patch.setattr(order, "kernels", lambda: None)
+        sorted_ = order_of(lambda: values.split(piece))
+        counted = Counted(lambda: values.split(piece))
         some = [0, size - 1, *range(0, size, 1 + size // 20)]
         found = [counted.at(place) for place in some]
     expected = np.sort(values.abs().numpy())
-    assert [order.at(place) for place in range(size)] == expected.tolist()
-    assert order.nbytes <= 12 * size + 100
+    assert [sorted_.at(place) for place in range(size)] == expected.tolist()
+    assert sorted_.nbytes <= 12 * size + 100
     assert found == expected[some].tolist()
-    assert len(counted) == len(order) == size
+    assert len(counted) == len(sorted_) == size
 
 
 def test_ranks_are_the_places_in_each_row():
@@ -284,15 +286,16 @@ def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
 def test_what_is_left_out_may_be_infinite(num_sources):
     base, sources, draws, _ = data(0, num_sources, (torch.float32,))
     shape = (num_sources, len(SEGMENTS))
-    chosen = Selection("draw", np.full((*shape, 2), -9000.0), np.ones(shape), draws)
+    chosen = Selection("draw", np.full((*shape, 2), -9000.0), np.ones(shape))
     agreement = Agreement("sum", np.ones(num_sources), 1.0)
     fast, slow = torch.empty(9000), torch.empty(9000)
     expected = base.clone()
     for source, drawn in zip(sources, draws, strict=True):
         expected += torch.where(drawn < -9000, source - base, 0)
         source[drawn >= -9000] = torch.inf
-    assert passes.add_task_vectors(base, sources, chosen, agreement, fast, SEGMENTS)
-    eager.add_task_vectors(base, sources, chosen, agreement, slow, SEGMENTS)
+    models = Models(base, sources, SEGMENTS, draws)
+    assert passes.add_task_vectors(models, chosen, agreement, fast)
+    eager.add_task_vectors(models, chosen, agreement, slow)
     assert torch.allclose(fast, expected, atol=1e-5)
     assert torch.allclose(slow, expected, atol=1e-5)
 
@@ -301,11 +304,12 @@ def test_torch_leaves_the_models_as_they_are():
     base, sources, draws, ranks = data(3, 3, (torch.float32,))
     before = [tensor.clone() for tensor in (base, *sources)]
     shape, out = (3, len(SEGMENTS)), torch.empty(9000)
+    models = Models(base, sources, SEGMENTS, draws, ranks)
     for mode in ("all", "magnitude", "draw", "rank"):
-        chosen = Selection(mode, np.ones((*shape, 2)), np.full(shape, 0.5), draws, ranks)
+        chosen = Selection(mode, np.ones((*shape, 2)), np.full(shape, 0.5))
         for consensus in ("sum", "agree", "agree_normalised"):
             agreement = Agreement(consensus, np.ones(3), 0.7, "majority")
-            eager.add_task_vectors(base, sources, chosen, agreement, out, SEGMENTS)
-        eager.kept_mass(base, sources, chosen, SEGMENTS)
-    eager.weighted_sum(sources, np.full(shape, 0.5), out, SEGMENTS)
+            eager.add_task_vectors(models, chosen, agreement, out)
+        eager.kept_mass(models, chosen)
+    eager.weighted_sum(models, np.full(shape, 0.5), out)
     assert all(map(torch.equal, before, (base, *sources)))
