@@ -82,6 +82,8 @@ def parameters(method: str, turn: int, num_experts: int) -> dict[str, Any]:
     """Another candidate each turn: new weights and, where there are any, new densities."""
     if method == "slerp":
         return {"t": 0.3 + 0.01 * (turn % 50)}
+    if method == "sce":
+        return {"select_topk": 0.3 + 0.01 * (turn % 50)}
     chosen = {
         name: {
             expert: first + 0.4 * i / num_experts + 0.001 * turn
@@ -270,7 +272,7 @@ def growth(arguments: argparse.Namespace) -> None:
     """How time grows with experts and parameters; nanoseconds an entry should not."""
     print("method           experts   parameters   ours ms   ns an entry and model read or written")
     cases = [(k, (576, 12, 8192)) for k in (2, 4, 8)]
-    sizes = ((256, 16, 16384), (576, 12, 8192), (576, 30, 49152), (1024, 36, 49152))
+    sizes = ((272, 16, 16384), (576, 12, 8192), (576, 30, 49152), (1056, 38, 49152))  # 17M to 504M
     cases += [(3, size) for size in sizes]
     for num_experts, (hidden, layers, vocabulary) in cases:
         with tempfile.TemporaryDirectory() as temporary:

@@ -133,7 +133,7 @@ def resolve(
         ConfigurationError: with all that is wrong with the recipe's merges.
     """
     resolved: dict[tuple[int | None, str], Effective] = {}
-    problems: dict[Problem, None] = {}
+    problems: dict[Problem, list[str]] = {}  # of a merge, with the places that have it
     plan: dict[Group, Effective | None] = {}
     for group in groups:
         if group.copied:
@@ -146,7 +146,8 @@ def resolve(
             tensor = group.names[0] if alone else None
             merge = recipe.merge_for(group.slot, group.component, tensor)
             if found := check_merge(merge, recipe.base):
-                problems.update(dict.fromkeys(_placed(found, group, tensor)))
+                for problem in found:
+                    problems.setdefault(problem, []).append(_place_of(group, tensor))
                 continue
             effective = Effective(
                 merge.operator or "",
@@ -161,7 +162,7 @@ def resolve(
             resolved[place] = effective
         plan[group] = resolved[place]
     if problems:
-        raise ConfigurationError(problems)
+        raise ConfigurationError(_placed(problem, places) for problem, places in problems.items())
     return plan
 
 
@@ -280,17 +281,21 @@ def _counterpart_problems(
     return problems
 
 
-def _placed(problems: list[Problem], group: Group, tensor: str | None) -> list[Problem]:
-    """Problems of one merge, with its place in the recipe."""
+def _place_of(group: Group, tensor: str | None) -> str:
     if tensor is not None:
-        where = f"tensors {tensor}"
-    elif group.slot is None:
-        where = f"outside {group.component}"
-    else:
-        where = f"slot {group.slot} {group.component}"
-    return [
-        Problem(f"{where}: {problem.where}", problem.what, problem.hint) for problem in problems
-    ]
+        return f"tensors {tensor}"
+    return (
+        f"outside {group.component}"
+        if group.slot is None
+        else f"slot {group.slot} {group.component}"
+    )
+
+
+def _placed(problem: Problem, places: list[str]) -> Problem:
+    """A merge's problem, said once for all the places in the recipe that have it."""
+    different = list(dict.fromkeys(places))
+    where = different[0] if len(different) == 1 else f"{different[0]} and {len(different) - 1} more"
+    return Problem(f"{where}: {problem.where}", problem.what, problem.hint)
 
 
 def operator_of(effective: Effective) -> Operator:

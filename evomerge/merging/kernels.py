@@ -34,7 +34,7 @@ MODES = {"all": ALL, "magnitude": BY_MAGNITUDE, "draw": BY_DRAW, "rank": BY_RANK
 AT_ONCE = {"all": 8, "magnitude": 8, "draw": 8, "rank": 4}
 CONSENSUS = {"sum": SUM, "agree": AGREE, "agree_normalised": AGREE_NORMALISED}
 
-_TILE = 2048  # entries: some task vectors as float32 stay in a core's own caches
+_TILE = 1024  # entries: some task vectors as float32 stay in a core's own caches
 _EXPONENT = np.uint32(0x7F800000)
 _TOP = np.uint32(0x7F80)
 _HALF_TO_FLOAT = np.float32(2.0**112)  # the difference of the exponents' biases, as a factor

@@ -203,3 +203,16 @@ def test_readings_before_the_first_tensor_are_told(once: bool) -> None:
     assert told == [("ranking x", 35 * n, 105) for n in (1, 2, 3)] * 2
     again = dict(merger_of(states).tensors(recipe))
     assert all(torch.equal(merged[name], again[name]) for name in merged)
+
+
+def test_what_is_wrong_everywhere_is_said_once() -> None:
+    states = {
+        name: {f"layers.{i}.w": torch.randn(5, 7) for i in range(3)} for name in ("base", "x")
+    }
+    wrong = {"merges": {"default": {"parameters": {"dense": 0.5, "lambda": 99}}}}
+    slots = [{"layer": i, **wrong} for i in range(3)]
+    recipe = Recipe.model_validate({**recipe_of(states, "ties").model_dump(), "slots": slots})
+    with pytest.raises(ConfigurationError) as caught:
+        merger_of(states).plan(recipe)
+    assert len(caught.value.problems) == 2
+    assert "slot 0 mlp and 2 more: parameters.dense: ties has no" in str(caught.value)
