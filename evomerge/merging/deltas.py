@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NO_NORM = 1e-7  # an L1 norm below this is not matched, as in mergekit
 _MODES: dict[str, Mode] = {
     "none": "all",
-    "largest": "magnitude",
+    "largest": "at_least",
     "band": "magnitude",
     "random": "draw",
     "ranked": "rank",

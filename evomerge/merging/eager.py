@@ -102,6 +102,8 @@ def _sparse(models: Models, selection: Selection, segment: int, part: slice) -> 
 def _kept(
     tau: Tensor, models: Models, selection: Selection, k: int, segment: int, part: slice
 ) -> Tensor:
+    if selection.mode == "at_least":
+        return tau.abs().ge(float(selection.limits[k, segment, 0]))
     if selection.mode == "magnitude":
         low, high = selection.limits[k, segment].tolist()
         sizes = tau.abs()

@@ -25,13 +25,19 @@ from numpy.typing import NDArray
 
 NOTHING, FLOAT32, BFLOAT16, FLOAT16 = -1, 0, 1, 2  # how entries are stored
 # Which entries of a task vector take part; "divided": by each entry's own probability.
-ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK, BY_RANK_DIVIDED = 0, 1, 2, 3, 4
+ALL, AT_LEAST, BY_MAGNITUDE, BY_DRAW, BY_RANK, BY_RANK_DIVIDED = 0, 1, 2, 3, 4, 5
 # Whether signs have to agree, and who is counted; the last: a sum that there is no base of.
 SUM, AGREE, AGREE_NORMALISED, ALONE = 0, 1, 2, 3
 
-MODES = {"all": ALL, "magnitude": BY_MAGNITUDE, "draw": BY_DRAW, "rank": BY_RANK}
+MODES = {
+    "all": ALL,
+    "at_least": AT_LEAST,
+    "magnitude": BY_MAGNITUDE,
+    "draw": BY_DRAW,
+    "rank": BY_RANK,
+}
 # How many sources are read at once: with more the compiler does not unroll the loop over them.
-AT_ONCE = {"all": 8, "magnitude": 8, "draw": 8, "rank": 4}
+AT_ONCE = {"all": 8, "at_least": 8, "magnitude": 8, "draw": 8, "rank": 4}
 CONSENSUS = {"sum": SUM, "agree": AGREE, "agree_normalised": AGREE_NORMALISED}
 
 _TILE = 1024  # entries: some task vectors as float32 stay in a core's own caches
@@ -195,6 +201,8 @@ def _summand(stored: Any, mode: Any, some: Any, k: int, i: int, origin: Any) -> 
     tau, factor = np.float32(_entry(stored, addresses[k], i) - origin), factors[k]
     if len(mode) == ALL:
         return tau * factor
+    if len(mode) == AT_LEAST:
+        return tau * factor if abs(tau) >= firsts[k] else np.float32(0)
     if len(mode) == BY_MAGNITUDE:
         size = abs(tau)
         return tau * factor if (size >= firsts[k]) & (size <= seconds[k]) else np.float32(0)
@@ -434,13 +442,13 @@ def add_task_vectors(
     each: two tuples, of int64 and of float32, with an entry for each source that is read at once,
         at most `AT_ONCE`. Their length divides the number of sources.
     stored: a tuple as long as the code of all sources; of FLOAT32 if they differ.
-    mode: a tuple as long as ALL, BY_MAGNITUDE, BY_DRAW, BY_RANK or BY_RANK_DIVIDED.
+    mode: a tuple as long as ALL, AT_LEAST, BY_MAGNITUDE, BY_DRAW, BY_RANK or BY_RANK_DIVIDED.
     consensus: a tuple as long as SUM, AGREE, AGREE_NORMALISED or ALONE, which leaves out the scale.
     base, out: (2,) int64, address and code.
     sources: (4, num_sources) int64: address, address of the draws, of the ranks (int16; 0 where
         the mode has none), code.
-    limits: (num_spans, 2, num_sources) float32: lowest and highest magnitude; or the level of
-        the draws; or the level of rank 0 and what a rank adds to it.
+    limits: (num_spans, 2, num_sources) float32: lowest magnitude; or lowest and highest; or the
+        level of the draws; or the level of rank 0 and what a rank adds to it.
     factors: (num_spans, num_sources) float32, of what is kept.
     counted: (num_sources,) float32, what each source adds to the divisor.
     scale: float32.

@@ -13,7 +13,7 @@ def _prepare(block: Block, values: Values) -> Shifted:
     import torch
 
     prepared = empty_shift(block)
-    for part in chunks(block.numel):
+    for part in chunks(block.numel, len(block.sources)):
         farthest, *others = offsets(block, part)
         for tau in others:
             farthest = torch.where(tau.abs() >= farthest.abs(), tau, farthest)

@@ -19,17 +19,19 @@ def _prepare(block: Block, values: Values) -> Shifted:
     """All of it: nothing is left to choose."""
     least = SMALL if values["compat"] == "mergekit" else 0.0
     prepared = empty_shift(block)
+    count = len(block.sources)
     for segment, shape in zip(block.segments, block.shapes, strict=True):
         if not values["filter_wise"]:
-            gram = sum(_gram(offsets(block, part)[:, None]) for part in parts_of(segment))
+            parts = list(parts_of(segment, count))
+            gram = sum(_gram(offsets(block, part)[:, None]) for part in parts)
             ratio = _ratio(gram, least)[0]  # type: ignore[arg-type]
-            for part in parts_of(segment):
+            for part in parts:
                 prepared.shift[part] = offsets(block, part).mean(0) * ratio
             continue
         width = shape[-1] if shape else 1
-        for rows in chunks((segment.stop - segment.start) // width, width):
+        for rows in chunks((segment.stop - segment.start) // width, width * count):
             part = slice(segment.start + rows.start * width, segment.start + rows.stop * width)
-            taus = offsets(block, part).view(len(block.sources), -1, width)
+            taus = offsets(block, part).view(count, -1, width)
             shift = taus.mean(0) * _ratio(_gram(taus), least)[:, None]
             prepared.shift[part] = shift.view(-1)
     return prepared

@@ -19,17 +19,6 @@ def offsets(block: Block, part: slice) -> Tensor:
     return torch.stack([source[part].float() - base for source in block.sources])
 
 
-def all_offsets(block: Block) -> Tensor:
-    """The task vectors of a block, shape (sources, numel), float32."""
-    import torch
-
-    base = cast("Tensor", block.base)
-    tau = torch.empty((len(block.sources), block.numel), dtype=torch.float32, device=base.device)
-    for part in chunks(block.numel):
-        tau[:, part] = offsets(block, part)
-    return tau
-
-
 @dataclass
 class Shifted:
     """A base, and what is added to it: all that is left of the sources."""

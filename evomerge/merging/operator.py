@@ -83,9 +83,12 @@ def chunks(numel: int, width: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + step, numel))
 
 
-def parts_of(segment: slice) -> Iterator[slice]:
-    """A tensor's place in its block, in slices of at most CHUNK entries."""
-    for part in chunks(segment.stop - segment.start):
+def parts_of(segment: slice, width: int = 1) -> Iterator[slice]:
+    """A tensor's place in its block, in slices of at most CHUNK entries.
+
+    width: how many models are looked at together; CHUNK is what they have in all.
+    """
+    for part in chunks(segment.stop - segment.start, width):
         yield slice(segment.start + part.start, segment.start + part.stop)
 
 

@@ -9,8 +9,10 @@ say where a place is, and one more reading finds the lower halves there.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -59,7 +61,7 @@ class Order:
 
     def at(self, place: int) -> float:
         """The magnitude at a place of the ascending order."""
-        which = int(np.searchsorted(self.starts, place, side="right")) - 1
+        which = bisect_right(self.starts, place) - 1
         return _value(self.upper[which], self.lower[place])
 
     @property
@@ -118,7 +120,8 @@ class Counted:
 
 
 def _value(upper: Any, lower: Any) -> float:
-    return float(np.uint32(int(upper) << 16 | int(lower)).view(np.float32))
+    value: float = unpack("<f", pack("<HH", lower, upper))[0]
+    return value
 
 
 def memory_bytes(array: NDArray[Any]) -> int:

@@ -21,7 +21,7 @@ from evomerge.merging.reads import Models, Share, Told, whole_share
 if TYPE_CHECKING:
     from torch import Tensor
 
-Mode = Literal["all", "magnitude", "draw", "rank"]
+Mode = Literal["all", "at_least", "magnitude", "draw", "rank"]
 Consensus = Literal["sum", "agree", "agree_normalised"]
 
 
@@ -31,8 +31,8 @@ class Selection:
 
     Attributes:
         mode: by what entries are chosen.
-        limits: (sources, segments, 2): lowest and highest magnitude; or the draws' level; or the
-            level at rank 0 and what a rank adds to it.
+        limits: (sources, segments, 2): lowest magnitude; or lowest and highest; or the draws'
+            level; or the level at rank 0 and what a rank adds to it.
         factors: (sources, segments).
         divide: by each entry's own probability, for mode rank.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _prepare_ram(block: Block, values: Values) -> Shifted:
     epsilon = cast("float", values["epsilon"])
     prepared = empty_shift(block)
-    for part in chunks(block.numel):
+    for part in chunks(block.numel, len(block.sources)):
         total, _, count = _active(block, part, epsilon)
         prepared.shift[part] = total / count.clamp(min=1)
     return prepared
@@ -54,7 +54,7 @@ def _prepare_plus(block: Block, values: Values) -> _Prepared:
     shared = unique.new_zeros((len(block.segments), len(block.sources)), dtype=torch.float64)
     alone = torch.zeros_like(shared)
     for i, segment in enumerate(block.segments):
-        for part in parts_of(segment):
+        for part in parts_of(segment, len(block.sources)):
             total, active, count = _active(block, part, epsilon)
             by_one = torch.eq(count, 1, out=torch.empty_like(count))
             unique[part] = total * by_one

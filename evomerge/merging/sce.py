@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.merging.offsets import all_offsets
-from evomerge.merging.operator import (
-    Block,
-    Operator,
-    Values,
-    parts_of,
-    small_as_float,
-)
+from evomerge.merging.offsets import offsets
+from evomerge.merging.operator import Block, Operator, Values, parts_of
+from evomerge.merging.order import Magnitudes, memory_bytes
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -25,12 +23,37 @@ FLOOR = 1e-6  # of mergekit: less energy in all weighs all alike; the least divi
 
 @dataclass
 class _Prepared:
-    base: Tensor  # (numel,)
-    tau: Tensor  # (sources, numel) float32
+    """What is kept: how much each entry varies, and in which order.
+
+    The task vectors are computed where they are used: keeping them would take as much memory as the
+    models themselves.
+    """
+
+    block: Block
     spread: Tensor  # (numel,) float32, the sources' variance
-    ascending: list[NDArray[np.float32]]  # of each tensor, its spreads above 0, in order
-    segments: tuple[slice, ...]
-    nbytes: int
+    orders: list[Magnitudes]  # of each tensor's spreads
+    varying: list[int]  # how many of them are above 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        held = self.block.held_bytes(self.block.base, *self.block.sources)
+        on_cpu = self.spread.device.type == "cpu"
+        spread = memory_bytes(self.spread.numpy()) if on_cpu else self.spread.nbytes
+        return held + spread + sum(order.nbytes for order in self.orders)
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the large arrays elsewhere."""
+        import torch
+
+        for order in self.orders:
+            order.spill(move)
+        if self.spread.device.type == "cpu":
+            self.spread = torch.from_numpy(move(self.spread.numpy()))
+
+    def parts(self, segment: slice) -> Iterator[slice]:
+        """A tensor's place in pieces."""
+        return parts_of(segment, len(self.block.sources))
 
 
 def _prepare(block: Block, values: Values) -> _Prepared:
@@ -38,34 +61,43 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     import numpy as np
     import torch
 
-    base, tau = small_as_float(cast("Tensor", block.base)), all_offsets(block)
-    spread, ascending = torch.empty_like(tau[0]), []
+    device = cast("Tensor", block.base).device
+    spread = torch.from_numpy(block.room(block.numel, np.float32)).to(device)
+    prepared = _Prepared(block, spread, [], [])
     for segment in block.segments:
-        for part in parts_of(segment):
-            mean = tau[:, part].mean(0)
-            varies = tau[:, part].amax(0) != tau[:, part].amin(0)  # rounding must not look like it
-            spread[part] = (tau[:, part] - mean).square_().mean(0) * varies
-        found = spread[segment].cpu().numpy()
-        ascending.append(np.sort(found[found > 0]))
-    nbytes = tau.nbytes + 2 * spread.nbytes + block.held_bytes(base)
-    return _Prepared(base, tau, spread, ascending, block.segments, nbytes)
+        varying = 0
+        for part in prepared.parts(segment):
+            taus = offsets(block, part)
+            varies = taus.amax(0) != taus.amin(0)  # rounding must not look like it
+            found = taus.sub_(taus.mean(0)).square_().mean(0).mul_(varies)
+            varying += int(found.count_nonzero())
+            spread[part] = found
+        prepared.orders.append(block.order(partial(_pieces, spread, segment)))
+        prepared.varying.append(varying)
+    return prepared
+
+
+def _pieces(spread: Tensor, segment: slice) -> Iterator[Tensor]:
+    for part in parts_of(segment):
+        yield spread[part]
 
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
     """Write W_0 + sum w tau / sum w, over the selected entries and the sources that agree."""
     share, mergekit = cast("float", values["select_topk"]), values["compat"] == "mergekit"
-    for segment, ascending in zip(prepared.segments, prepared.ascending, strict=True):
-        kept = int(share * len(ascending))
+    base = cast("Tensor", prepared.block.base)
+    tensors = zip(prepared.block.segments, prepared.orders, prepared.varying, strict=True)
+    for segment, order, varying in tensors:
+        kept = int(share * varying)
         if share < 1 and kept == 0:
-            out[segment].copy_(prepared.base[segment])
+            out[segment].copy_(base[segment])
             continue
         # Entries that vary as much as the last one selected are selected too.
-        least = 0.0 if share >= 1 else float(ascending[len(ascending) - kept])
+        least = 0.0 if share >= 1 else order.at(len(order) - kept)
         weights = _weights(prepared, segment, least, mergekit=mergekit)
-        for part in parts_of(segment):
-            base = prepared.base[part].float()
+        for part in prepared.parts(segment):
             shift = _agreed(_selected(prepared, part, least), weights, FLOOR if mergekit else 0)
-            out[part].copy_(shift.add_(base))
+            out[part].copy_(shift.add_(base[part].float()))
 
 
 def _selected(prepared: _Prepared, part: slice, least: float) -> Tensor:
@@ -75,19 +107,20 @@ def _selected(prepared: _Prepared, part: slice, least: float) -> Tensor:
     spread = prepared.spread[part]
     chosen = torch.empty_like(spread)  # in floats: a boolean costs ten times as much on a CPU
     torch.ge(spread, least, out=chosen)
-    return prepared.tau[:, part] * chosen
+    return offsets(prepared.block, part).mul_(chosen)
 
 
 def _weights(prepared: _Prepared, segment: slice, least: float, *, mergekit: bool) -> Tensor:
     """Each source's part of all squared moves in a tensor, float32."""
     import torch
 
-    energy = prepared.tau.new_zeros(len(prepared.tau), dtype=torch.float64)
-    for part in parts_of(segment):
+    count = len(prepared.block.sources)
+    energy = prepared.spread.new_zeros(count, dtype=torch.float64)
+    for part in prepared.parts(segment):
         energy += torch.stack([tau.dot(tau) for tau in _selected(prepared, part, least)])
     total = float(energy.sum())
     if total / (segment.stop - segment.start) < FLOOR if mergekit else total == 0:
-        return torch.full_like(energy, 1 / len(energy)).float()
+        return torch.full_like(energy, 1 / count).float()
     return (energy / total).float()
 
 

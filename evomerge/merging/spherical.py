@@ -82,7 +82,7 @@ def _span(block: Block, *, deltas: bool) -> _Span:
         gram = torch.zeros(
             (len(block.sources),) * 2, dtype=torch.float64, device=block.sources[0].device
         )
-        for part in parts_of(segment):
+        for part in parts_of(segment, len(block.sources)):
             vectors = torch.stack(span.vectors(part)).double()
             gram += vectors @ vectors.t()
         span.grams.append(gram.cpu().numpy())

@@ -51,18 +51,23 @@ def weighted_sum(sources, weights, out):
 def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int]):
     low, high = {
         "all": ((0, 0), (0, 0)),
+        "at_least": ((0, 2), (np.inf, np.inf)),
         "magnitude": ((0, 0.8), (0.8, 3)),
         "draw": ((-30000, 30000), (0, 0)),
         "rank": ((-20000, 20000), (0, 0.3)),
     }[mode]
-    return np.stack([generator.uniform(*low, shape), generator.uniform(*high, shape)], -1)
+    limits = [
+        generator.uniform(*bounds, shape) if np.isfinite(bounds).all() else np.full(shape, np.inf)
+        for bounds in (low, high)
+    ]
+    return np.stack(limits, -1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     num_sources=st.sampled_from([1, 3, 5, 9]),  # at once, and in turns that have to be filled
-    mode=st.sampled_from(["all", "magnitude", "draw", "rank"]),
+    mode=st.sampled_from(["all", "at_least", "magnitude", "draw", "rank"]),
     consensus=st.sampled_from(["sum", "agree", "agree_normalised"]),
     dtypes=st.sampled_from([*((d,) for d in DTYPES), DTYPES]),
     divide=st.booleans(),
@@ -305,7 +310,7 @@ def test_torch_leaves_the_models_as_they_are():
     before = [tensor.clone() for tensor in (base, *sources)]
     shape, out = (3, len(SEGMENTS)), torch.empty(9000)
     models = Models(base, sources, SEGMENTS, draws, ranks)
-    for mode in ("all", "magnitude", "draw", "rank"):
+    for mode in ("all", "at_least", "magnitude", "draw", "rank"):
         chosen = Selection(mode, np.ones((*shape, 2)), np.full(shape, 0.5))
         for consensus in ("sum", "agree", "agree_normalised"):
             agreement = Agreement(consensus, np.ones(3), 0.7, "majority")
