@@ -61,6 +61,7 @@ class Merger:
         self.device = torch.device(device)
         self._progress = progress
         self.groups = groups_of(checkpoints, anatomy, base)
+        self._once = once
         self._cache = Cache(cache_bytes)
         self._order: Callable[[Pieces], Magnitudes]
         self._order = Counted if once else partial(order_of, room=self._cache.room)
@@ -147,10 +148,13 @@ class Merger:
     def _apply(self, group: Group, effective: Effective, flat: Tensor) -> None:
         operator = operator_of(effective)
         values = dict(effective.values)
-        key = (group.names, *effective.prepare_key(operator))
-        prepared = self._cache.get(
-            key, lambda: operator.prepare(self._block(group, effective), values)
-        )
+        if self._once:
+            prepared = operator.prepare(self._block(group, effective), values)
+        else:
+            key = (group.names, *effective.prepare_key(operator))
+            prepared = self._cache.get(
+                key, lambda: operator.prepare(self._block(group, effective), values)
+            )
         finite = operator.apply(prepared, values, flat)
         if finite is None:
             finite = math.isfinite(float(flat.sum(dtype=torch.float32)))

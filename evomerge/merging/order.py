@@ -194,7 +194,11 @@ def rank_into(pieces: Iterable[Tensor], shape: tuple[int, ...], out: NDArray[np.
         out: (numel,), set.
     """
     width = shape[-1] if len(shape) > 1 else len(out)
-    rows = np.concatenate([_bits(piece) for piece in pieces]).reshape(-1, width)
+    bits, filled = np.empty(len(out), np.uint32), 0
+    for piece in pieces:
+        bits[filled : filled + piece.numel()] = _bits(piece)
+        filled += piece.numel()
+    rows = bits.reshape(-1, width)
     ranks = out.reshape(-1, width)
     scale = (2**16 - 1) / max(1, width - 1)
     levels = (np.round(np.arange(width) * scale) - 2**15).astype(np.int16)
