@@ -83,6 +83,44 @@ class ModelSource(Frozen):
     sha256: str | None = None
 
 
+class TokenRow(Frozen):
+    """Where models that lack a token get its row from.
+
+    model: whose row it is; None for zeros. token, id: of which token there, or which row; the same
+    token's by default. force: for models that have the token, too.
+    """
+
+    model: str | None = None
+    token: str | None = None
+    id: int | None = Field(default=None, ge=0)
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _of_a_model(self) -> TokenRow:
+        if self.model is None and (self.token is not None or self.id is not None):
+            raise ValueError("token and id are a model's: name it")
+        if self.token is not None and self.id is not None:
+            raise ValueError("expected one of token and id")
+        return self
+
+
+class TokenizerSpec(Frozen):
+    """The merged model's tokens.
+
+    source: whose they are, a model's name or UNION. tokens: rows to take where the usual rule would
+    take others; a token that no model knows is added. pad_to_multiple_of: the number of rows.
+    """
+
+    source: str
+    tokens: dict[str, TokenRow] = Field(default_factory=dict)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def of(cls, tokenizer: str | TokenizerSpec) -> TokenizerSpec:
+        """A name in full."""
+        return cls(source=tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+
 class Recipe(Frozen):
     """A merged model, described completely (see the module's text for the precedence)."""
 
@@ -94,7 +132,8 @@ class Recipe(Frozen):
     slots: tuple[Slot, ...] | None = None
     tensors: dict[str, Merge] = Field(default_factory=dict)
     dtype: DType | None = None
-    tokenizer: str | None = None  # whose tokens the merged model has: a model's name, or UNION
+    tokenizer: str | TokenizerSpec | None = None  # whose tokens the merged model has
+    chat_template: str | None = None  # Jinja's text, or `auto`; by default the tokenizer's own
     mask_seed: int = Field(default=0, ge=0)
 
     @field_validator("models", mode="before")
@@ -104,14 +143,24 @@ class Recipe(Frozen):
             return models
         return {k: {"path": v} if isinstance(v, str) else v for k, v in models.items()}
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _said_shortly(cls, tokenizer: str | TokenizerSpec | None) -> str | TokenizerSpec | None:
+        """One way to say what a name alone says, so that equal recipes have equal fingerprints."""
+        if isinstance(tokenizer, TokenizerSpec) and tokenizer == TokenizerSpec.of(tokenizer.source):
+            return tokenizer.source
+        return tokenizer
+
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
         if self.default.operator is None:
             raise ValueError("default: an operator is needed")
         used = {self.base, *(name for merge in self.merges() for name in merge.sources or ())}
         used.update(name for slot in self.slots or () for name in slot.layers)
-        if self.tokenizer is not None and self.tokenizer != UNION:
-            used.add(self.tokenizer)
+        if self.tokenizer is not None:
+            spec = TokenizerSpec.of(self.tokenizer)
+            used.update({spec.source} - {UNION})
+            used.update(row.model for row in spec.tokens.values() if row.model is not None)
         if UNION in self.models:
             raise ValueError(f"a model cannot be called {UNION!r}, which stands for all models")
         if unknown := sorted(used - set(self.models)):

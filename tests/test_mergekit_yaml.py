@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
 from evomerge.cli import main
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.mergekit_file import value_for
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.merging import OPERATORS
 from evomerge.merging.mergekit_methods import METHODS
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, TokenizerSpec
 from evomerge.results.export import export_model, merged_tensors
 from evomerge.results.mergekit_yaml import mergekit_yaml
 
@@ -207,8 +208,11 @@ MISTAKES = {
         ["different numbers of layers"],
     ),
     "both": (changed("linear", slices=[]), ["slices"]),
-    "template": (changed("linear", chat_template="chatml"), ["chat_template: is not supported"]),
-    "tokens": (changed("linear", tokenizer={"tokens": {"x": {}}}), ["tokenizer.tokens"]),
+    "tokens": (changed("linear", tokenizer={"tokens": {"x": {}}}), ["tokenizer.tokens.x.source"]),
+    "a token's source": (
+        changed("linear", tokenizer={"tokens": {"x": {"source": {"kind": "zero", "token": "a"}}}}),
+        ["a row of zeros has no token"],
+    ),
     "lora": (changed("linear", models=[{**A, "model": "a+b"}]), ["apply the adapter first"]),
     "hub": (
         changed("linear", models=[{**A, "model": {"model": {"path": "a", "revision": "x"}}}]),
@@ -344,3 +348,51 @@ def test_every_method_is_an_operator_with_the_parameters_that_are_named() -> Non
     for name, method in METHODS.items():
         declared = {parameter.name for parameter in OPERATORS[name].parameters}
         assert {setting.ours for setting in method.settings if setting.ours} <= declared
+
+
+TOKENS = """
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]
+base_model: base
+merge_method: task_arithmetic
+dtype: float32
+tokenizer:
+  source: union
+  pad_to_multiple_of: 4
+  tokens:
+    <one>: {source: a}
+    <two>: {source: {kind: model_token, model: b, token: x}, force: true}
+    <three>: {source: {kind: model_token, model: base, token_id: 3}}
+    <four>: {source: {kind: zero}}
+chat_template: "{{ messages[0]['content'] }}"
+"""
+
+
+def test_what_a_file_says_of_tokens_is_in_the_recipe_and_in_its_export(folder: Path) -> None:
+    recipe = from_file(folder, "tokens", TOKENS)
+    assert recipe.tokenizer == TokenizerSpec.model_validate(
+        {
+            "source": "union",
+            "pad_to_multiple_of": 4,
+            "tokens": {
+                "<one>": {"model": "a"},
+                "<two>": {"model": "b", "token": "x", "force": True},
+                "<three>": {"model": "base", "id": 3},
+                "<four>": {},
+            },
+        }
+    )
+    assert recipe.chat_template == "{{ messages[0]['content'] }}"
+    opened = {
+        name: open_checkpoint(source.path, name=name) for name, source in recipe.models.items()
+    }
+    text = mergekit_yaml(recipe, opened, anatomy_of(opened["base"]))
+    assert text is not None
+    assert from_file(folder, "again", text) == recipe
+
+
+def test_a_name_alone_and_in_full_are_one_recipe(folder: Path) -> None:
+    short = from_file(folder, "short", changed("ties", tokenizer_source="union"))
+    full = from_file(folder, "full", changed("ties", tokenizer={"source": "union"}))
+    assert short == full
+    assert short.tokenizer == "union"
+    assert short.fingerprint == full.fingerprint

@@ -165,3 +165,19 @@ MERGEKIT_MODELS: dict[str, tuple[dict[str, int], int]] = {
     "y": ({"<unk>": 0, "<s>": 1, "both": 2, "c": 3, "a": 4}, 7),
 }
 MERGEKIT_WEIGHTS = {"x": 0.4, "y": 0.7}
+# The same rows in mergekit's words and in a recipe's: another's, one by id, zeros, a new token.
+MERGEKIT_TOKENS: dict[str, Any] = {
+    "both": {"source": "y", "force": True},
+    "c": {"source": {"kind": "model_token", "model": "base", "token": "b"}},
+    "a": {"source": {"kind": "model_token", "model": "x", "token_id": 1}, "force": True},
+    "new": {"source": {"kind": "zero"}},
+    "<|im|>": {"source": {"kind": "model_token", "model": "y", "token": "c"}},
+}
+RECIPE_TOKENS: dict[str, Any] = {
+    "both": {"model": "y", "force": True},
+    "c": {"model": "base", "token": "b"},
+    "a": {"model": "x", "id": 1, "force": True},
+    "new": {},
+    "<|im|>": {"model": "y", "token": "c"},
+}
+MERGEKIT_MULTIPLE = 5

@@ -10,6 +10,7 @@ from typing import TypeGuard
 import torch
 
 from evomerge.checkpoints.adapters import base_notes, open_adapter
+from evomerge.checkpoints.chat_template import with_chat_template
 from evomerge.checkpoints.folder import has_adapter_too, is_adapter
 from evomerge.checkpoints.heads import settle_heads
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
@@ -17,6 +18,7 @@ from evomerge.checkpoints.prefixes import match_prefixes
 from evomerge.checkpoints.vocabulary import align_vocabularies
 from evomerge.errors import ModelError, Problem
 from evomerge.protocols import Progress
+from evomerge.recipe import TokenizerSpec
 
 Source = str | Path | Mapping[str, torch.Tensor]
 
@@ -41,7 +43,8 @@ def open_family(
     base: str,
     *,
     allow_pickle: bool = False,
-    tokenizer: str | None = None,
+    tokenizer: str | TokenizerSpec | None = None,
+    chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> Family:
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
@@ -52,6 +55,7 @@ def open_family(
         allow_pickle: whether pickled weights may be read.
         tokenizer: whose tokens the merged model has: `union`, or one of the names; None where
             all models have the same.
+        chat_template: of the merged model, if another than its tokenizer's; or `auto`.
         progress: told of the aligning of tokens.
 
     Raises:
@@ -85,6 +89,9 @@ def open_family(
     if tokenizer is not None:
         checkpoints, found = align_vocabularies(checkpoints, base, tokenizer, progress)
         notes += found
+    if chat_template is not None:
+        checkpoints, found_template = with_chat_template(checkpoints, base, chat_template)
+        notes += found_template
     checkpoints, settled = settle_heads(checkpoints, base)
     notes += settled
     return Family(checkpoints, base, tuple(notes))

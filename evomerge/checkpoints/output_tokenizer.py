@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,17 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.small_files import GENERATION, SmallFile, content, parsed, small_files
 from evomerge.checkpoints.token_settings import following, with_ids_of
 from evomerge.checkpoints.tokens import vocabulary_file
-from evomerge.checkpoints.union_tokenizer import Tokenizer, added_tokens_decoder, ids_of, union_of
+from evomerge.checkpoints.union_tokenizer import (
+    FLAGS,
+    Tokenizer,
+    Union,
+    added_tokens_decoder,
+    ids_of,
+    union_of,
+)
 from evomerge.errors import ModelError, Problem
 from evomerge.protocols import Progress
-from evomerge.recipe import UNION
+from evomerge.recipe import UNION, TokenizerSpec
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -103,9 +110,40 @@ def choose_output(
     checkpoints: Mapping[str, Checkpoint],
     tokens: Mapping[str, OwnTokens],
     base: str,
+    tokenizer: TokenizerSpec,
+) -> Output:
+    """The output that `tokenizer` asks for.
+
+    Raises:
+        ModelError: tokens cannot be added to it.
+    """
+    output = _chosen(checkpoints, tokens, base, tokenizer.source)
+    new = [token for token in tokenizer.tokens if token not in output.ids]
+    return _with_new(output, new) if new else output
+
+
+def _with_new(output: Output, new: Sequence[str]) -> Output:
+    """The output with tokens that no model knows, as added ones."""
+    if FILE not in output.files:
+        what = f"the output's model has no {FILE}"
+        raise ModelError(Problem(f"tokenizer.tokens.{new[0]}", f"cannot be added: {what}"))
+    data = parsed(output.files[FILE], FILE)
+    entries = [
+        {**dict.fromkeys(FLAGS, False), "content": token, "normalized": True} for token in new
+    ]
+    ids = {token: i for i, token in enumerate(new)}
+    first = Tokenizer("the output", data, output.ids, output.ids)
+    made = union_of(first, [Tokenizer("new", {"added_tokens": entries}, ids, ids)], FILE)
+    assert made is not None  # noqa: S101 (there are new ones)
+    return replace(output, ids=made.ids, files=_with_union(output.files, made), changes_base=True)
+
+
+def _chosen(
+    checkpoints: Mapping[str, Checkpoint],
+    tokens: Mapping[str, OwnTokens],
+    base: str,
     tokenizer: str,
 ) -> Output:
-    """The output that `tokenizer` asks for: `union`, or a model's name."""
     assumed = [name for name, own in tokens.items() if own.assumed]
     notes = tuple(
         f"{name}: has no tokenizer; its rows are taken to be the base's" for name in assumed
@@ -138,6 +176,15 @@ def _union(
     union = union_of(first, others, f"{checkpoints[base].where}/{FILE}")
     if union is None:
         return Output(None, tokens[base].all_ids, files, changes_base=False, notes=notes)
+    made = _with_union(files, union)
+    known = len(first.all_ids)
+    new = len(union.ids) - known
+    notes = (f"tokenizer union: the base's {known} tokens and {new} of the others", *notes)
+    return Output(None, union.ids, made, changes_base=True, notes=notes)
+
+
+def _with_union(files: Mapping[str, SmallFile], union: Union) -> dict[str, SmallFile]:
+    """Small files with another tokenizer.json, and nothing that contradicts it."""
     made = {name: file for name, file in files.items() if not name.startswith(_OTHER_FORMS)}
     made[FILE] = union.text
     if SETTINGS in made:
@@ -145,10 +192,7 @@ def _union(
         if isinstance(settings, dict) and "added_tokens_decoder" in settings:
             settings["added_tokens_decoder"] = added_tokens_decoder(union.data)
             made[SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2)
-    known = len(first.all_ids)
-    new = len(union.ids) - known
-    notes = (f"tokenizer union: the base's {known} tokens and {new} of the others", *notes)
-    return Output(None, union.ids, made, changes_base=True, notes=notes)
+    return made
 
 
 def _generation(

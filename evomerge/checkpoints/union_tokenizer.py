@@ -23,7 +23,7 @@ from typing import Any
 from evomerge.errors import ModelError, Problem
 
 _BEFORE_ALL = -10.0  # added to a Unigram's lowest score: for what is never found by its score
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def added_tokens_decoder(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         str(entry["id"]): {
             "content": entry["content"],
-            **{flag: bool(entry.get(flag, False)) for flag in _FLAGS},
+            **{flag: bool(entry.get(flag, False)) for flag in FLAGS},
         }
         for entry in data.get("added_tokens") or ()
     }

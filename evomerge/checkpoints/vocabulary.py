@@ -35,11 +35,12 @@ from evomerge.checkpoints.output_tokenizer import (
     choose_output,
     own_tokens,
 )
+from evomerge.checkpoints.token_rows import AskedRow, asked_rows
 from evomerge.checkpoints.token_settings import following, resized, with_ids_of
 from evomerge.checkpoints.token_tables import Tables, find_tables
 from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
 from evomerge.protocols import Progress
-from evomerge.recipe import UNION
+from evomerge.recipe import UNION, TokenizerSpec
 
 Key = str | int  # what a row stands for: a token, or the n-th padding row
 _NONE = -1  # in place of a row that a model has not
@@ -50,7 +51,7 @@ _SHOWN = 3
 def align_vocabularies(
     checkpoints: Mapping[str, Checkpoint],
     base: str,
-    tokenizer: str,
+    tokenizer: str | TokenizerSpec,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Checkpoint], tuple[str, ...]]:
     """The models with the rows of one vocabulary, and what was changed for it.
@@ -60,16 +61,17 @@ def align_vocabularies(
     Args:
         checkpoints: by name.
         base: one of the names.
-        tokenizer: `union`, or the name of the model whose tokens the output has.
+        tokenizer: whose tokens the output has, `union` or a model's name; or more about them.
         progress: called with the number of the model under way, and how many there are.
 
     Raises:
         ConfigurationError: there is no such model.
         ModelError: with every model whose tokens, or tables of tokens, cannot be told.
     """
-    if tokenizer != UNION and tokenizer not in checkpoints:
-        hint = nearest(tokenizer, [UNION, *checkpoints])
-        raise ConfigurationError(Problem("tokenizer", f"no model {tokenizer!r}", hint))
+    spec = TokenizerSpec.of(tokenizer)
+    if spec.source != UNION and spec.source not in checkpoints:
+        hint = nearest(spec.source, [UNION, *checkpoints])
+        raise ConfigurationError(Problem("tokenizer", f"no model {spec.source!r}", hint))
     problems: list[Problem] = []
     tables: dict[str, Tables] = {}
     for name, checkpoint in checkpoints.items():
@@ -81,8 +83,9 @@ def align_vocabularies(
         raise ModelError(problems)
     sizes = {name: found.num_rows for name, found in tables.items()}
     tokens = own_tokens(checkpoints, base, sizes, progress)
-    output = choose_output(checkpoints, tokens, base, tokenizer)
-    aligned = _align(tables, tokens, output, base)
+    output = choose_output(checkpoints, tokens, base, spec)
+    asked = asked_rows(spec.tokens, output.ids, tokens, sizes)
+    aligned = _align(tables, tokens, output, base, asked, spec.pad_to_multiple_of)
     views: dict[str, Checkpoint] = {}
     for name, checkpoint in checkpoints.items():
         if aligned.keeps(name) and not (name == base and output.changes_base):
@@ -116,17 +119,20 @@ class _Aligned:
         rows: by model, its row for each of the output's, int64 of shape (rows,); _NONE if it has
             none.
         tables: by model, its own tables.
+        asked: rows that are taken from elsewhere.
     """
 
     base: str
     keys: tuple[Key, ...]
     rows: Mapping[str, Tensor]
     tables: Mapping[str, Tables]
+    asked: tuple[AskedRow, ...] = ()
 
     def keeps(self, name: str) -> bool:
         """Whether a model's rows are the output's as they are."""
         rows, own = self.rows[name], self.tables[name].num_rows
-        return len(rows) == own and bool(torch.equal(rows, torch.arange(own)))
+        forced = any(one.force for one in self.asked)
+        return not forced and len(rows) == own and bool(torch.equal(rows, torch.arange(own)))
 
     def digest(self) -> str:
         """A hash of all that decides which row goes where; what the rows hold is hashed apart."""
@@ -134,6 +140,11 @@ class _Aligned:
         for name in sorted(self.rows, key=lambda name: (name != self.base, name)):
             made.update(len(self.rows[name]).to_bytes(8, "little"))
             made.update(self.rows[name].numpy().astype("<i8").tobytes())
+        if self.asked:
+            # By its place, not its name: paths and names of models do not matter.
+            places = {name: k for k, name in enumerate(sorted(self.rows))} | {None: -1}
+            rules = [(one.row, places[one.model], one.own, one.force) for one in self.asked]
+            made.update(repr(rules).encode())
         return made.hexdigest()
 
     def table(self, checkpoint: Checkpoint, name: str, tensor: str) -> Tensor:
@@ -147,7 +158,19 @@ class _Aligned:
         missing = torch.nonzero(~known).view(-1)
         if len(missing):
             made[missing] = self._filled(tensor, missing, made.dtype)
+        for one in self.asked:
+            if one.force or rows[one.row] == _NONE:
+                made[one.row] = self._asked(tensor, one)
         return made.movedim(0, axis).contiguous()
+
+    def _asked(self, tensor: str, one: AskedRow) -> Tensor | float:
+        """A row that is asked for."""
+        if one.model is None:
+            return 0.0
+        found = self.tables[one.model]
+        if tensor not in found.axes:
+            raise ModelError(Problem(tensor, f"{one.model} has no such table of tokens"))
+        return found.checkpoint.tensor(tensor).movedim(found.axes[tensor], 0)[one.own]
 
     def _filled(self, tensor: str, missing: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows of tokens that a model lacks, shape (missing, ...)."""
@@ -196,22 +219,30 @@ class _Aligned:
 
 
 def _align(
-    tables: Mapping[str, Tables], tokens: Mapping[str, OwnTokens], output: Output, base: str
+    tables: Mapping[str, Tables],
+    tokens: Mapping[str, OwnTokens],
+    output: Output,
+    base: str,
+    asked: tuple[AskedRow, ...],
+    multiple: int | None,
 ) -> _Aligned:
-    if output.chosen is not None:
-        num_rows = tables[output.chosen].num_rows
+    like = base if output.chosen is None else output.chosen
+    givers = tokens.values() if output.chosen is None else (tokens[like],)
+    owned = {token for own in givers for token in own.ids}
+    rows_used = [i for token, i in output.ids.items() if token in owned]
+    needed = 1 + max([*rows_used, *(one.row for one in asked)], default=-1)
+    if multiple is None:
+        last = 1 + max(tokens[like].ids.values(), default=-1)
+        num_rows = rows_of_union(needed, tables[like].num_rows, last)
     else:
-        owned = {token for own in tokens.values() for token in own.ids}
-        needed = 1 + max((i for token, i in output.ids.items() if token in owned), default=-1)
-        last = 1 + max(tokens[base].ids.values(), default=-1)
-        num_rows = rows_of_union(needed, tables[base].num_rows, last)
+        num_rows = -(-needed // multiple) * multiple
     keys = keys_of_rows({i: token for token, i in output.ids.items()}, num_rows)
     rows = {}
     for name, found in tables.items():
         own = keys_of_rows({i: token for token, i in tokens[name].ids.items()}, found.num_rows)
         row_of = {key: row for row, key in enumerate(own)}
         rows[name] = torch.tensor([row_of.get(key, _NONE) for key in keys], dtype=torch.int64)
-    return _Aligned(base, tuple(keys), rows, tables)
+    return _Aligned(base, tuple(keys), rows, tables, asked)
 
 
 def _view(

@@ -7,9 +7,17 @@ evomerge cannot do is refused by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic import model_validator as validate_model
 
 from evomerge.documents import Document
@@ -94,19 +102,44 @@ class Module(Part):
         return self
 
 
+class TokenSource(Part):
+    """Where a token's row comes from: `kind` zero, or model_token."""
+
+    kind: Literal["zero", "model_token"]
+    model: ModelRef | None = None
+    token: str | None = None
+    token_id: int | None = Field(default=None, ge=0)
+
+    @validate_model(mode="after")
+    def _whole(self) -> TokenSource:
+        named = [key for key in ("model", "token", "token_id") if getattr(self, key) is not None]
+        if self.kind == "zero" and named:
+            raise ValueError(f"a row of zeros has no {named[0]}")
+        if self.kind == "model_token" and (self.model is None or len(named) != 2):
+            raise ValueError("expected a model, and one of token and token_id")
+        return self
+
+
+class TokenSettings(Part):
+    """The row of one token, for models that lack it, or with `force` for all."""
+
+    source: Annotated[
+        Annotated[TokenSource, Tag("rule")] | Annotated[ModelRef, Tag("model")],
+        Discriminator(lambda value: "rule" if _is_rule(value) else "model"),
+    ]
+    force: bool = False
+
+
+def _is_rule(value: Any) -> bool:
+    return isinstance(value, TokenSource) or (isinstance(value, Mapping) and "kind" in value)
+
+
 class TokenizerSettings(Part):
     """Whose tokens the merged model has."""
 
     source: str | ModelRef = "union"
-    tokens: dict[str, Any] | None = None
-    pad_to_multiple_of: int | None = None
-
-    @field_validator("tokens", "pad_to_multiple_of")
-    @classmethod
-    def _not_yet(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError("is not supported: evomerge takes each token's row by its own rule")
-        return value
+    tokens: dict[str, TokenSettings] = Field(default_factory=dict)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
 
 
 class MergekitFile(Part):
@@ -123,13 +156,6 @@ class MergekitFile(Part):
     tokenizer_source: str | ModelRef | None = None
     tokenizer: TokenizerSettings | None = None
     chat_template: str | None = None
-
-    @field_validator("chat_template")
-    @classmethod
-    def _no_template(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("is not supported: the chat template comes with the tokenizer")
-        return value
 
     @validate_model(mode="after")
     def _one_of_each(self) -> MergekitFile:

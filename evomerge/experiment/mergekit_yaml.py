@@ -25,12 +25,13 @@ from evomerge.experiment.mergekit_file import (
     Settings,
     Slice,
     SliceInput,
+    TokenSettings,
     parameter_problems,
     value_for,
 )
 from evomerge.experiment.said_once import Place, said_once
 from evomerge.merging.mergekit_methods import METHODS, REQUIRED, Method, parameters_of
-from evomerge.recipe import UNION, DType, Merge, Recipe, Slot
+from evomerge.recipe import UNION, DType, Merge, Recipe, Slot, TokenizerSpec, TokenRow
 
 Merges = dict[str, Merge]  # by the name of a merged tensor
 
@@ -73,6 +74,7 @@ def recipe_from_mergekit(
             **said_once(method.name, slots, merges, plan.places, plan.anatomy.num_layers),
             "dtype": (file.out_dtype or file.dtype or "").removeprefix("torch.") or None,
             "tokenizer": names.tokenizer(base),
+            "chat_template": file.chat_template or None,
         }
     )
     return recipe, tuple(_notes(file, method, merges))
@@ -141,15 +143,31 @@ class _Names:
             self.paths[name] = path
         return self._names[ref]
 
-    def tokenizer(self, base: str) -> str | None:
+    def tokenizer(self, base: str) -> TokenizerSpec | None:
         """What the recipe's `tokenizer` is."""
         settings = self._file.tokenizer
         source = self._file.tokenizer_source if settings is None else settings.source
-        if source is None or source == UNION:
-            return source if source is None else UNION
+        if source is None:
+            return None
         if source == "base":
-            return base
-        return self.of(source if isinstance(source, ModelRef) else ModelRef(path=source))
+            source = base
+        elif source != UNION:
+            source = self._called(source)
+        if settings is None:
+            return TokenizerSpec(source=source)
+        tokens = {token: self._row(one) for token, one in settings.tokens.items()}
+        multiple = settings.pad_to_multiple_of
+        return TokenizerSpec(source=source, tokens=tokens, pad_to_multiple_of=multiple)
+
+    def _called(self, model: str | ModelRef) -> str:
+        return self.of(model if isinstance(model, ModelRef) else ModelRef(path=model))
+
+    def _row(self, settings: TokenSettings) -> TokenRow:
+        source, force = settings.source, settings.force
+        if isinstance(source, ModelRef):
+            return TokenRow(model=self.of(source), force=force)
+        model = None if source.model is None else self._called(source.model)
+        return TokenRow(model=model, token=source.token, id=source.token_id, force=force)
 
     def _found(self, path: str) -> str:
         """Relative to the file; or to the working folder, if it is there alone."""

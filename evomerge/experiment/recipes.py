@@ -111,6 +111,7 @@ def open_recipe_models(
         recipe.base,
         allow_pickle=allow_pickle_weights,
         tokenizer=recipe.tokenizer,
+        chat_template=recipe.chat_template,
         progress=progress,
     )
     checkpoints = family.checkpoints

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import CandidateError, ModelError, Problem
-from evomerge.recipe import DType, Recipe
+from evomerge.recipe import DType, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class WorkerSpec:
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
-    tokenizer: str | None = None
+    tokenizer: str | TokenizerSpec | None = None
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.check import resolved_parameters
 from evomerge.merging.mergekit_methods import METHODS, Method, differences, settings_of
-from evomerge.recipe import Recipe, Slot
+from evomerge.recipe import Recipe, Slot, TokenizerSpec
 
 Value = bool | int | float | str
 VERSION = "0.1.5"
@@ -170,10 +170,32 @@ def _data(
     data["out_dtype"] = recipe.dtype or _stored_dtype(checkpoints[recipe.base], writer)
     if recipe.tokenizer is not None:
         known = {recipe.base: "base"} if "base_model" in data else {}
-        data["tokenizer_source"] = known.get(recipe.tokenizer) or paths.get(
-            recipe.tokenizer, recipe.tokenizer
-        )
+        data |= _tokenizer(TokenizerSpec.of(recipe.tokenizer), {**paths, **known}, paths)
+    if recipe.chat_template is not None:
+        data["chat_template"] = recipe.chat_template
     return data
+
+
+def _tokenizer(
+    spec: TokenizerSpec, sources: Mapping[str, Any], paths: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the file says of tokens; `sources` are the models as whose tokens it names."""
+    source = sources.get(spec.source, spec.source)
+    if not spec.tokens and spec.pad_to_multiple_of is None:
+        return {"tokenizer_source": source}
+    tokens: dict[str, Any] = {}
+    for token, row in spec.tokens.items():
+        found: Any = {"kind": "zero"}
+        if row.model is not None:
+            wanted = {"token": row.token, "token_id": row.id}
+            named = {key: value for key, value in wanted.items() if value is not None}
+            found = paths[row.model]
+            found = {"kind": "model_token", "model": found, **named} if named else found
+        tokens[token] = {"source": found, **({"force": True} if row.force else {})}
+    said: dict[str, Any] = {"source": source, **({"tokens": tokens} if tokens else {})}
+    if spec.pad_to_multiple_of is not None:
+        said["pad_to_multiple_of"] = spec.pad_to_multiple_of
+    return {"tokenizer": said}
 
 
 def _joined(slices: list[_Slice]) -> list[_Slice]:

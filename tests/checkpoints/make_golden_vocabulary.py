@@ -20,7 +20,14 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from safetensors.torch import load_file
-from token_models import MERGEKIT_MODELS, MERGEKIT_WEIGHTS, TABLES, write_folder
+from token_models import (
+    MERGEKIT_MODELS,
+    MERGEKIT_MULTIPLE,
+    MERGEKIT_TOKENS,
+    MERGEKIT_WEIGHTS,
+    TABLES,
+    write_folder,
+)
 from transformers import AutoTokenizer
 
 TARGET = Path(__file__).parent / "golden" / "mergekit_vocabulary.json"
@@ -39,24 +46,38 @@ def merged(folder: Path, tokenizer: str, tied: bool) -> dict[str, Any]:
             for name, weight in MERGEKIT_WEIGHTS.items()
         ],
         "dtype": "float32",
-        "tokenizer_source": str(paths.get(tokenizer, tokenizer)) if tokenizer != "base" else "base",
     }
+    source = tokenizer.split()[0]
+    source = str(paths.get(source, source)) if source != "base" else "base"
+    if tokenizer.endswith("rows"):
+        tokens = json.loads(json.dumps(MERGEKIT_TOKENS))
+        for token in tokens.values():
+            if isinstance(token["source"], str):
+                token["source"] = str(paths[token["source"]])
+            elif "model" in token["source"]:
+                token["source"]["model"] = str(paths[token["source"]["model"]])
+        multiple = {"pad_to_multiple_of": MERGEKIT_MULTIPLE}
+        config["tokenizer"] = {"source": source, "tokens": tokens, **multiple}
+    else:
+        config["tokenizer_source"] = source
     out = folder / "out"
     run_merge(MergeConfiguration.model_validate(config), str(out), MergeOptions(quiet=True))
     state = {}
     for path in out.glob("*.safetensors"):
         state |= load_file(path)
     ids = AutoTokenizer.from_pretrained(out).get_vocab()
-    return {
+    made: dict[str, Any] = {
         table: {token: state[table][i].tolist() for token, i in sorted(ids.items())}
         for table in TABLES["llama", tied]
     }
+    made["rows"] = len(state["model.embed_tokens.weight"])
+    return made
 
 
 def main() -> None:
     golden: dict[str, Any] = {"mergekit": importlib.metadata.version("mergekit")}
     for tied in (False, True):
-        for tokenizer in ("union", "base", "x"):
+        for tokenizer in ("union", "base", "x", "union with rows", "base with rows"):
             with tempfile.TemporaryDirectory() as folder:
                 key = f"{tokenizer} {'tied' if tied else 'untied'}"
                 golden[key] = merged(Path(folder), tokenizer, tied)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from token_models import (
     KINDS,
     MERGEKIT_MODELS,
+    MERGEKIT_MULTIPLE,
     MERGEKIT_WEIGHTS,
+    RECIPE_TOKENS,
     TABLES,
     added,
     keys,
@@ -33,7 +35,7 @@ from evomerge.checkpoints.vocabulary import rows_of_union
 from evomerge.errors import ConfigurationError, ModelError
 from evomerge.merging.resident import Resident
 from evomerge.pools.worker import Worker, WorkerSpec
-from evomerge.recipe import Merge, Recipe
+from evomerge.recipe import Merge, Recipe, TokenizerSpec
 from evomerge.results.export import merged_tensors
 
 POOL = [f"w{i}" for i in range(8)]
@@ -126,7 +128,7 @@ def test_rows_are_those_of_brute_force(models, tokenizer: str, tied: bool) -> No
         assert all(c.config["vocab_size"] == rows for c in family.checkpoints.values())
 
 
-@pytest.mark.parametrize("tokenizer", ["union", "base", "x"])
+@pytest.mark.parametrize("tokenizer", ["union", "base", "x", "union with rows", "base with rows"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_are_mergekits(tmp_path: Path, tokenizer: str, tied: bool) -> None:
     """Row by token; mergekit numbers the tokens of a union otherwise, and keeps no padding rows."""
@@ -135,15 +137,26 @@ def test_rows_are_mergekits(tmp_path: Path, tokenizer: str, tied: bool) -> None:
         name: write_folder(tmp_path / name, ids, num_rows=rows, tied=tied, seed=seed)
         for seed, (name, (ids, rows)) in enumerate(MERGEKIT_MODELS.items())
     }
-    family = open_family(paths, "base", tokenizer=tokenizer)
-    ids = output_ids(family)
+    spec = TokenizerSpec(source=tokenizer.split()[0])
+    if tokenizer.endswith("rows"):
+        more = {"tokens": RECIPE_TOKENS, "pad_to_multiple_of": MERGEKIT_MULTIPLE}
+        spec = TokenizerSpec.model_validate({**spec.model_dump(), **more})
     default = Merge(operator="task_arithmetic", parameters={"weight": dict(MERGEKIT_WEIGHTS)})
     models = {name: str(path) for name, path in paths.items()}
-    recipe = Recipe(base="base", models=models, default=default, tokenizer=tokenizer)
+    recipe = Recipe(base="base", models=models, default=default, tokenizer=spec)
+    family = open_family(paths, "base", tokenizer=recipe.tokenizer)
+    ids = output_ids(family)
     merged = merged_tensors(recipe, family.checkpoints)
-    for table, rows in golden[f"{tokenizer} {'tied' if tied else 'untied'}"].items():
+    expected_rows = golden[f"{tokenizer} {'tied' if tied else 'untied'}"]
+    num_rows = expected_rows.pop("rows")
+    if tokenizer.endswith("rows"):
+        assert len(merged["model.embed_tokens.weight"]) == num_rows
+        assert family.checkpoints["base"].config["vocab_size"] == num_rows
+    for table, rows in expected_rows.items():
         assert rows.keys() == ids.keys()
         for token, expected in rows.items():
+            if tokenizer == "base with rows" and token in ("new", "<|im|>"):
+                continue  # there mergekit takes the base's padding for its row of a token it adds
             mine = merged[table][ids[token]]
             torch.testing.assert_close(mine, torch.tensor(expected), rtol=0, atol=1e-6)
 
