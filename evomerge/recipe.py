@@ -108,7 +108,7 @@ class TokenizerSpec(Frozen):
     """The merged model's tokens.
 
     source: whose they are, a model's name or UNION. tokens: rows to take where the usual rule would
-    take others; a token that no model knows is added. pad_to_multiple_of: the number of rows.
+    take others; tokens that its tokenizer lacks are added. pad_to_multiple_of: the number of rows.
     """
 
     source: str

@@ -250,6 +250,16 @@ parameters: {weight: 0.3}
 merge_method: linear
 dtype: float32
 """,
+    "deeper_begun": """
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 4]}
+      - {model: deep, layer_range: [0, 4]}
+base_model: base
+parameters: {weight: 0.3}
+merge_method: task_arithmetic
+dtype: float32
+""",
     "shallower_base": """
 slices:
   - sources:
@@ -433,6 +443,11 @@ WRITE: dict[str, dict[str, Any]] = {
             "parameters": {"weight": {"base": 0.75, "deep": 0.25}},
         },
         "slots": [{"layer": i % 4, "layers": {"deep": 5 - i}} for i in range(DEEP)],
+    },
+    "deeper_in_order": {
+        "models": {"base": "base", "deep": "deep"},
+        "default": {"operator": "task_arithmetic", "parameters": {"weight": 0.4}},
+        "slots": [{"layer": i} for i in range(LAYERS)],
     },
     "one_tensor": {
         "default": {"operator": "task_arithmetic", **_weights(0.5, 0.5)},

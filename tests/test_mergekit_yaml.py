@@ -396,3 +396,17 @@ def test_a_name_alone_and_in_full_are_one_recipe(folder: Path) -> None:
     assert short == full
     assert short.tokenizer == "union"
     assert short.fingerprint == full.fingerprint
+
+
+def test_slices_of_a_model_with_other_names(folder: Path, tmp_path: Path) -> None:
+    """An expert that was saved without its head's prefix, as a slice and as a whole model."""
+    write_models(tmp_path, {"base": load_file(folder / "base" / "model.safetensors")})
+    bare = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(folder / "deep" / "model.safetensors").items()
+    }
+    write_models(tmp_path, {"deep": bare})
+    path = tmp_path / "deep.yml"
+    path.write_text(READ["deeper_begun"])
+    found = makes(read_recipe(path))
+    assert_equal(found, GOLDEN["out/read_deeper_begun"])

@@ -91,21 +91,19 @@ class Anatomy:
         """How many layers another model has that names its tensors as this one does."""
         if self._number_step is None or not self.num_layers:
             return self.num_layers
-        first = [name for name, place in self.places.items() if place.layer == 0]
         return next(
             number
             for number in count()
-            if not any(self.name_in_slot(name, number) in names for name in first)
+            if not any(self.name_in_slot(name, number) in names for name in self._of_each_role)
         )
 
     def beyond(self, num_layers: int) -> frozenset[str]:
         """The names in layers that only one of two models has: this one, and one of so many."""
         fewer, more = sorted((self.num_layers, num_layers))
-        inside = {self.roles[name]: name for name, p in self.places.items() if p.layer is not None}
         return frozenset(
             self.name_in_slot(name, layer)
             for layer in range(fewer, more)
-            for name in inside.values()
+            for name in self._of_each_role
         )
 
     def table(self) -> list[tuple[str, str, int, int]]:
@@ -147,6 +145,12 @@ class Anatomy:
                 stem, tail = self._around_number(name)
                 steps.add(int(name[len(stem) : len(name) - len(tail)]) - place.layer)
         return steps.pop() if len(steps) == 1 else None
+
+    @cached_property
+    def _of_each_role(self) -> tuple[str, ...]:
+        """A tensor of each role that there is in the layers, which need not be alike."""
+        inside = {self.roles[name]: name for name, p in self.places.items() if p.layer is not None}
+        return tuple(inside.values())
 
     @cached_property
     def _by_place(self) -> dict[Place, tuple[str, ...]]:

@@ -16,34 +16,37 @@ FILE = "chat_template.jinja"
 SETTINGS = "tokenizer_config.json"
 
 
-def with_chat_template(
+def chosen_template(
     checkpoints: Mapping[str, Checkpoint], base: str, template: str
-) -> tuple[dict[str, Checkpoint], list[str]]:
-    """The models, of which the base brings the template, and what was chosen.
+) -> tuple[str | None, list[str]]:
+    """The text of the template that is asked for, and what a user should know of it.
 
     Args:
-        checkpoints: by name.
-        base: whose small files the merged model gets.
+        checkpoints: by name, with their own small files.
+        base: one of the names.
         template: Jinja's text, or `auto`: what most of the models have, and of equally many
             the base's, or else the first one's.
 
     Raises:
         ConfigurationError: the text is no template.
     """
-    notes = []
     if template == AUTO:
         ordered = sorted(checkpoints, key=lambda name: name != base)
         known = {name: text for name in ordered if (text := template_of(checkpoints[name]))}
         if not known:
-            return dict(checkpoints), ["chat_template auto: no model has one"]
-        template, count = Counter(known.values()).most_common(1)[0]
-        owner = next(name for name, text in known.items() if text == template)
-        notes.append(f"chat_template auto: that of {owner}, as {count} of {len(known)} have it")
-    elif "{" not in template:
+            return None, ["chat_template auto: no model has one"]
+        text, count = Counter(known.values()).most_common(1)[0]
+        owner = next(name for name, own in known.items() if own == text)
+        return text, [f"chat_template auto: that of {owner}, as {count} of {len(known)} have it"]
+    if "{" not in template:
         what = f"{template!r} is no Jinja template"
         hint = "write its text, or auto; evomerge brings no templates with names"
         raise ConfigurationError(Problem("chat_template", what, hint))
-    origin = checkpoints[base]
+    return template, []
+
+
+def with_chat_template(origin: Checkpoint, template: str) -> Checkpoint:
+    """A model with another chat template."""
     files: dict[str, SmallFile] = {
         name: file
         for name, file in small_files(origin).items()
@@ -54,13 +57,12 @@ def with_chat_template(
         settings = parsed(files[SETTINGS], SETTINGS)
         if isinstance(settings, dict) and settings.pop("chat_template", None) is not None:
             files[SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2)
-    view = Derived(
+    return Derived(
         origin,
         {name: name for name in origin.names},
         small_files=files,
         change={"chat_template": template},
     )
-    return {**checkpoints, base: view}, notes
 
 
 def template_of(checkpoint: Checkpoint) -> str | None:

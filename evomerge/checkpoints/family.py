@@ -10,7 +10,7 @@ from typing import TypeGuard
 import torch
 
 from evomerge.checkpoints.adapters import base_notes, open_adapter
-from evomerge.checkpoints.chat_template import with_chat_template
+from evomerge.checkpoints.chat_template import chosen_template, with_chat_template
 from evomerge.checkpoints.folder import has_adapter_too, is_adapter
 from evomerge.checkpoints.heads import settle_heads
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
@@ -86,12 +86,15 @@ def open_family(
         raise ModelError(problems)
     checkpoints, matched = match_prefixes({name: checkpoints[name] for name in sources}, base)
     notes += matched
+    template: str | None = None
+    if chat_template is not None:  # before all models have the output's small files
+        template, chosen = chosen_template(checkpoints, base, chat_template)
+        notes += chosen
     if tokenizer is not None:
         checkpoints, found = align_vocabularies(checkpoints, base, tokenizer, progress)
         notes += found
-    if chat_template is not None:
-        checkpoints, found_template = with_chat_template(checkpoints, base, chat_template)
-        notes += found_template
+    if template is not None:
+        checkpoints[base] = with_chat_template(checkpoints[base], template)
     checkpoints, settled = settle_heads(checkpoints, base)
     notes += settled
     return Family(checkpoints, base, tuple(notes))

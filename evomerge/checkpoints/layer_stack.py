@@ -95,6 +95,16 @@ def _said(shape: tuple[int, ...] | None) -> str:
 
 def layer_kinds(config: Mapping[str, Any], num_layers: int) -> list[str]:
     """What a config says of each layer apart; layers of one kind can stand for each other."""
+    return [json.dumps(one, sort_keys=True) for one in layer_settings(config, num_layers)]
+
+
+def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether layers of two models are of one kind, as far as both configs speak of it."""
+    return all(one[key] == other[key] for key in one.keys() & other.keys())
+
+
+def layer_settings(config: Mapping[str, Any], num_layers: int) -> list[dict[str, Any]]:
+    """What a config says of each layer apart, by key."""
     settings: list[dict[str, Any]] = [{} for _ in range(num_layers)]
     for number, (part, complete) in enumerate(_parts(dict(config))):
         for key, value in {**{k: complete.get(k) for k in _WORKED_OUT}, **part}.items():
@@ -104,7 +114,7 @@ def layer_kinds(config: Mapping[str, Any], num_layers: int) -> list[str]:
                 continue
             for layer, setting in zip(settings, value, strict=True):
                 layer[f"{number} {key}"] = setting
-    return [json.dumps(layer, sort_keys=True) for layer in settings]
+    return settings
 
 
 def _of_layers(key: str) -> bool:

@@ -118,19 +118,23 @@ def choose_output(
         ModelError: tokens cannot be added to it.
     """
     output = _chosen(checkpoints, tokens, base, tokenizer.source)
-    new = [token for token in tokenizer.tokens if token not in output.ids]
-    return _with_new(output, new) if new else output
+    # Their ids must not hang on the order in which a file has them.
+    new = sorted(token for token in tokenizer.tokens if token not in output.ids)
+    if not new:
+        return output
+    entries = []
+    for token in new:
+        row = tokenizer.tokens[token]
+        giver, name = tokens.get(row.model or ""), row.token or token
+        plain = {**dict.fromkeys(FLAGS, False), "normalized": True}
+        flags = plain if giver is None else giver.added.get(name, plain)
+        entries.append({**flags, "content": token})
+    return _with_new(output, new, entries)
 
 
-def _with_new(output: Output, new: Sequence[str]) -> Output:
-    """The output with tokens that no model knows, as added ones."""
-    if FILE not in output.files:
-        what = f"the output's model has no {FILE}"
-        raise ModelError(Problem(f"tokenizer.tokens.{new[0]}", f"cannot be added: {what}"))
+def _with_new(output: Output, new: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> Output:
+    """The output with further added tokens."""
     data = parsed(output.files[FILE], FILE)
-    entries = [
-        {**dict.fromkeys(FLAGS, False), "content": token, "normalized": True} for token in new
-    ]
     ids = {token: i for i, token in enumerate(new)}
     first = Tokenizer("the output", data, output.ids, output.ids)
     made = union_of(first, [Tokenizer("new", {"added_tokens": entries}, ids, ids)], FILE)

@@ -7,6 +7,7 @@ the one that is tried is what makes most of the names the base's.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint
 
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _DEEPEST = 6  # words of a prefix
 
 
@@ -60,7 +62,8 @@ def match_prefixes(
 
 def match_names(mine: Iterable[str], theirs: Iterable[str]) -> Matched:
     """How names become others'; nothing is matched where two ways are as good."""
-    own, other = _by_short_name(mine), _by_short_name(theirs)
+    other_names = list(theirs)
+    own, other = _by_short_name(mine), _by_short_name(other_names)
     if own is None or other is None:
         return Matched({})
     names = {other[short]: own.pop(short) for short in [*own] if short in other}
@@ -74,8 +77,29 @@ def match_names(mine: Iterable[str], theirs: Iterable[str]) -> Matched:
         for short, target in pairs.items():
             names[other.pop(target)] = own.pop(short)
         (added if put_on else taken).append(prefix)
+    names |= _beyond(own, names, other_names, taken, added)
     changed = {target: source for target, source in names.items() if target != source}
     return Matched(changed, tuple(taken), tuple(added)) if changed else Matched({})
+
+
+def _beyond(
+    own: Mapping[str, str],
+    names: Mapping[str, str],
+    theirs: Iterable[str],
+    taken: Iterable[str],
+    added: Iterable[str],
+) -> dict[str, str]:
+    """Names in layers that only the deeper model has, by what the others' prefixes make of them."""
+    known = {_NUMBER.sub("*", name) for name in theirs}
+    found = {}
+    for short, name in own.items():
+        made = [short.removeprefix(prefix) for prefix in taken if short.startswith(prefix)]
+        made += [prefix + short for prefix in added]
+        for target in made:
+            if _NUMBER.sub("*", target) in known and target not in names:
+                found[target] = name
+                break
+    return found
 
 
 def _best_prefix(own: Mapping[str, str], other: Mapping[str, str]) -> tuple[bool, str] | None:

@@ -58,10 +58,10 @@ def preflight(
         if name == base:
             continue
         reference = checkpoints[base]
-        aside = _layers_aside(checkpoint, reference) if uneven else frozenset()
-        problems += _compare_tensors(name, checkpoint, reference, aside)
+        depths = _depths(checkpoint, reference) if uneven else None
+        problems += _compare_tensors(name, checkpoint, reference, depths)
         problems += _compare_tying(name, checkpoint, reference)
-        configs = partial(_compare_configs, uneven=bool(aside))
+        configs = partial(_compare_configs, depths=depths)
         for where in (configs, compare_tokenizers):
             found, soft = where(name, checkpoint, reference)
             problems += found
@@ -96,18 +96,21 @@ def check_finite(
         )
 
 
-def _layers_aside(one: Checkpoint, base: Checkpoint) -> frozenset[str]:
-    """The tensors of layers that only one of two models has."""
+def _depths(one: Checkpoint, base: Checkpoint) -> tuple[int, int] | None:
+    """How many layers two models have; None if as many."""
     if set(one.names) == set(base.names):
-        return frozenset()
+        return None
     anatomy = anatomy_of(base)
-    return anatomy.beyond(anatomy.num_layers_of(set(one.names)))
+    own = anatomy.num_layers_of(set(one.names))
+    return None if own == anatomy.num_layers else (own, anatomy.num_layers)
 
 
 def _compare_tensors(
-    name: str, one: Checkpoint, base: Checkpoint, aside: frozenset[str]
+    name: str, one: Checkpoint, base: Checkpoint, depths: tuple[int, int] | None
 ) -> list[Problem]:
     problems = []
+    # Layers that one of the models does not have are the recipe's to choose from.
+    aside = frozenset() if depths is None else anatomy_of(base).beyond(depths[0])
     mine, theirs = set(one.names) - aside, set(base.names) - aside
     for names, what in (
         (theirs - mine, "missing (the base has {})"),
@@ -165,7 +168,7 @@ def _compare_tying(name: str, one: Checkpoint, base: Checkpoint) -> list[Problem
 
 
 def _compare_configs(
-    name: str, one: Checkpoint, base: Checkpoint, *, uneven: bool
+    name: str, one: Checkpoint, base: Checkpoint, *, depths: tuple[int, int] | None
 ) -> tuple[list[Problem], list[str]]:
     if not one.config or not base.config:
         return [], []
@@ -180,8 +183,8 @@ def _compare_configs(
         here, there = mine.get(key), theirs.get(key)
         if here == there or (not here and not there):  # absent, null and false say the same
             continue
-        if uneven and isinstance(here, list) and isinstance(there, list):
-            continue  # with an entry for each layer
+        if depths is not None and (_length(here), _length(there)) == depths:
+            continue  # an entry for each layer: what a recipe reads is compared with its slot
         what = f"{_said(mine, key)}, the base has {_said(theirs, key)}"
         if _matters(key):
             problems.append(Problem(f"{name}: config.json {key}", what))
@@ -192,6 +195,11 @@ def _compare_configs(
 
 def _matters(key: str) -> bool:
     return key.startswith("rope.") or bool(_FUNCTION.match(key.rpartition(".")[2]))
+
+
+def _length(setting: Any) -> int:
+    """Of a list."""
+    return len(setting) if isinstance(setting, list) else -1
 
 
 def _said(config: Mapping[str, Any], key: str) -> str:

@@ -62,4 +62,4 @@ def asked_rows(
         found.append(AskedRow(ids[token], wanted.model, own, wanted.force))
     if problems:
         raise ModelError(problems)
-    return tuple(found)
+    return tuple(sorted(found, key=lambda one: one.row))

@@ -207,9 +207,14 @@ class _Aligned:
     def notes(self, tokens: Mapping[str, OwnTokens]) -> list[str]:
         """What a user should know of each model whose tokens are not the output's."""
         output = {key for key in self.keys if isinstance(key, str)}
+        asked = {self.keys[one.row] for one in self.asked}
         notes = []
         for name, own in tokens.items():
-            lacking = [key for key in self.keys if isinstance(key, str) and key not in own.ids]
+            lacking = [
+                key
+                for key in self.keys
+                if isinstance(key, str) and key not in own.ids and key not in asked
+            ]
             left_out = [t for t in sorted(own.ids, key=own.ids.__getitem__) if t not in output]
             if lacking:
                 notes.append(f"{name}: lacks {_listed(lacking)}, and gets the rows of others")

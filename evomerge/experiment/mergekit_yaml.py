@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
+from evomerge.checkpoints.folder import is_adapter
+from evomerge.checkpoints.layer_stack import are_alike, layer_settings
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.checkpoints.prefixes import match_names
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.mergekit_file import (
@@ -44,11 +47,12 @@ def recipe_from_mergekit(
     Args:
         document: the file; its models' paths are relative to it, or to the working folder.
         resolve: where a model called by a path is.
-        allow_pickle: whether the base may be a pickle; its tensors' names are read here.
+        allow_pickle: whether models may be pickles; the names of the base's tensors are read here,
+            and those of models in slices.
 
     Raises:
         ConfigurationError: every problem of the file.
-        ModelError: the base cannot be read.
+        ModelError: a model cannot be read.
     """
     file = parse(MergekitFile, document)
     method = METHODS.get(file.merge_method)
@@ -71,7 +75,9 @@ def recipe_from_mergekit(
         {
             "base": base,
             "models": names.paths,
-            **said_once(method.name, slots, merges, plan.places, plan.anatomy.num_layers),
+            **said_once(
+                method.name, slots, merges, plan.places, None if plan.is_uneven else plan.num_layers
+            ),
             "dtype": (file.out_dtype or file.dtype or "").removeprefix("torch.") or None,
             "tokenizer": names.tokenizer(base),
             "chat_template": file.chat_template or None,
@@ -143,6 +149,10 @@ class _Names:
             self.paths[name] = path
         return self._names[ref]
 
+    def is_adapter(self, name: str) -> bool:
+        """Whether a model is an adapter's folder."""
+        return is_adapter(Path(self.paths[name]))
+
     def tokenizer(self, base: str) -> TokenizerSpec | None:
         """What the recipe's `tokenizer` is."""
         settings = self._file.tokenizer
@@ -197,7 +207,7 @@ class _Plan:
         self.slices = self._slices()
         self.places: dict[str, Place] = {}  # of every merged tensor
         self.missing: dict[str, None] = {}
-        self._counted: dict[ModelRef, int] = {}
+        self._known: dict[ModelRef, tuple[int, list[dict[str, Any]]]] = {}
         if problems := [p for number, s in enumerate(self.slices) for p in self._wrong(number, s)]:
             raise ConfigurationError(problems)
 
@@ -257,9 +267,10 @@ class _Plan:
         layers = {
             self.names.of(source.model): source.layer_range[0] + offset for source in one.sources
         }
-        # The base's layer decides which tensors the slot has; deeper models go on as it ends.
-        own = layers.get(self.base, next(iter(layers.values())))
-        own = min(own, self.anatomy.num_layers - 1)
+        own = layers.get(self.base)
+        if own is None:
+            first = one.sources[0]
+            own = self._base_layer_like(first.model, first.layer_range[0] + offset)
         others = {model: layer for model, layer in layers.items() if layer != own}
         return Slot(layer=own, layers=others)
 
@@ -294,14 +305,43 @@ class _Plan:
             return 0
         return default
 
+    @property
+    def num_layers(self) -> int:
+        """Of the base."""
+        return self.anatomy.num_layers
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a model of a slice has more or fewer layers than the base."""
+        return any(count != self.num_layers for count, _ in self._known.values())
+
+    def _known_of(self, ref: ModelRef) -> tuple[int, list[dict[str, Any]]]:
+        """How many layers a model of a slice has, and what its config says of each."""
+        if ref not in self._known:
+            name = self.names.of(ref)
+            if self.file.module.slices is None or self.names.is_adapter(name):
+                name = self.base  # without slices all have as many
+            opened = self.opened(name)
+            matched = match_names(opened.names, self.anatomy.places)
+            names = set(opened.names) - set(matched.names.values()) | matched.names.keys()
+            count = self.anatomy.num_layers_of(names)
+            self._known[ref] = count, layer_settings(opened.config, count)
+        return self._known[ref]
+
     def _num_layers(self, ref: ModelRef) -> int:
-        """How many layers a model of a slice has; without slices all have as many."""
-        if self.file.module.slices is None or ref.lora is not None:
-            return self.anatomy.num_layers
-        if ref not in self._counted:
-            names = self.opened(self.names.of(ref)).names
-            self._counted[ref] = self.anatomy.num_layers_of(set(names))
-        return self._counted[ref]
+        return self._known_of(ref)[0]
+
+    def _base_layer_like(self, ref: ModelRef, layer: int) -> int:
+        """The base's layer that says which tensors a slot has, where the base is not in it.
+
+        The one of that number, or else the last, if it is of the same kind; or the last that is.
+        """
+        count, settings = self._known_of(ref)
+        kinds = layer_settings(self.opened(self.base).config, self.num_layers)
+        nearest_one = min(layer, self.num_layers - 1)
+        alike = [nearest_one, *reversed(range(self.num_layers))]
+        wanted = settings[layer] if layer < count else {}
+        return next((i for i in alike if are_alike(wanted, kinds[i])), nearest_one)
 
     def _slices(self) -> tuple[Slice, ...]:
         module = self.file.module

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.family import open_family
+from evomerge.checkpoints.layer_stack import are_alike, layer_settings
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import relate
@@ -37,11 +38,11 @@ def read_recipe(
         path: of the file.
         notes: takes what is not quite as in mergekit.
         progress: for models that are made on first use.
-        allow_pickle_weights: for a mergekit file, whose base's tensor names are read.
+        allow_pickle_weights: for a mergekit file, whose models' tensor names are read.
 
     Raises:
         ConfigurationError: every problem of the file.
-        ModelError: a mergekit file's base cannot be read.
+        ModelError: a mergekit file's models cannot be read.
     """
     document = read_yaml(Path(path))
     if is_mergekit(document.data):
@@ -128,7 +129,32 @@ def open_recipe_models(
     num_layers = {n: anatomy.num_layers_of(set(model.names)) for n, model in checkpoints.items()}
     if unlike := check_recipe(recipe, anatomy, num_layers):
         raise ConfigurationError(unlike)
+    if misplaced := list(_kind_problems(recipe, checkpoints, num_layers)):
+        raise ConfigurationError(misplaced)
     return checkpoints
+
+
+def _kind_problems(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], num_layers: Mapping[str, int]
+) -> Iterator[Problem]:
+    """Layers of which a model's config says other things than the base's of the slot's own."""
+    if recipe.slots is None or not checkpoints[recipe.base].config:
+        return
+    kinds = {
+        name: layer_settings(checkpoint.config, num_layers[name])
+        for name, checkpoint in checkpoints.items()
+        if checkpoint.config
+    }
+    for number, slot in enumerate(recipe.slots):
+        own = slot.layer_of(recipe.base)
+        merges = (recipe.merge_for(number, "default"), *slot.merges.values())
+        for source in dict.fromkeys(name for merge in merges for name in merge.sources or ()):
+            layer = slot.layer_of(source)
+            if source in kinds and not are_alike(kinds[source][layer], kinds[recipe.base][own]):
+                what = f"config.json says other things of layer {layer} of {source} than of "
+                what += f"layer {own} of {recipe.base}, which the slot would be"
+                hint = "give the slot a `layer` of the same kind"
+                yield Problem(f"slots.{number}", what, hint)
 
 
 def _check_finite(checkpoints: Mapping[str, Checkpoint], progress: Progress | None) -> None:

@@ -18,7 +18,7 @@ def said_once(
     slots: list[Slot],
     merges: Merges,
     place_of: Mapping[str, Place],
-    num_layers: int,
+    num_layers: int | None,
 ) -> dict[str, Any]:
     """The parts of a recipe that give every tensor its merge.
 
@@ -27,7 +27,7 @@ def said_once(
         slots: the merged model's layers, without merges.
         merges: every tensor's, complete; all have the same parameters.
         place_of: where every tensor is.
-        num_layers: of the models.
+        num_layers: of the models; None where they differ, so that the slots have to be said.
     """
     merges = _without_defaults(operator, merges)
     default = _most_common(merges.values())

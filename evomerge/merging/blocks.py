@@ -233,7 +233,7 @@ def check_recipe(
             problems += _counterpart_problems(group, effective, anatomy, depths)
     except EvomergeError as error:
         problems += error.problems
-    return problems
+    return list(dict.fromkeys(problems))  # a layer's tensors have the same
 
 
 def _slot_problems(recipe: Recipe, num_layers: int, depths: Mapping[str, int]) -> list[Problem]:

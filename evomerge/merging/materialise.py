@@ -64,7 +64,7 @@ class Merger:
         self._once = once
         self._cache = Cache(cache_bytes)
         self._order: Callable[[Pieces], Magnitudes]
-        self._order = Counted if once else partial(order_of, room=self._cache.room)
+        self._order = partial(Counted if once else order_of, room=self._cache.room)
         self._num_layers = {
             name: anatomy.num_layers_of(set(checkpoint.names))
             for name, checkpoint in self.checkpoints.items()
@@ -183,8 +183,8 @@ class Merger:
             sources=tuple(flats[1:]),
             views=frozenset(
                 flat.data_ptr()
-                for model, flat in zip(models, flats, strict=True)
-                if self._is_view(model, group.origins)
+                for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
+                if self._is_view(model, group.origins, layer)
             ),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
@@ -215,7 +215,7 @@ class Merger:
         checkpoint, origin = self.checkpoints[model], self.checkpoints[self.base]
         parts = []
         for beside in origins:
-            name = beside if layer is None else self.anatomy.name_in_layer(beside, layer)
+            name = self._name(beside, layer)
             if (shape := checkpoint.shape(name)) != origin.shape(beside):
                 what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
                 raise ModelError(Problem(f"{model}: {name}", what))
@@ -223,10 +223,15 @@ class Merger:
         flat = parts[0] if len(parts) == 1 else torch.cat(parts)
         return flat.to(self.device)
 
-    def _is_view(self, model: str, origins: Sequence[str]) -> bool:
+    def _is_view(self, model: str, origins: Sequence[str], layer: int | None) -> bool:
         """Whether `_flat` gives the model's own memory."""
-        alone = len(origins) == 1 and self.device.type == "cpu"
-        return alone and not self.checkpoints[model].is_made(origins[0])
+        if len(origins) != 1 or self.device.type != "cpu":
+            return False
+        return not self.checkpoints[model].is_made(self._name(origins[0], layer))
+
+    def _name(self, beside: str, layer: int | None) -> str:
+        """A tensor in the base's own layer, or in another one."""
+        return beside if layer is None else self.anatomy.name_in_layer(beside, layer)
 
     def _whole_model_for(self, effective: Effective, source: str) -> Magnitudes:
         layers = effective.layers

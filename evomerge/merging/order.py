@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LEVELS = 2**15  # upper halves of floats that are not negative
 
+_LOOKS = 3  # readings for a place each, before sorting is cheaper
+
 Pieces = Callable[[], "Iterable[Tensor]"]  # of a tensor, float32, of any shape; again at each call
 
 
@@ -75,14 +77,20 @@ class Order:
 
 
 class Counted:
-    """Magnitudes whose upper halves are counted: a place costs a reading, and next to no memory."""
+    """Magnitudes whose upper halves are counted: a place costs a reading, and next to no memory.
 
-    def __init__(self, pieces: Pieces) -> None:
-        self._pieces = pieces
+    After some readings they are sorted all the same, so that many places cost no more than that.
+    """
+
+    def __init__(
+        self, pieces: Pieces, room: Callable[[int, DTypeLike], NDArray[Any]] = np.empty
+    ) -> None:
+        self._pieces, self._room = pieces, room
+        self._sorted: Order | None = None
         counts = _counts(pieces)
         self._upper = np.flatnonzero(counts)
         self._starts = np.concatenate([[0], np.cumsum(counts[self._upper])])
-        self._found: dict[int, float] = {}  # by place: all tensors look for the same
+        self._found: dict[int, float] = {}  # by place
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -90,15 +98,21 @@ class Counted:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self._upper.nbytes + self._starts.nbytes
+        own = self._upper.nbytes + self._starts.nbytes
+        return own + (0 if self._sorted is None else self._sorted.nbytes)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-        """There is nothing large."""
+        """Let `move` bring what is large elsewhere."""
+        if self._sorted is not None:
+            self._sorted.spill(move)
 
     def at(self, place: int) -> float:
         """The magnitude at a place of the ascending order."""
         if place not in self._found:
-            self._found[place] = self._look(place)
+            if len(self._found) >= _LOOKS and self._sorted is None:
+                self._sorted = order_of(self._pieces, self._room)
+            find = self._look if self._sorted is None else self._sorted.at
+            self._found[place] = find(place)
         return self._found[place]
 
     def _look(self, place: int) -> float:

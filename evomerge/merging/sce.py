@@ -30,17 +30,16 @@ class _Prepared:
     """
 
     block: Block
-    spread: Tensor  # (numel,) float32, the sources' variance
+    held: NDArray[Any]  # (numel,) float32, the sources' variance
+    spread: Tensor  # the same, where the models are
     orders: list[Magnitudes]  # of each tensor's spreads
     varying: list[int]  # how many of them are above 0
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        held = self.block.held_bytes(self.block.base, *self.block.sources)
-        on_cpu = self.spread.device.type == "cpu"
-        spread = memory_bytes(self.spread.numpy()) if on_cpu else self.spread.nbytes
-        return held + spread + sum(order.nbytes for order in self.orders)
+        models = self.block.held_bytes(self.block.base, *self.block.sources)
+        return models + memory_bytes(self.held) + sum(order.nbytes for order in self.orders)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
@@ -49,7 +48,8 @@ class _Prepared:
         for order in self.orders:
             order.spill(move)
         if self.spread.device.type == "cpu":
-            self.spread = torch.from_numpy(move(self.spread.numpy()))
+            self.held = move(self.held)
+            self.spread = torch.from_numpy(self.held)
 
     def parts(self, segment: slice) -> Iterator[slice]:
         """A tensor's place in pieces."""
@@ -62,8 +62,9 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     import torch
 
     device = cast("Tensor", block.base).device
-    spread = torch.from_numpy(block.room(block.numel, np.float32)).to(device)
-    prepared = _Prepared(block, spread, [], [])
+    held = block.room(block.numel, np.float32)
+    spread = torch.from_numpy(held).to(device)
+    prepared = _Prepared(block, held, spread, [], [])
     for segment in block.segments:
         varying = 0
         for part in prepared.parts(segment):

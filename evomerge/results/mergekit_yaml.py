@@ -155,7 +155,8 @@ def _data(
     if True in writer.deltas or method.base == "ignored":
         data["base_model"] = paths[recipe.base]
     whole = slices[0]
-    is_whole = len(slices) == 1 and whole.num_layers == anatomy.num_layers
+    depths = {anatomy.num_layers_of(set(checkpoints[model].names)) for model in whole.first}
+    is_whole = len(slices) == 1 and depths == {whole.num_layers} == {anatomy.num_layers}
     if is_whole and set(whole.first.values()) == {0} and (has_base or "base_model" not in data):
         shared, each = _settings(whole)
         data["models"] = [

@@ -34,7 +34,12 @@ def folders(tmp_path: Path, templates: dict[str, str | None]) -> dict[str, str]:
     return paths
 
 
-def exported(tmp_path: Path, templates: dict[str, str | None], chosen: str | None) -> str | None:
+def exported(
+    tmp_path: Path,
+    templates: dict[str, str | None],
+    chosen: str | None,
+    tokenizer: str | None = None,
+) -> str | None:
     """The template that transformers finds in a merge."""
     recipe = Recipe.model_validate(
         {
@@ -42,6 +47,7 @@ def exported(tmp_path: Path, templates: dict[str, str | None], chosen: str | Non
             "models": folders(tmp_path, templates),
             "default": {"operator": "task_arithmetic"},
             "chat_template": chosen,
+            "tokenizer": tokenizer,
         }
     )
     notes: list[str] = []
@@ -58,6 +64,7 @@ def exported(tmp_path: Path, templates: dict[str, str | None], chosen: str | Non
 HELLO, HELLO_TOO = "hello {{ messages }}", "hi {{ messages }}"
 
 
+@pytest.mark.parametrize("tokenizer", [None, "union"])
 @pytest.mark.parametrize(
     ("templates", "chosen", "expected"),
     [
@@ -72,9 +79,13 @@ HELLO, HELLO_TOO = "hello {{ messages }}", "hi {{ messages }}"
     ],
 )
 def test_the_template_is_the_one_that_was_asked_for(
-    tmp_path: Path, templates: dict[str, str | None], chosen: str | None, expected: str | None
+    tmp_path: Path,
+    templates: dict[str, str | None],
+    chosen: str | None,
+    expected: str | None,
+    tokenizer: str | None,
 ) -> None:
-    assert exported(tmp_path, templates, chosen) == expected
+    assert exported(tmp_path, templates, chosen, tokenizer) == expected
 
 
 def test_names_of_templates_are_refused_with_a_way_out(tmp_path: Path) -> None:

@@ -193,3 +193,13 @@ def test_the_checksum_tells_the_matched_names() -> None:
 
 def test_a_name_of_a_million_dots_costs_nothing() -> None:
     assert dict(match_names(["." * 1_000_000], ["w"]).names) == {}
+
+
+def test_a_deeper_models_own_layers_have_the_prefix_too() -> None:
+    base = [f"model.layers.{i}.w" for i in range(3)] + ["model.norm.weight", "lm_head.weight"]
+    bare = [f"layers.{i}.w" for i in range(5)] + ["norm.weight", "score.weight"]
+    matched = match_names(bare, base).names
+    assert {f"model.layers.{i}.w": f"layers.{i}.w" for i in range(5)}.items() <= matched.items()
+    assert "score.weight" not in matched.values()
+    back = match_names(base, [*bare[:3], "norm.weight"]).names
+    assert back["layers.2.w"] == "model.layers.2.w"

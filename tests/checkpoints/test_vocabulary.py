@@ -503,3 +503,19 @@ def test_notes_name_what_is_lacking_and_what_is_left_out(tmp_path: Path) -> None
         "tokenizer union: the base's 4 tokens and 2 of the others",
         "base: lacks 2 tokens ('new', '<|im|>'), and gets the rows of others",
     )
+
+
+def test_new_tokens_have_ids_that_do_not_hang_on_their_order(tmp_path: Path) -> None:
+    paths = {
+        name: write_folder(tmp_path / name, ids, num_rows=rows, tied=True, seed=seed)
+        for seed, (name, (ids, rows)) in enumerate(MERGEKIT_MODELS.items())
+    }
+    made = []
+    for new in (["<z>", "<q>"], ["<q>", "<z>"]):
+        tokens = {token: {"model": "x", "token": "new"} for token in new}
+        spec = TokenizerSpec.model_validate({"source": "base", "tokens": tokens})
+        family = open_family(paths, "base", tokenizer=spec)
+        assert not any("<q>" in note for note in family.notes)
+        made.append((output_ids(family), family.checkpoints["x"].sha256()))
+    assert made[0] == made[1]
+    assert made[0][0]["<q>"] < made[0][0]["<z>"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny_states import merger_of
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.layer_stack import layer_kinds, stacked_config
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.merging.materialise import Merger, check_recipe
 from evomerge.merging.resident import Resident
 from evomerge.recipe import Recipe
@@ -105,6 +107,7 @@ def uneven() -> dict[str, dict[str, Tensor]]:
 
 
 UNEVEN = uneven()
+PER_TENSOR = {"trim": "tensor", "density": 0.5}
 uneven_slots = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=6
 )
@@ -125,6 +128,22 @@ def test_models_of_other_depths_are_merged_as_their_rearranged_selves(
     assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(merged[name], tensor), name
+
+
+def test_large_tensors_of_models_of_other_depths(tmp_path: Path) -> None:
+    """Those that are merged alone, read where they lie."""
+    generator = torch.Generator().manual_seed(3)
+    depths = {"base": 3, "a": 2, "b": 5}
+    states = {
+        model: {f"layers.{i}.w": torch.randn(600, 600, generator=generator) for i in range(depth)}
+        for model, depth in depths.items()
+    }
+    slots = [{"layer": 2, "layers": {"a": 1, "b": 4}}, {"layer": 1, "layers": {"a": 0, "b": 3}}]
+    merged = dict(merger_of(states).tensors(recipe_of(slots, "ties", parameters=PER_TENSOR)))
+    chosen = {"base": [2, 1], "a": [1, 0], "b": [4, 3]}
+    alike = {model: restacked(states[model], chosen[model]) for model in MODELS}
+    plain = dict(merger_of(alike).tensors(recipe_of(None, "ties", parameters=PER_TENSOR)))
+    assert all(torch.equal(merged[name], tensor) for name, tensor in plain.items())
 
 
 @pytest.mark.parametrize(
@@ -391,3 +410,56 @@ def test_settings_of_layers_follow_them() -> None:
     assert len(set(kinds)) == 3
     with pytest.raises(ConfigurationError, match="no key counts"):
         stacked_config({"depth": 3}, [0, 1], 3)
+
+
+def kinds_folder(folder: Path, kinds: str) -> str:
+    """A model whose config says of each layer whether its attention slides ("s") or is full."""
+    names = {"s": "sliding_attention", "f": "full_attention"}
+    config = {
+        "model_type": "unknown",
+        "vocab_size": 11,
+        "num_hidden_layers": len(kinds),
+        "layer_types": [names[kind] for kind in kinds],
+    }
+    folder.mkdir()
+    state = {f"layers.{i}.w": torch.full((2, 2), float(i)) for i in range(len(kinds))}
+    save_file(state | {"embed.weight": torch.zeros(11, 2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_layer_takes_only_the_place_of_one_of_its_kind(tmp_path: Path) -> None:
+    paths = {"base": kinds_folder(tmp_path / "base", "sfsf")}
+    paths["deep"] = kinds_folder(tmp_path / "deep", "sfsfsf")
+
+    def recipe(slots: Any) -> Recipe:
+        default = {"operator": "passthrough", "sources": ["deep"]}
+        data = {"base": "base", "models": paths, "default": default, "slots": slots}
+        return Recipe.model_validate(data)
+
+    good = recipe([{"layer": 2, "layers": {"deep": 4}}, {"layer": 3, "layers": {"deep": 5}}])
+    out = export_model(good, open_recipe_models(good), tmp_path / "out")
+    written = json.loads((out / "config.json").read_text())["layer_types"]
+    assert written == ["sliding_attention", "full_attention"]
+    bad = recipe([{"layer": 3, "layers": {"deep": 4}}])
+    with pytest.raises(ConfigurationError, match=r"slots.0: config.json says other .* of layer 4"):
+        open_recipe_models(bad)
+
+
+def test_a_mergekit_stack_of_a_deeper_model_keeps_the_kinds_of_its_layers(tmp_path: Path) -> None:
+    kinds_folder(tmp_path / "base", "sfsf")
+    kinds_folder(tmp_path / "deep", "sfsfsf")
+    kinds_folder(tmp_path / "full", "fffff")
+    stack = """
+slices:
+  - sources: [{model: base, layer_range: [0, 2]}]
+  - sources: [{model: NAME, layer_range: [2, COUNT]}]
+merge_method: passthrough
+"""
+    for name, kinds in (("deep", "sfsfsf"), ("full", "sffff")):
+        path = tmp_path / f"{name}.yml"
+        path.write_text(stack.replace("NAME", name).replace("COUNT", str(5 + (name == "deep"))))
+        recipe = read_recipe(path)
+        out = export_model(recipe, open_recipe_models(recipe), tmp_path / f"out_{name}")
+        written = json.loads((out / "config.json").read_text())["layer_types"]
+        assert [kind[0] for kind in written] == list(kinds)

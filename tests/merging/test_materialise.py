@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tiny_states import merger_of, recipe_of
@@ -216,3 +219,24 @@ def test_what_is_wrong_everywhere_is_said_once() -> None:
         merger_of(states).plan(recipe)
     assert len(caught.value.problems) == 2
     assert "slot 0 mlp and 2 more: parameters.dense: ties has no" in str(caught.value)
+
+
+@pytest.mark.parametrize("operator", ["sce", "dare_linear", "ties"])
+def test_what_is_in_files_is_kept_beyond_the_budget(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {
+        name: {f"layers.{i}.w": torch.randn(600, 600) for i in range(2)} for name in ("base", "x")
+    }
+    one, calls = OPERATORS[operator], []
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return one.prepare(*given)
+
+    monkeypatch.setitem(OPERATORS, operator, replace(one, prepare=counted))
+    merger = merger_of(states, cache_bytes=200_000)
+    candidates = [recipe_of(states, operator, ["x"]) for _ in range(3)]
+    merged = [dict(merger.tensors(recipe)) for recipe in candidates]
+    assert len(calls) == 2
+    assert all(torch.equal(merged[0][name], merged[2][name]) for name in merged[0])

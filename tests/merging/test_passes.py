@@ -235,6 +235,19 @@ def test_an_order_is_a_sort(numba, seed, size, piece, scale):
     assert len(counted) == len(sorted_) == size
 
 
+def test_many_places_cost_no_more_readings_than_a_sort():
+    values, readings = torch.randn(1000), []
+
+    def pieces():
+        readings.append(1)
+        return values.split(300)
+
+    counted, expected = Counted(pieces), np.sort(values.abs().numpy())
+    found = [counted.at(place) for place in [*range(0, 1000, 7), *range(0, 1000, 7)]]
+    assert found == expected[::7].tolist() * 2
+    assert len(readings) <= 6
+
+
 def test_ranks_are_the_places_in_each_row():
     tau = torch.tensor([[3.0, -1.0, 2.0], [0.0, -9.0, 5.0]])
     ranks = ranks_of(tau.view(-1), (2, 3)).astype(int) + 2**15
