@@ -87,6 +87,34 @@ class Anatomy:
         stem, tail = self._around_number(name)
         return f"{stem}{slot + step}{tail}"
 
+    @cached_property
+    def names_in_layers(self) -> tuple[str, ...]:
+        """All tensors that are in a layer."""
+        return tuple(name for name, place in self.places.items() if place.layer is not None)
+
+    def inside_block(self, name: str) -> tuple[str, str]:
+        """Of a layer's tensor: what counts the layers, and the tensor's name inside its layer.
+
+        "model.layers" and "mlp.up.weight", for "model.layers.3.mlp.up.weight".
+        """
+        stem, tail = self._around_number(name)
+        return stem.removesuffix("."), tail.removeprefix(".")
+
+    def slot_of(self, name: str, origin: str) -> int | None:
+        """The layer that a tensor is in where layers are rearranged; None outside the layers.
+
+        name: in the rearranged model; origin: what it is there beside (see `name_in_slot`).
+        """
+        if self.places[origin].layer is None:
+            return None
+        stem, tail = self._around_number(origin)
+        return int(name[len(stem) : len(name) - len(tail)]) - (self._number_step or 0)
+
+    @property
+    def counts_plainly(self) -> bool:
+        """Whether the numbers in names are those of the layers."""
+        return self._number_step == 0
+
     def num_layers_of(self, names: Collection[str]) -> int:
         """How many layers another model has that names its tensors as this one does."""
         if self._number_step is None or not self.num_layers:

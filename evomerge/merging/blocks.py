@@ -43,7 +43,7 @@ class Effective:
 
     layers: the layer that the base gives and that each source gives, where layers are rearranged
     and not all of these are the slot's own number.
-    depth: the slot's, from 0 to 1, where layers are rearranged.
+    depth: the slot's, from 0 to 1, where layers are rearranged and it matters.
     """
 
     operator: str
@@ -149,12 +149,15 @@ def resolve(
                 for problem in found:
                     problems.setdefault(problem, []).append(_place_of(group, tensor))
                 continue
+            sources = merge.sources or ()
+            layers, depth = _rearrangement(recipe, group.slot, sources, anatomy.num_layers)
             effective = Effective(
                 merge.operator or "",
-                merge.sources or (),
+                sources,
                 tuple(resolved_parameters(merge).items()),
                 recipe.mask_seed,
-                *_rearrangement(recipe, group.slot, merge.sources or (), anatomy.num_layers),
+                layers,
+                depth if OPERATORS[merge.operator or ""].depends_on_place else None,
             )
             if alone:
                 plan[group] = effective

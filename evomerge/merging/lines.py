@@ -54,6 +54,7 @@ LINES = Operator(
     needs_base=True,
     min_sources=1,
     max_sources=None,
+    depends_on_place=True,
     prepare=_prepare,
     apply=_apply,
     notes="Base + (alpha + beta l/(L-1)) sum w_k tau_k in layer l of L. Outside the layers the "

@@ -198,8 +198,10 @@ class Merger:
         """How deep in the model a tensor's layer lies, from 0 to 1."""
         if effective.depth is not None:
             return effective.depth
-        layer = self.anatomy.places[name].layer
-        return None if layer is None else layer / max(1, self.anatomy.num_layers - 1)
+        place = self.anatomy.places.get(name)  # none where layers are rearranged and it is the same
+        if place is None or place.layer is None:
+            return None
+        return place.layer / max(1, self.anatomy.num_layers - 1)
 
     def _dtype(self, recipe: Recipe, origin: str) -> torch.dtype:
         """What a merged tensor is stored in."""

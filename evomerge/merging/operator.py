@@ -102,6 +102,7 @@ class Operator:
     says that nobody looked. It raises CandidateError where the parameters make no
     model.
     needs: what beside the weights it is computed from.
+    depends_on_place: whether the result hangs on a tensor's own name or depth, too.
     notes: for the reference: the formula, and where others compute something else.
     """
 
@@ -115,6 +116,7 @@ class Operator:
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
+    depends_on_place: bool = False
     notes: str = ""
 
     def parameter(self, name: str) -> Parameter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -16,15 +17,18 @@ from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
 from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
+from evomerge.merging.stack import Stack
 from evomerge.recipe import Recipe
 
 CACHE_BYTES = 2 * 2**30
+_NUMBERS = re.compile(r"\d+")
 
 
 class Resident:
     """A module that recipes are written into, in place.
 
-    Only what changed since the last recipe is written again. The module has no gradients, is in
+    Only what changed since the last recipe is written again. Where a recipe has other layers, or as
+    many in another order, the module gets them (see stack.py). It has no gradients, is in
     evaluation mode, and must not be changed by anyone else.
     """
 
@@ -33,6 +37,8 @@ class Resident:
         self.tokenizer = tokenizer
         self.merger = merger
         self._targets = _targets(module, merger)
+        base = merger.checkpoints[merger.base]
+        self._stack = Stack.of(self.module, merger.anatomy, base.config)
         self._written: dict[Group, Effective | None] = {}
         self.version = 0  # rises with every write, so that answers can be known to be stale
 
@@ -81,7 +87,13 @@ class Resident:
         """
         plan = self.merger.plan(recipe)
         if not recipe.keeps_layers(self.merger.anatomy.num_layers):
+            if self._stack is not None:
+                self._written = {}
+                self.version += 1
+                return self._stack.write(recipe, plan, self._targets, self.merger.write)
             self._check_arrangement(recipe)
+        if self._stack is not None and self._stack.is_arranged:
+            self._stack.restore()
         held, self._written = self._written, {}
         self.version += 1
         count = 0
@@ -128,6 +140,7 @@ def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:
     """
     state = {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
     origin = merger.checkpoints[merger.base]
+    state |= _renamed(state, origin)
     problems = []
     for name in origin.names:
         where = f"{origin.where}: {name}"
@@ -145,3 +158,26 @@ def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:
     if problems:
         raise ModelError(problems)
     return {name: state[name] for name in origin.names}
+
+
+def _renamed(state: Mapping[str, Tensor], origin: Checkpoint) -> dict[str, Tensor]:
+    """Tensors that transformers calls otherwise in memory than in files, by their names in files.
+
+    They are known by what has been loaded into them; where that could be several, by none.
+    """
+    free = {name: tensor for name, tensor in state.items() if name not in origin.names}
+    found = {}
+    for name in origin.names:
+        if name in state:
+            continue
+        stored = origin.tensor(name)
+        alike = {
+            tensor.data_ptr(): tensor
+            for other, tensor in free.items()
+            if _NUMBERS.findall(other) == _NUMBERS.findall(name)
+            and tensor.shape == stored.shape
+            and torch.equal(tensor.cpu(), stored.to(tensor.dtype))
+        }
+        if len(alike) == 1:
+            found[name] = alike.popitem()[1]
+    return found

@@ -221,6 +221,7 @@ def _operator(
         max_sources=None,
         prepare=partial(prepare, row),
         apply=partial(_apply, row),
+        depends_on_place=row.sparsify in ("random", "ranked"),  # draws are keyed by names
         notes=_notes(row),
     )
 
