@@ -157,7 +157,7 @@ def resolve(
                 tuple(resolved_parameters(merge).items()),
                 recipe.mask_seed,
                 layers,
-                depth if OPERATORS[merge.operator or ""].depends_on_place else None,
+                depth if OPERATORS[merge.operator or ""].place == "depth" else None,
             )
             if alone:
                 plan[group] = effective

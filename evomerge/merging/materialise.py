@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
@@ -24,7 +25,7 @@ from evomerge.merging.blocks import (
     resolve,
 )
 from evomerge.merging.cache import Cache
-from evomerge.merging.operator import Block, chunks
+from evomerge.merging.operator import Block, Operator, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
@@ -151,7 +152,7 @@ class Merger:
         if self._once:
             prepared = operator.prepare(self._block(group, effective), values)
         else:
-            key = (group.names, *effective.prepare_key(operator))
+            key = self._key(group, effective, operator)
             prepared = self._cache.get(
                 key, lambda: operator.prepare(self._block(group, effective), values)
             )
@@ -160,6 +161,16 @@ class Merger:
             finite = math.isfinite(float(flat.sum(dtype=torch.float32)))
         if not finite:
             self._refuse_not_finite(group, flat)
+
+    def _key(self, group: Group, effective: Effective, operator: Operator) -> Hashable:
+        """What prepared data depend on: a layer that is moved as a whole keeps them."""
+        if operator.place != "nothing":
+            return (group.names, *effective.prepare_key(operator))
+        own = self.anatomy.places[group.origins[0]].layer
+        moved = effective.layers is not None and set(effective.layers) == {own}
+        if moved:
+            effective = replace(effective, layers=None)
+        return (group.origins, *effective.prepare_key(operator))
 
     def _refuse_not_finite(self, group: Group, flat: Tensor) -> None:
         sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in group.origins]

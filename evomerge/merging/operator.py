@@ -102,7 +102,7 @@ class Operator:
     says that nobody looked. It raises CandidateError where the parameters make no
     model.
     needs: what beside the weights it is computed from.
-    depends_on_place: whether the result hangs on a tensor's own name or depth, too.
+    place: what the result depends on besides: nothing, a tensor's own name, or its layer's depth.
     notes: for the reference: the formula, and where others compute something else.
     """
 
@@ -116,7 +116,7 @@ class Operator:
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
-    depends_on_place: bool = False
+    place: Literal["nothing", "name", "depth"] = "nothing"
     notes: str = ""
 
     def parameter(self, name: str) -> Parameter:

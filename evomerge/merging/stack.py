@@ -221,7 +221,7 @@ def _content(effective: Effective | None, slot: int) -> object:
     if effective is None:
         return None
     layers = effective.layers or (slot,) * (1 + len(effective.sources))
-    place = slot if operator_of(effective).depends_on_place else None
+    place = None if operator_of(effective).place == "nothing" else slot
     return (
         effective.operator,
         effective.sources,

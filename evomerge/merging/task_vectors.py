@@ -221,7 +221,7 @@ def _operator(
         max_sources=None,
         prepare=partial(prepare, row),
         apply=partial(_apply, row),
-        depends_on_place=row.sparsify in ("random", "ranked"),  # draws are keyed by names
+        place="name" if row.sparsify in ("random", "ranked") else "nothing",  # keys of draws
         notes=_notes(row),
     )
 

@@ -193,8 +193,9 @@ def test_a_plain_state_dict_has_the_same_layers(folders: dict[str, Path], name: 
 
 
 @pytest.mark.slow
-def test_smollm2() -> None:
+def test_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real model, where it has been put into the zoo: 30 layers, grouped queries, tied."""
+    monkeypatch.delenv("EVOMERGE_CACHE")  # the user's own cache, where the zoo is
     from evomerge.errors import EvomergeError
     from evomerge.zoo import zoo_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evomerge.checkpoints.layer_stack import layer_kinds, stacked_config
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
+from evomerge.merging import OPERATORS
 from evomerge.merging.materialise import Merger, check_recipe
 from evomerge.merging.resident import Resident
 from evomerge.recipe import Recipe
@@ -314,6 +316,33 @@ def test_leaving_out_another_layer_moves_blocks_and_writes_nothing() -> None:
         assert len(resident.module.layers) == len(layers)
     assert resident.write(recipe_of(None)) == 14
     assert list(resident.module.layers) == [b.module for b in resident._stack._own]
+
+
+@pytest.mark.parametrize(("operator", "prepared"), [("sce", 3), ("dare_linear", 3 + 1 + 2)])
+def test_a_moved_layer_is_not_prepared_again(
+    operator: str, prepared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draws are keyed by names, so those of DARE are its slot's own."""
+    states = {
+        model: {f"layers.{i}.w": torch.randn(600, 600) for i in range(LAYERS)} for model in MODELS
+    }
+    one, calls = OPERATORS[operator], []
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return one.prepare(*given)
+
+    monkeypatch.setitem(OPERATORS, operator, replace(one, prepare=counted))
+    merger = merger_of(states, cache_bytes=2**28)
+    merged = {}
+    for layers in ([0, 1, 2], [0, 2], [2, 1, 0]):
+        slots = [{"layer": i} for i in layers]
+        for slot, tensor in merger.tensors(recipe_of(slots, operator)):
+            layer = layers[int(slot.split(".")[1])]
+            if operator == "sce":
+                assert torch.equal(merged.setdefault(layer, tensor), tensor)
+    # Of [0, 2] the first layer stands where it stood; of [2, 1, 0] the second.
+    assert len(calls) == prepared
 
 
 def test_slots_that_hold_the_same_share_their_tensors() -> None:
