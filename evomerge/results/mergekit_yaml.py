@@ -17,6 +17,7 @@ import yaml
 
 from evomerge.checkpoints.adapters import Adapted
 from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.check import resolved_parameters
 from evomerge.merging.mergekit_methods import METHODS, Method, differences, settings_of
@@ -282,10 +283,13 @@ def _path(name: str, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> A
     """A model as mergekit reads it; a path with a sign that mergekit reads in its long form."""
     opened = checkpoints[name]
     path = str(opened.path.resolve()) if opened.path is not None else recipe.models[name].path
-    if isinstance(opened, Adapted):
+    seen: Checkpoint = opened
+    while isinstance(seen, Derived) and not isinstance(seen, Adapted):
+        seen = seen.origin  # an adapter may be seen with other tokens or heads
+    if isinstance(seen, Adapted):
         base = checkpoints[recipe.base]
         own = str(base.path.resolve()) if base.path is not None else ""
-        return {"model": {"path": own}, "lora": {"path": str(opened.adapter.folder.resolve())}}
+        return {"model": {"path": own}, "lora": {"path": str(seen.adapter.folder.resolve())}}
     if opened.path is None or not opened.path.is_dir():
         raise _NotExpressibleError
     return {"model": {"path": path}} if set(path) & set("+@") else path

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from adapter_folders import lora
 from token_models import CLASSES, KINDS, TABLES, added, row, word_level, write_folder
 from transformers import (
     AutoTokenizer,
@@ -294,3 +296,25 @@ def test_an_expert_cannot_be_called_union(tmp_path: Path) -> None:
     data = {"base": "b", "experts": {"union": "x"}, "space": "per_expert", "budget": {}}
     with pytest.raises(ConfigurationError, match="call the expert otherwise"):
         parse_experiment(Document(data))
+
+
+def test_an_adapter_with_other_tokens_is_an_adapter_to_mergekit(tmp_path: Path) -> None:
+    ids = {"<unk>": 0, "a": 1, "b": 2}
+    base = write_folder(tmp_path / "base", ids, num_rows=4, tied=True, seed=0)
+    adapter = lora(base, tmp_path / "adapter", target_modules=["q_proj"], r=2)
+    for recipe_tokens in (None, {"source": "base", "pad_to_multiple_of": 8}):
+        recipe = Recipe.model_validate(
+            {
+                "base": "base",
+                "models": {"base": str(base), "x": str(adapter)},
+                "default": {"operator": "task_arithmetic"},
+                "tokenizer": recipe_tokens,
+            }
+        )
+        out = export_model(recipe, open_recipe_models(recipe), tmp_path / "out")
+        (source,) = [
+            one["model"]
+            for one in yaml.safe_load((out / "mergekit_config.yml").read_text())["models"]
+            if not isinstance(one["model"], str)
+        ]
+        assert source == {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}
