@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.layer_stack import layer_kinds
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import ConfigurationError, ModelError, Problem, nearest
+from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
 from evomerge.merging.stack import Stack
+from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
 
 CACHE_BYTES = 2 * 2**30
-_NUMBERS = re.compile(r"\d+")
 
 
 class Resident:
@@ -36,7 +35,7 @@ class Resident:
         self.module = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.merger = merger
-        self._targets = _targets(module, merger)
+        self._targets = targets_of(module, merger.checkpoints[merger.base])
         base = merger.checkpoints[merger.base]
         self._stack = Stack.of(self.module, merger.anatomy, base.config)
         self._written: dict[Group, Effective | None] = {}
@@ -66,7 +65,7 @@ class Resident:
         origin = checkpoints[base]
         if build is not None:
             module, tokenizer = build(), None
-            _targets(module, merger)
+            targets_of(module, origin)
             state = {name: origin.tensor(name) for name in origin.names}
             module.load_state_dict(state, strict=False)
             module = module.to(dtype=dtype) if dtype is not None else module
@@ -130,54 +129,3 @@ class Resident:
     def _layer_kinds(self) -> list[str]:
         merger = self.merger
         return layer_kinds(merger.checkpoints[merger.base].config, merger.anatomy.num_layers)
-
-
-def _targets(module: nn.Module, merger: Merger) -> dict[str, Tensor]:
-    """The module's tensors, by their names.
-
-    Raises:
-        ModelError: naming every tensor that one side lacks, or that has another shape.
-    """
-    state = {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
-    origin = merger.checkpoints[merger.base]
-    state |= _renamed(state, origin)
-    problems = []
-    for name in origin.names:
-        where = f"{origin.where}: {name}"
-        if name not in state:
-            problems.append(Problem(where, "the module has no such tensor", nearest(name, state)))
-        elif tuple(state[name].shape) != origin.shape(name):
-            what = f"has shape {origin.shape(name)}, in the module {tuple(state[name].shape)}"
-            problems.append(Problem(where, what))
-    stored = {state[name].data_ptr() for name in origin.names if name in state}
-    problems += [
-        Problem(f"{origin.where}: {name}", "the module needs it and the model has it not")
-        for name, tensor in state.items()
-        if name not in origin.names and tensor.numel() and tensor.data_ptr() not in stored
-    ]
-    if problems:
-        raise ModelError(problems)
-    return {name: state[name] for name in origin.names}
-
-
-def _renamed(state: Mapping[str, Tensor], origin: Checkpoint) -> dict[str, Tensor]:
-    """Tensors that transformers calls otherwise in memory than in files, by their names in files.
-
-    They are known by what has been loaded into them; where that could be several, by none.
-    """
-    free = {name: tensor for name, tensor in state.items() if name not in origin.names}
-    found = {}
-    for name in origin.names:
-        if name in state:
-            continue
-        stored = origin.tensor(name)
-        alike = {
-            tensor.data_ptr(): tensor
-            for other, tensor in free.items()
-            if _NUMBERS.findall(other) == _NUMBERS.findall(name)
-            and tensor.shape == stored.shape
-            and torch.equal(tensor.cpu(), stored.to(tensor.dtype))
-        }
-        if len(alike) == 1:
-            found[name] = alike.popitem()[1]
-    return found

@@ -10,6 +10,8 @@ from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ModelError
 from evomerge.merging.materialise import Merger
 from evomerge.merging.resident import Resident
+from evomerge.merging.targets import targets_of
+from evomerge.results.export import export_model
 
 MODELS = ("base", "a", "b")
 
@@ -153,3 +155,69 @@ def test_what_merges_alike_is_written_in_one_step(llamas):
         alone = torch.empty_like(merged)
         merger.merge_tensor(one, name, alone)
         torch.testing.assert_close(merged, alone, rtol=0, atol=1e-6)
+
+
+TINY = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+DECODER = {**TINY, "vocab_size": 32, "num_key_value_heads": 1}
+ELSEWHERE = {
+    "Mixtral": ("MixtralForCausalLM", {**DECODER, "num_local_experts": 3}),
+    "Qwen2Moe": (
+        "Qwen2MoeForCausalLM",
+        {**DECODER, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    ),
+    "GPTNeoX": ("GPTNeoXForCausalLM", {**TINY, "vocab_size": 32}),
+    "ViT": ("ViTForImageClassification", {**TINY, "image_size": 8, "patch_size": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+@pytest.mark.parametrize("trained", [True, False])
+def test_tensors_that_a_class_calls_otherwise_or_puts_together(tmp_path, kind, trained):
+    """The oracle: the exported folder, loaded by transformers. Untrained biases are all alike."""
+    import transformers
+
+    name, sizes = ELSEWHERE[kind]
+    model_class = getattr(transformers, name)
+    opened = {}
+    for seed, model in enumerate(MODELS):
+        torch.manual_seed(seed)
+        module = model_class(getattr(transformers, f"{kind}Config")(**sizes))
+        if trained:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        module.save_pretrained(tmp_path / model)
+        opened[model] = open_checkpoint(tmp_path / model, name=model)
+    resident = Resident.open(opened, "base")
+    torch.manual_seed(9)
+    given = torch.randn(1, 3, 8, 8) if kind == "ViT" else torch.arange(10)[None]
+    for one in (recipe(weight={"a": 0.3, "b": 0.9}), recipe("ties"), recipe(weight=0.0)):
+        resident.write(one)
+        out = export_model(one, opened, tmp_path / "out")
+        loaded = model_class.from_pretrained(out, dtype=torch.float32).eval()
+        with torch.no_grad():
+            expected = loaded(given).logits
+            torch.testing.assert_close(resident.module(given).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_nowhere_in_the_module_is_told():
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+
+    module = Renamed()
+    with torch.no_grad():
+        module.two.weight.copy_(module.one.weight)
+    other = open_checkpoint({"x.weight": module.one.weight, "y.weight": torch.ones(4, 4)}, name="o")
+    with pytest.raises(ModelError) as caught:
+        targets_of(module, other)
+    told = str(caught.value)
+    assert "x.weight: the module has no such tensor" in told, "it could be either"
+    assert "y.weight: the module has no such tensor" in told
+    assert "two.weight: the module needs it" in told
