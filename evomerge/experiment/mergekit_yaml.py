@@ -7,15 +7,11 @@ by tensor where they cut finer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any, get_args
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
-from evomerge.checkpoints.folder import is_adapter
 from evomerge.checkpoints.layer_stack import are_alike, layer_settings
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.prefixes import match_names
@@ -28,13 +24,13 @@ from evomerge.experiment.mergekit_file import (
     Settings,
     Slice,
     SliceInput,
-    TokenSettings,
     parameter_problems,
     value_for,
 )
+from evomerge.experiment.mergekit_names import Names
 from evomerge.experiment.said_once import Place, said_once
 from evomerge.merging.mergekit_methods import METHODS, REQUIRED, Method, parameters_of
-from evomerge.recipe import UNION, DType, Merge, Recipe, Slot, TokenizerSpec, TokenRow
+from evomerge.recipe import DType, Merge, Recipe, Slot
 
 Merges = dict[str, Merge]  # by the name of a merged tensor
 
@@ -63,7 +59,7 @@ def recipe_from_mergekit(
     problems = [*parameter_problems(method, document), *_dtype_problems(file, document)]
     if problems:
         raise ConfigurationError(problems)
-    names = _Names(file, document)
+    names = Names(file, document)
     base = names.of(file.base_model or _first(file.module))
 
     def opened(name: str) -> Checkpoint:
@@ -112,83 +108,6 @@ def _least(value: Any) -> float:
     return min(value.values()) if isinstance(value, Mapping) else float(value)
 
 
-# --- models ---------------------------------------------------------------------------------------
-
-
-class _Names:
-    """What the recipe calls the file's models."""
-
-    def __init__(self, file: MergekitFile, document: Document) -> None:
-        self._file, self._document = file, document
-        self._names: dict[ModelRef, str] = {}
-        self.paths: dict[str, str] = {}
-        module = file.module
-        inputs = [*(module.models or ()), *chain(*(s.sources for s in module.slices or ()))]
-        for ref in [file.base_model, *(one.model for one in inputs)]:
-            if ref is not None:
-                self.of(ref)
-
-    def of(self, ref: ModelRef) -> str:
-        """The name of a model.
-
-        Raises:
-            ConfigurationError: an adapter that is not of the base.
-        """
-        if ref not in self._names:
-            base = self._file.base_model
-            if ref.lora is not None and (base is None or base.path != ref.path or base.lora):
-                what = f"an adapter is merged as a change of base_model, which is not {ref.path}"
-                where = f"{self._document.path}: {ref.path}+{ref.lora}"
-                raise ConfigurationError(Problem(where, what, "apply the adapter first"))
-            path = self._found(ref.lora or ref.path)
-            name = re.sub(r"[^\w.-]+", "_", Path(path).name) or "model"
-            name = f"{name}_model" if name == UNION else name
-            same = sum(known == name or known.startswith(f"{name}_") for known in self.paths)
-            name = f"{name}_{same + 1}" if name in self.paths else name
-            self._names[ref] = name
-            self.paths[name] = path
-        return self._names[ref]
-
-    def is_adapter(self, name: str) -> bool:
-        """Whether a model is an adapter's folder."""
-        return is_adapter(Path(self.paths[name]))
-
-    def tokenizer(self, base: str) -> TokenizerSpec | None:
-        """What the recipe's `tokenizer` is."""
-        settings = self._file.tokenizer
-        source = self._file.tokenizer_source if settings is None else settings.source
-        if source is None:
-            return None
-        if source == "base":
-            source = base
-        elif source != UNION:
-            source = self._called(source)
-        if settings is None:
-            return TokenizerSpec(source=source)
-        tokens = {token: self._row(one) for token, one in settings.tokens.items()}
-        multiple = settings.pad_to_multiple_of
-        return TokenizerSpec(source=source, tokens=tokens, pad_to_multiple_of=multiple)
-
-    def _called(self, model: str | ModelRef) -> str:
-        return self.of(model if isinstance(model, ModelRef) else ModelRef(path=model))
-
-    def _row(self, settings: TokenSettings) -> TokenRow:
-        source, force = settings.source, settings.force
-        if isinstance(source, ModelRef):
-            return TokenRow(model=self.of(source), force=force)
-        model = None if source.model is None else self._called(source.model)
-        return TokenRow(model=model, token=source.token, id=source.token_id, force=force)
-
-    def _found(self, path: str) -> str:
-        """Relative to the file; or to the working folder, if it is there alone."""
-        if path.startswith("zoo:"):
-            return path
-        folder = self._document.path.parent if self._document.path else Path()
-        beside = (folder / Path(path).expanduser()).resolve()
-        here = Path(path).expanduser().resolve()
-        return str(here if here.exists() and not beside.exists() else beside)
-
-
 # --- tensors --------------------------------------------------------------------------------------
 
 
@@ -198,7 +117,7 @@ class _Plan:
 
     file: MergekitFile
     method: Method
-    names: _Names
+    names: Names
     anatomy: Anatomy  # of the base
     opened: Callable[[str], Checkpoint]
     document: Document
