@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from evomerge.genes import Gene
 from evomerge.recipe import Recipe
 from evomerge.records import (
     Candidate,
     CandidateId,
     Cohort,
     Evaluation,
-    Gene,
     Genome,
     ItemId,
     Job,
@@ -22,6 +22,7 @@ from evomerge.records import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 
@@ -32,7 +33,12 @@ class SearchSpace(Protocol):
     """Says which merges are possible, and what a genome means."""
 
     @property
-    def genes(self) -> tuple[Gene, ...]: ...
+    def genes(self) -> tuple[Gene, ...]:
+        """What its genomes are made of: a genome is a list of coordinates in [0, 1], one for each.
+
+        None for a space whose genomes are something else, which few searchers can search.
+        """
+        ...
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome. Pure."""
@@ -50,6 +56,14 @@ class SearchSpace(Protocol):
         """What makes the genome impossible; checked before any merge."""
         ...
 
+    def sample(self, generator: np.random.Generator) -> Genome:
+        """A random genome."""
+        ...
+
+    def designs(self) -> list[Genome]:
+        """Genomes worth trying first: each expert alone and the uniform merge, for most spaces."""
+        ...
+
 
 class Searcher(Protocol):
     """Proposes genomes: a deterministic function of its seed and its sequence of calls.
@@ -60,7 +74,7 @@ class Searcher(Protocol):
 
     population: int  # candidates that it wants to be asked for together, by default
     multi_objective: bool  # whether it can search more than one objective
-    needs: frozenset[str]  # e.g. {"complete_responses"}; checked when an experiment is validated
+    needs: frozenset[str]  # "genes", "complete_responses"; checked when an experiment is validated
     resumes_on_drift: bool  # may go on from recorded genomes that a replay no longer reproduces
 
     def ask(self, count: int) -> list[Genome]:

@@ -11,7 +11,8 @@ How a tensor finds its merge, from the most particular to the most general:
     a tensor outside the layers   outside[component], default
 
 A particular merge inherits what it leaves out: the operator, the sources, and each parameter (one
-that has a value for each source is inherited whole or not at all). Without sources, they are all
+that has a value for each source is inherited whole or not at all; a merge that names another
+operator inherits no parameters, which would be that operator's). Without sources, they are all
 models but the base.
 
 Slots are the layers of the merged model, in order. A model's layer may stand in several of them or
@@ -23,9 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -43,6 +44,40 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of_valid(cls, **values: Any) -> Self:
+        """What validation would make of values that are known to be valid and complete in type.
+
+        As pydantic's `model_construct`, in a third of its time: a search makes some hundred merges
+        for each candidate.
+        """
+        fixed, made, names = _defaults(cls)
+        if len(values) < len(names):
+            missing = {name: make() for name, make in made.items() if name not in values}
+            values = {**fixed, **missing, **values}
+        instance = cls.__new__(cls)
+        put = object.__setattr__
+        put(instance, "__dict__", values)
+        put(instance, "__pydantic_fields_set__", names)
+        put(instance, "__pydantic_extra__", None)
+        put(instance, "__pydantic_private__", None)
+        return instance
+
+
+@cache
+def _defaults(
+    kind: type[BaseModel],
+) -> tuple[dict[str, Any], dict[str, Callable[[], Any]], set[str]]:
+    """A model's default values, what makes those that may not be shared, and all its names."""
+    fixed: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if field.default_factory is not None:
+            made[name] = field.default_factory
+        elif not field.is_required():
+            fixed[name] = field.default
+    return fixed, made, set(kind.model_fields)
+
 
 class Merge(Frozen):
     """One operator applied to some sources; fields left out are inherited."""
@@ -53,10 +88,11 @@ class Merge(Frozen):
 
     def over(self, general: Merge) -> Merge:
         """This merge, with what it leaves out taken from a more general one."""
-        return Merge.model_construct(
+        same = self.operator is None or self.operator == general.operator
+        return Merge.of_valid(
             operator=self.operator or general.operator,
             sources=self.sources if self.sources is not None else general.sources,
-            parameters={**general.parameters, **self.parameters},
+            parameters={**(general.parameters if same else {}), **self.parameters},
         )
 
 

@@ -45,18 +45,6 @@ class Parameter:
     phase: Literal["prepare", "apply"] = "apply"
 
 
-@dataclass(frozen=True)
-class Real:
-    """A gene with values in [low, high]; a searcher sees it as [0, 1]."""
-
-    name: str
-    low: float
-    high: float
-
-
-Gene = Real
-
-
 # --- what is measured -----------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import LedgerDamaged
 from evomerge.fitness import make_estimator
+from evomerge.genes import Real
 from evomerge.ledger import Ledger
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, checked
@@ -28,7 +29,6 @@ from evomerge.records import (
     Job,
     Objective,
     Outcome,
-    Real,
     Responses,
 )
 from evomerge.searchers import make_searcher
@@ -58,6 +58,12 @@ class Space:
 
     def encode(self, recipe: Recipe) -> Genome:
         raise ValueError("not needed here")
+
+    def sample(self, generator: np.random.Generator) -> Genome:
+        return generator.random(2).tolist()
+
+    def designs(self) -> list[Genome]:
+        return []
 
     def violations(self, genome: Genome) -> list[str]:
         return ["too much of it"] if genome[0] + genome[1] > 1.7 else []

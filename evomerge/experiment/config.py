@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from evomerge.documents import Document, Misfit, parse, read_yaml, refuse
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
@@ -20,7 +20,7 @@ from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
 from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
-from evomerge.search_spaces.weights import WeightsConfig
+from evomerge.search_spaces.config import SpaceConfig
 from evomerge.searchers import SEARCHERS
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class ExperimentConfig(Strict):
     name: str = ""
     base: str
     experts: dict[str, str] = Field(min_length=1)
-    space: WeightsConfig
+    space: SerializeAsAny[SpaceConfig]
     fitness: FitnessConfig
     searcher: SearcherConfig
     budget: BudgetConfig

@@ -18,13 +18,11 @@ from evomerge.experiment.config import ExperimentConfig, FitnessConfig
 from evomerge.fitness import make_estimator, make_task
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
-from evomerge.merging import OPERATORS
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Facts, Genome, Objective
+from evomerge.records import Facts, Objective
 from evomerge.search_spaces import make_space
-from evomerge.search_spaces.weights import check_experts
 from evomerge.searchers import make_searcher
 from evomerge.zoo import zoo_path
 
@@ -144,7 +142,8 @@ def wire(
     """
     given = in_memory or InMemory()
     objectives = config.fitness.all_objectives()
-    check_experts(config.space, tuple(config.experts))
+    if problems := config.space.check_experts(tuple(config.experts)):
+        raise ConfigurationError(problems)
     tasks = make_tasks(
         task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
     )
@@ -159,7 +158,7 @@ def wire(
     models = open_models(config, given, progress)
     template = make_template(config, models)
     space = make_space(config.space, template, models.anatomy)
-    facts = Facts(make_designs(space, template), tuple(o.name for o in objectives))
+    facts = Facts(tuple(space.designs()), tuple(o.name for o in objectives))
     return Parts(
         config=config,
         models=models,
@@ -257,30 +256,8 @@ def make_template(config: ExperimentConfig, models: Models) -> Recipe:
     return Recipe(
         base="base",
         models=sources,
-        default=Merge(operator=config.space.operator),
+        default=Merge(operator="linear"),  # each recipe has its own
         dtype=config.dtype,
         tokenizer=config.tokenizer,
         mask_seed=config.seed,
     )
-
-
-def make_designs(space: SearchSpace, template: Recipe) -> tuple[Genome, ...]:
-    """Each expert alone and the uniform merge, as far as the space can express them."""
-    experts = [name for name in template.models if name != template.base]
-    operator = OPERATORS[template.default.operator or ""]
-    known = {parameter.name for parameter in operator.parameters}
-    whole: dict[str, Any] = {name: 1.0 for name in ("t", "lambda", "density") if name in known}
-    weights: list[dict[str, float]] = [
-        {name: float(name == chosen) for name in experts} for chosen in experts
-    ]
-    if "weight" in known:
-        weights.append(dict.fromkeys(experts, round(1 / len(experts), 6)))
-    designs = []
-    for weight in weights:
-        parameters = {**whole, "weight": weight} if "weight" in known else dict(whole)
-        merge = Merge(operator=operator.name, parameters=parameters)
-        try:
-            designs.append(space.encode(Recipe(**{**dict(template), "default": merge})))
-        except ValueError:
-            continue  # this space cannot say it
-    return tuple(designs)

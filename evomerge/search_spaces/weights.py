@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.genes import Beyond, Gene, Real, Value
 from evomerge.merging import OPERATORS
-from evomerge.merging.check import check_merge, resolved_parameters
-from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.records import Genome, Real
-
-# Six decimals are far below what changes an answer; they keep recipes readable, and make
-# decode(encode(recipe)) == recipe exact in spite of rounding.
-DECIMALS = 6
-
-
-class Searched(BaseModel):
-    """One searched parameter: along which axes it varies, and its range."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    per: tuple[Literal["expert", "layer", "component"], ...] = ()
-    range: tuple[float, float]
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Searched:
-        misfits = []
-        if self.range[0] >= self.range[1]:
-            what = f"expected low < high, got {list(self.range)}"
-            misfits.append(Misfit(("range",), what))
-        if "component" in self.per and "layer" not in self.per:
-            misfits.append(Misfit(("per",), "component needs layer beside it"))
-        refuse(self, misfits)
-        return self
+from evomerge.recipe import Recipe
+from evomerge.records import Genome
+from evomerge.search_spaces.codec import CENTER, Codec
+from evomerge.search_spaces.config import SpaceConfig, count_problems
+from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.designs import plain_merges
+from evomerge.search_spaces.grid import Grid, Row, RowValue, alike
+from evomerge.search_spaces.searched import (
+    FixedValue,
+    Searched,
+    matching,
+    operator_misfits,
+)
+from evomerge.search_spaces.shares import genes_of, shares
+from evomerge.search_spaces.spots import Spot, layer_groups, spots_of
 
 
-class WeightsConfig(BaseModel):
-    """A search space file of kind `weights`."""
+class WeightsConfig(SpaceConfig):
+    """A search space file of kind `weights`.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    fixed: values of parameters that are not searched; or, under the name of a gene (where * stands
+    for anything), values of genes that are then not searched.
+    expert_groups: experts that share their genes, by the name of the group.
+    """
 
     kind: Literal["weights"]
     operator: str
     search: dict[str, Searched] = Field(min_length=1)
-    fixed: dict[str, float | bool | str] = Field(default_factory=dict)
+    fixed: dict[str, FixedValue] = Field(default_factory=dict)
     layers_per_group: int = Field(default=1, ge=1)
+    expert_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _known(self) -> WeightsConfig:
@@ -59,113 +54,89 @@ class WeightsConfig(BaseModel):
         return self
 
     def _misfits(self) -> Iterator[Misfit]:
-        if self.operator not in OPERATORS:
-            hint = nearest(self.operator, OPERATORS)
-            yield Misfit(("operator",), f"unknown operator {self.operator!r}", hint)
-            return
-        declared = {parameter.name: parameter for parameter in OPERATORS[self.operator].parameters}
+        yield from operator_misfits(self.operator, self.search, self.fixed)
         for name, searched in self.search.items():
-            where = ("search", name)
-            if name not in declared:
-                what = f"{self.operator} has no such parameter"
-                yield Misfit(where, what, nearest(name, declared))
-                continue
-            parameter = declared[name]
-            if parameter.kind != "real" or parameter.low is None or parameter.high is None:
-                yield Misfit(where, "is not a real number in a range, so cannot be searched")
-                continue
-            low, high = searched.range
-            if low < parameter.low or high > parameter.high:
-                what = (
-                    f"{list(searched.range)} leaves the operator's "
-                    f"[{parameter.low:g}, {parameter.high:g}]"
-                )
-                yield Misfit((*where, "range"), what)
-            if "expert" in searched.per and not parameter.per_source:
-                what = "it is one value for all experts: remove `expert`"
-                yield Misfit((*where, "per"), what)
-        for name in self.fixed.keys() & self.search.keys():
-            yield Misfit(("fixed", name), "is searched already")
-        merge = Merge(operator=self.operator, sources=("a",), parameters=dict(self.fixed))
-        for problem in check_merge(merge, "base"):
-            if problem.where.startswith("parameters."):
-                key = problem.where.removeprefix("parameters.")
-                yield Misfit(("fixed", key), problem.what, problem.hint)
+            if searched.values == "pair":
+                what = "pairs are chosen layer by layer: see layer_choice"
+                yield Misfit(("search", name, "values"), what)
+        members = [expert for group in self.expert_groups.values() for expert in group]
+        for expert in sorted({e for e in members if members.count(e) > 1}):
+            yield Misfit(("expert_groups",), f"{expert} is in two groups")
+
+    def check_experts(self, experts: Sequence[str]) -> list[Problem]:
+        """Too few or too many, or groups of others."""
+        problems = count_problems(self.operator, experts)
+        for group, members in self.expert_groups.items():
+            problems += [
+                Problem(f"space.expert_groups.{group}", f"no expert {m!r}", nearest(m, experts))
+                for m in members
+                if m not in experts
+            ]
+        for name, searched in self.search.items():
+            if searched.values != "raw" and len(self.voices(experts)) < 2:
+                what = f"a {searched.values} share of one is always 1: nothing to search"
+                problems.append(Problem(f"space.search.{name}.values", what))
+        return problems
+
+    def voices(self, experts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Who has genes of their own: groups, and experts in none; and who follows them."""
+        grouped = {member: group for group, all_ in self.expert_groups.items() for member in all_}
+        found: dict[str, tuple[str, ...]] = {}
+        for expert in experts:
+            name = grouped.get(expert, expert)
+            found[name] = (*found.get(name, ()), expert)
+        return found
 
 
-@dataclass(frozen=True)
-class Spot:
-    """Where in a recipe a value stands: slots, or outside groups, or the recipe's default."""
+@dataclass
+class _Block:
+    """The genes of a parameter: a matrix of spots and experts, or a column of spots."""
 
-    slots: tuple[int, ...] = ()
-    component: str = "default"
-    outside: tuple[str, ...] = ()
-
-    def covers(self, layer: int | None, component: str) -> bool:
-        """Whether the value is in force at a place of the model."""
-        if not self.slots and not self.outside:
-            return True
-        if layer is None:
-            return component in self.outside
-        return layer in self.slots and self.component in ("default", component)
-
-
-@dataclass(frozen=True)
-class Locus:
-    """What one gene sets: a parameter, of one source or of all, at one spot."""
-
-    gene: Real
     parameter: str
-    source: str | None
-    spot: Spot
+    searched: Searched
+    spots: list[Spot]
+    names: list[list[str]]  # of genes, by spot and voice
+    numbers: list[list[int | None]] = field(default_factory=list)  # of genes; None: fixed
+    constants: dict[tuple[int, int], Value] = field(default_factory=dict)
+    gates: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)  # gene, threshold
+
+    @cached_property
+    def picks(self) -> list[Callable[[Sequence[Value]], tuple[Any, ...]]]:
+        """What takes each spot's values from those of all genes (for fixed ones, any other)."""
+        rows = [tuple(n if n is not None else 0 for n in row) for row in self.numbers]
+        return [itemgetter(*row) if len(row) > 1 else _only(row[0]) for row in rows]
 
 
-class Weights:
-    """Coefficients of one operator, from one for everything to one per expert, layer and component.
+class Weights(CubeSpace):
+    """Parameters of one operator, from one for everything to one per expert, layer and component.
 
     The embedding (with what else stands before the layers) and the head (with the final norm) have
-    genes of their own where a parameter varies by layer.
+    genes of their own where a parameter varies by layer, unless the file says otherwise.
     """
 
     def __init__(self, config: WeightsConfig, template: Recipe, anatomy: Anatomy) -> None:
+        super().__init__(template, anatomy)
         self._config = config
-        self._template = template
-        self._anatomy = anatomy
-        self._experts = tuple(name for name in template.models if name != template.base)
-        self._present = {(place.layer, place.component) for place in anatomy.places.values()}
-        self._loci = tuple(
-            locus
-            for parameter, searched in config.search.items()
-            for locus in self._loci_of(parameter, searched)
-        )
-        self.genes: tuple[Real, ...] = tuple(locus.gene for locus in self._loci)
+        self._voices = config.voices(self.experts)
+        self._blocks = [self._block(name, searched) for name, searched in config.search.items()]
+        self._fix()
+        self.codec = Codec(self._declare())
+        rows = [
+            Row(block.parameter, spot, "expert" in block.searched.per)
+            for block in self._blocks
+            for spot in block.spots
+        ]
+        whole = {key: value for key, value in config.fixed.items() if "." not in key}
+        self._grid = Grid(config.operator, whole, self.experts, anatomy, rows)
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe whose parameters stand where the genome points in their ranges."""
-        default: dict[str, Any] = dict(self._config.fixed)
-        slots: dict[tuple[int, str], dict[str, Any]] = {}
-        outside: dict[str, dict[str, Any]] = {}
-        for locus, coordinate in zip(self._loci, genome, strict=True):
-            gene = locus.gene
-            value = round(gene.low + (gene.high - gene.low) * float(coordinate), DECIMALS)
-            value = min(max(value, gene.low), gene.high) + 0.0  # never -0.0, which reads otherwise
-            places = [
-                *(slots.setdefault((s, locus.spot.component), {}) for s in locus.spot.slots),
-                *(outside.setdefault(group, {}) for group in locus.spot.outside),
-            ]
-            for place in places or [default]:
-                if locus.source is None:
-                    place[locus.parameter] = value
-                else:
-                    place.setdefault(locus.parameter, {})[locus.source] = value
-        return Recipe(
-            **{
-                **dict(self._template),
-                "default": Merge(operator=self._config.operator, parameters=default),
-                "outside": {group: Merge(parameters=p) for group, p in outside.items()},
-                "slots": self._slots(slots),
-            }
-        )
+        values = self.codec.values(genome)
+        rows: list[RowValue] = []
+        for block in self._blocks:
+            rows += self._rows(block, values)
+        default, outside, slots = self._grid.merges(rows)
+        return self.recipe(default, outside=outside, slots=slots)
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe that says the same as one of this space.
@@ -173,150 +144,181 @@ class Weights:
         Raises:
             ValueError: another operator, a value out of range, or a difference that no gene makes.
         """
-        self._check_template(recipe)
-        values = {place: self._values(recipe, *place) for place in sorted(self._present, key=str)}
-        genome = []
-        for locus in self._loci:
-            gene = locus.gene
-            found = {
-                self._of_source(at_place[locus.parameter], locus.source)
-                for place, at_place in values.items()
-                if locus.spot.covers(*place)
-            }
-            if len(found) > 1:
-                raise ValueError(f"{gene.name}: one gene, but the recipe has {sorted(found)}")
-            value = found.pop()
-            if not gene.low <= value <= gene.high:
-                raise ValueError(f"{gene.name}: {value} is outside [{gene.low}, {gene.high}]")
-            genome.append((value - gene.low) / (gene.high - gene.low))
-        same = self.decode(genome)
-        for place, at_place in values.items():
-            for name, value in self._values(same, *place).items():
-                if not _alike(value, at_place[name]):
-                    raise ValueError(
-                        f"{name}: the recipe has {at_place[name]} where this space has {value}"
-                    )
+        self.check_template(recipe)
+        rows = iter(self._grid.read(recipe))
+        values: dict[str, Value] = {}
+        wanted: list[RowValue] = []
+        for block in self._blocks:
+            own = [next(rows) for _ in block.spots]
+            wanted += own
+            values |= self._values_of(block, own)
+        genome = self.codec.genome(values)
+        again: list[RowValue] = []
+        coded = self.codec.values(genome)
+        for block in self._blocks:
+            again += self._rows(block, coded)
+        for row, mine, theirs in zip(self._grid.rows, again, wanted, strict=True):
+            gated = any(block.gates for block in self._blocks if block.parameter == row.parameter)
+            if not gated and not alike(mine, theirs):
+                raise ValueError(
+                    f"{row.parameter}: the recipe has {theirs} where this space has {mine}"
+                )
         return genome
 
-    def violations(self, genome: Genome) -> list[str]:
-        """None for points of the unit cube; otherwise what is wrong with the genome."""
-        if not isinstance(genome, list) or len(genome) != len(self.genes):
-            return [f"expected a list of {len(self.genes)} numbers"]
-        return [
-            f"{gene.name}: {coordinate} is outside [0, 1]"
-            for gene, coordinate in zip(self.genes, genome, strict=True)
-            if not 0.0 <= coordinate <= 1.0
-        ]
+    def designs(self) -> list[Genome]:
+        """Each expert alone and the uniform merge, as far as the space can say them."""
+        return plain_merges(self, self._config.operator, self._config.fixed)
 
-    # --- how the genes lie over the model ---------------------------------------------------------
+    # --- the genes --------------------------------------------------------------------------------
 
-    @property
-    def _layers(self) -> range:
-        return range(self._anatomy.num_layers)
-
-    def _loci_of(self, parameter: str, searched: Searched) -> list[Locus]:
-        sources = self._experts if "expert" in searched.per else (None,)
-        spots = self._spots(searched)
-        return [
-            Locus(
-                Real(".".join(filter(None, (parameter, source, name))), *searched.range),
-                parameter,
-                source,
-                spot,
-            )
-            for source in sources
-            for name, spot in spots.items()
-        ]
-
-    def _spots(self, searched: Searched) -> dict[str, Spot]:
-        if "layer" not in searched.per:
-            return {"": Spot()}
-        before = tuple(g for g in ("embedding", "other") if (None, g) in self._present)
-        after = tuple(g for g in ("norm", "head") if (None, g) in self._present)
-        spots = {"embedding": Spot(outside=before)} if before else {}
-        size = self._config.layers_per_group
-        for first in range(0, self._anatomy.num_layers, size):
-            group = tuple(self._layers)[first : first + size]
-            name = f"layer_{first}" if len(group) == 1 else f"layers_{first}_{group[-1]}"
-            components = ("attention", "mlp", "norm", "other")
-            if "component" not in searched.per:
-                with_tensors = {layer for layer, _ in self._present}
-                if slots := tuple(s for s in group if s in with_tensors):
-                    spots[name] = Spot(slots)
-                continue
-            for component in components:  # layers need not be alike: a gene for what is there
-                if slots := tuple(s for s in group if (s, component) in self._present):
-                    spots[f"{name}.{component}"] = Spot(slots, component)
-        if after:
-            spots["head"] = Spot(outside=after)
-        return spots
-
-    def _slots(self, values: dict[tuple[int, str], dict[str, Any]]) -> tuple[Slot, ...] | None:
-        if not values:
-            return None
-        merges: dict[int, dict[str, Merge]] = {layer: {} for layer in self._layers}
-        for (slot, component), parameters in values.items():
-            merges[slot][component] = Merge(parameters=parameters)
-        return tuple(
-            Slot.model_validate({"layer": layer, "merges": merge})
-            for layer, merge in merges.items()
+    def _block(self, parameter: str, searched: Searched) -> _Block:
+        groups = None
+        if searched.by_layer:
+            size = searched.layers_per_group or self._config.layers_per_group
+            groups = layer_groups(self.anatomy.num_layers, size, searched.layer_groups)
+        spots = spots_of(
+            self.anatomy,
+            groups,
+            by_component="component" in searched.per,
+            apart=searched.all_apart,
         )
+        voices: list[str] = list(self._voices) if "expert" in searched.per else [""]
+        if searched.values == "simplex":
+            voices = voices[:-1]  # the last one has what is left
+        names = [
+            [".".join(filter(None, (parameter, voice, spot.name))) for voice in voices]
+            for spot in spots
+        ]
+        return _Block(parameter, searched, spots, names)
 
-    def _check_template(self, recipe: Recipe) -> None:
-        """What no gene of any space changes must be as in all recipes of this one."""
-        if recipe.tensors or not recipe.keeps_layers(len(self._layers)):
-            raise ValueError("the recipe rearranges layers, or names tensors: this space cannot")
-        for name in ("base", "dtype", "tokenizer", "mask_seed"):
-            mine, theirs = getattr(self._template, name), getattr(recipe, name)
-            if mine != theirs:
-                raise ValueError(f"{name}: the recipe has {theirs!r} where this space has {mine!r}")
+    def _fix(self) -> None:
+        """Take out the genes that the file fixes.
 
-    def _values(self, recipe: Recipe, layer: int | None, component: str) -> dict[str, Any]:
-        """Every parameter that is in force at a place, with the operator's defaults."""
-        merge = recipe.merge_for(layer, component)
-        if merge.operator != self._config.operator:
-            raise ValueError(f"expected operator {self._config.operator}, got {merge.operator}")
-        if problems := check_merge(merge, recipe.base):
-            raise ValueError("; ".join(map(str, problems)))
-        sources = merge.sources or ()
-        if sorted(sources) != sorted(self._experts):
-            raise ValueError(f"the recipe merges {sources} where this space has {self._experts}")
-        values: dict[str, Any] = dict(resolved_parameters(merge))
+        Raises:
+            ConfigurationError: no gene of such a name, or a value that it cannot have.
+        """
+        problems = []
+        for pattern, value in self._config.fixed.items():
+            if "." not in pattern:
+                continue
+            block = next(b for b in self._blocks if b.parameter == pattern.split(".")[0])
+            where = f"space.fixed.{pattern}"
+            known = [name for row in block.names for name in row]
+            found = set(matching(known, pattern))
+            if not found:
+                problems.append(Problem(where, "fits no gene", nearest(pattern, known)))
+            elif block.searched.values != "raw":
+                what = f"{block.searched.values} coefficients are bound together"
+                problems.append(Problem(where, f"one cannot be fixed: {what}"))
+            for i, row in enumerate(block.names):
+                for j, name in enumerate(row):
+                    if name in found:
+                        block.constants[i, j] = value
+        if problems:
+            raise ConfigurationError(problems)
+
+    def _declare(self) -> list[Gene]:
+        """All genes: parameter by parameter, expert by expert, spot by spot."""
+        genes: list[Gene] = []
+        for block in self._blocks:
+            block.numbers = [[None] * len(row) for row in block.names]
+            for j in range(len(block.names[0]) if block.names else 0):
+                for i, row in enumerate(block.names):
+                    if (i, j) not in block.constants:
+                        block.numbers[i][j] = len(genes)
+                        genes.append(self._gene(block, row[j], block.spots[i], j))
+        return genes
+
+    def _gene(self, block: _Block, name: str, spot: Spot, voice: int) -> Gene:
+        searched = block.searched
+        parameter = OPERATORS[self._config.operator].parameter(block.parameter)
+        if searched.values in ("normalised", "simplex"):
+            low, high = searched.range or (0.0, 1.0)
+            return Real(name, low, high, decimals=None)
+        if searched.values == "softmax":
+            low, high = searched.range or (0.0, 1.0)
+            return Real(name, low, high, decimals=4)
+        return searched.gene(name, parameter, self._gate_of(block, spot, voice))
+
+    def _gate_of(self, block: _Block, spot: Spot, voice: int) -> Beyond | None:
+        """What an expert's other parameters hang on where its weight is gated in the same spot."""
+        if "expert" not in block.searched.per:
+            return None
+        for other in self._blocks[: self._blocks.index(block)]:
+            gate = other.searched.gate
+            places = [i for i, one in enumerate(other.spots) if one.covers >= spot.covers]
+            if gate is None or not places:
+                continue
+            number = other.numbers[places[0]][voice]
+            if number is not None:
+                block.gates[block.spots.index(spot), voice] = number, gate
+                return Beyond(other.names[places[0]][voice], gate)
+        return None
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def _rows(self, block: _Block, values: Sequence[Value]) -> list[RowValue]:
+        """A parameter's values, spot by spot."""
+        table: list[Any] = [pick(values) for pick in block.picks]
+        if block.constants:
+            table = [
+                [block.constants.get((i, j), value) for j, value in enumerate(row)]
+                for i, row in enumerate(table)
+            ]
+        searched = block.searched
+        if block.gates:
+            table = [list(row) for row in table]
+        for (i, j), (number, threshold) in block.gates.items():
+            if abs(float(values[number])) < threshold:
+                table[i][j] = self._idle(block, i, j)  # it is off, so this says nothing
+        if searched.values != "raw":
+            table = shares(searched.values, np.array(table, dtype=np.float64)).tolist()
+        elif (gate := searched.gate) is not None:
+            table = [[v if abs(v) >= gate else 0.0 for v in row] for row in table]
+        if "expert" not in searched.per:
+            return [row[0] for row in table]
+        if self._config.expert_groups:
+            return [
+                {
+                    expert: value
+                    for value, followers in zip(row, self._voices.values(), strict=True)
+                    for expert in followers
+                }
+                for row in table
+            ]
+        return [dict(zip(self.experts, row, strict=True)) for row in table]
+
+    def _idle(self, block: _Block, spot: int, voice: int) -> Value:
+        """The value that stands where a gene does not matter."""
+        number = block.numbers[spot][voice]
+        return block.constants[spot, voice] if number is None else self._center[number]
+
+    @cached_property
+    def _center(self) -> list[Value]:
+        return self.codec.values([CENTER] * len(self.genes))
+
+    def _values_of(self, block: _Block, rows: Sequence[RowValue]) -> dict[str, Value]:
+        """The values of a parameter's genes that give these rows.
+
+        Raises:
+            ValueError: there are none.
+        """
+        searched = block.searched
+        if "expert" in searched.per:
+            table = [[row[members[0]] for members in self._voices.values()] for row in rows]
+        else:
+            table = [[row] for row in rows]
+        if searched.values != "raw":
+            low, high = searched.range or (0.0, 1.0)
+            matrix = np.array(table, dtype=np.float64)
+            table = genes_of(searched.values, matrix, low, high).tolist()
         return {
-            name: dict(zip(sources, value, strict=True)) if isinstance(value, tuple) else value
-            for name, value in values.items()
+            name: table[i][j]
+            for i, row in enumerate(block.names)
+            for j, name in enumerate(row)
+            if (i, j) not in block.constants
         }
 
-    def _of_source(self, value: Any, source: str | None) -> float:
-        """One source's value, or the one that all sources have."""
-        if not isinstance(value, dict):
-            return float(value)
-        if source is not None:
-            return float(value[source])
-        if len(set(value.values())) > 1:
-            raise ValueError(f"one gene for all experts, but the recipe has {value}")
-        return float(next(iter(value.values())))
 
-
-def _alike(one: Any, other: Any) -> bool:
-    """Equal, as far as the decimals of recipes go."""
-    if isinstance(one, dict):
-        return all(_alike(one[key], other[key]) for key in one)
-    if isinstance(one, float):
-        return math.isclose(one, other, rel_tol=0, abs_tol=10**-DECIMALS)
-    return bool(one == other)
-
-
-def check_experts(config: WeightsConfig, experts: tuple[str, ...]) -> None:
-    """Refuse a family of models that the space's operator cannot merge.
-
-    Raises:
-        ConfigurationError: too few or too many experts.
-    """
-    operator = OPERATORS[config.operator]
-    low, high = operator.min_sources, operator.max_sources
-    if len(experts) < low or (high is not None and len(experts) > high):
-        wanted = f"{low}" if low == high else f"{low} to {high}" if high else f"at least {low}"
-        raise ConfigurationError(
-            Problem("experts", f"{config.operator} merges {wanted}, got {len(experts)}")
-        )
+def _only(number: int) -> Callable[[Sequence[Value]], tuple[Any, ...]]:
+    return lambda values: (values[number],)

@@ -31,7 +31,7 @@ def make_searcher(
 
     Raises:
         ConfigurationError: with the nearest valid name of an unknown kind or option, for an option
-            out of bounds, a space without genes, a seed below 0, or several objectives with a
+            out of bounds, a space without genes if it needs them, a seed below 0, or several objectives with a
             searcher that can only search one.
     """
     if kind not in SEARCHERS:
@@ -41,8 +41,10 @@ def make_searcher(
     problems = []
     if seed < 0:
         problems.append(Problem("seed", f"expected a whole number from 0, got {seed}"))
-    if not space.genes:
-        problems.append(Problem("search_space", "it has no genes: there is nothing to search"))
+    if "genes" in SEARCHERS[kind].needs and not space.genes:
+        able = ", ".join(n for n, other in SEARCHERS.items() if "genes" not in other.needs)
+        what = f"{kind} searches lists of genes, and this space's genomes are something else"
+        problems.append(Problem("searcher.kind", what, f"searchers that can: {able}"))
     if len(facts.objectives) > 1 and not SEARCHERS[kind].multi_objective:
         able = ", ".join(name for name, other in SEARCHERS.items() if other.multi_objective)
         problems.append(

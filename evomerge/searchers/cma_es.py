@@ -43,7 +43,7 @@ class CmaEs:
     kind: ClassVar[str] = "cma_es"
     summary: ClassVar[str] = "CMA-ES with restarts: one objective, the default choice"
     multi_objective: bool = False
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
     class Options(StrictOptions):

@@ -14,7 +14,7 @@ from evomerge.searchers.options import StrictOptions, read_options
 
 
 class RandomSearch:
-    """Uniform random genomes; the stream is the same whatever the batches.
+    """Random genomes, uniform where they are points of a cube; the stream is the same whatever the batches.
 
     The designs in the facts are not asked for: a baseline should know nothing. Bergstra & Bengio,
     Random Search for Hyper-Parameter Optimization, JMLR 13 (2012).
@@ -37,12 +37,12 @@ class RandomSearch:
         del facts
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.options.population
-        self._num_genes = len(space.genes)
+        self._space = space
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))
 
     def ask(self, count: int) -> list[Genome]:
         """Always `count` genomes: random search is never finished."""
-        return [self._generator.random(self._num_genes).tolist() for _ in range(max(count, 0))]
+        return [self._space.sample(self._generator) for _ in range(max(count, 0))]
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Learn nothing."""

@@ -14,7 +14,6 @@ from evomerge.checkpoints.anatomy import COMPONENTS, Anatomy, Place, anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.documents import Document, read_yaml
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.wire import make_designs
 from evomerge.files import catalogue_folder
 from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge
@@ -97,7 +96,7 @@ def test_decoding_and_encoding_lose_nothing(space: Weights, data: st.DataObject)
     genome = data.draw(st.lists(unit, min_size=len(space.genes), max_size=len(space.genes)))
     assert space.violations(genome) == []
     recipe = space.decode(genome)
-    for place in space._anatomy.places.values():
+    for place in space.anatomy.places.values():
         assert check_merge(recipe.merge_for(place.layer, place.component), "base") == []
     back = space.encode(recipe)
     assert space.decode(back) == recipe
@@ -110,7 +109,7 @@ def test_decoding_and_encoding_lose_nothing(space: Weights, data: st.DataObject)
 @settings(max_examples=100, deadline=None)
 @given(spaces())
 def test_every_gene_changes_what_is_in_force_somewhere(space: Weights) -> None:
-    places = set(space._anatomy.places.values())
+    places = set(space.anatomy.places.values())
     middle = [0.5] * len(space.genes)
 
     def in_force(genome: list[float]) -> list[Any]:
@@ -143,7 +142,7 @@ def test_catalogue_spaces_have_the_genes_they_say_and_encode_the_designs(
     template = template_of(["sort", "back", "rot"], config.operator)
     space = make_space(config, template, transformer())
     assert len(space.genes) == num_genes
-    designs = make_designs(space, template)
+    designs = space.designs()
     assert len(designs) == 4
     for number, weights in enumerate([(1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3)]):
         recipe = space.decode(designs[number])
@@ -268,6 +267,7 @@ def test_violations_are_told(genome: Any, told: str) -> None:
                     "weight": {"range": [0, 11]},
                     "lambda": {"range": [0, 1], "per": ["expert"]},
                     "normalize": {"range": [0, 1]},
+                    "trim": {"options": ["tensor", "tesnor"]},
                 },
                 "fixed": {"density": 2, "compat": "mergkit", "lambda": 1, "tirm": "auto"},
             },
@@ -275,7 +275,8 @@ def test_violations_are_told(genome: Any, told: str) -> None:
                 "search.weigt: ties has no such parameter (did you mean 'weight'?",
                 "search.weight.range: [0.0, 11.0] leaves the operator's [-10, 10]",
                 "search.lambda.per: it is one value for all experts",
-                "search.normalize: is not a real number in a range",
+                "search.normalize: is a flag, so has no range",
+                "search.trim.options: trim is never 'tesnor' (did you mean 'tensor'?",
                 "fixed.lambda: is searched already",
                 "fixed.density: expected a number from 0 to 1, got 2.0",
                 "fixed.compat: expected one of published, mergekit, got 'mergkit' (did you mean",
@@ -283,10 +284,11 @@ def test_violations_are_told(genome: Any, told: str) -> None:
             ],
         ),
         (
-            {"search": {"weight": {"range": [1, 0], "per": ["component"]}}},
+            {"search": {"weight": {"range": [0, -1], "layer_groups": 2, "scale": "log"}}},
             [
                 "search.weight.range: expected low < high",
-                "search.weight.per: component needs layer",
+                "search.weight.scale: a log scale needs a range that begins above 0",
+                "search.weight.layer_groups: means nothing without `layer` in per",
             ],
         ),
         (

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.genes import Real
 from evomerge.protocols import Searcher
-from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Real, Score
+from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Score
 from evomerge.searchers import make_searcher
 
 
@@ -25,6 +26,9 @@ class Cube:
     @property
     def genes(self) -> tuple[Real, ...]:
         return tuple(Real(f"g{i}", -1.0, 1.0) for i in range(self.num_genes))
+
+    def sample(self, generator: np.random.Generator) -> Genome:
+        return generator.random(self.num_genes).tolist()
 
 
 def evaluation(

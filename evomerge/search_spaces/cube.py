@@ -1,0 +1,93 @@
+"""A search space whose genomes are points of the unit cube."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.genes import Gene
+from evomerge.recipe import Merge, Recipe, Slot
+from evomerge.records import Genome
+from evomerge.search_spaces.codec import Codec
+
+
+class CubeSpace:
+    """What such spaces share: genomes are lists of coordinates, which a codec turns into values.
+
+    A kind sets `codec`, and says what values mean (`decode`) and which values a recipe has
+    (`encode`).
+    """
+
+    codec: Codec
+
+    def __init__(self, template: Recipe, anatomy: Anatomy) -> None:
+        self.template = template
+        self.anatomy = anatomy
+        self.experts = tuple(name for name in template.models if name != template.base)
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """Typed, in the order of the genome's coordinates."""
+        return self.codec.genes
+
+    def violations(self, genome: Genome) -> list[str]:
+        """What makes the genome no point of the space."""
+        return self.codec.violations(genome)
+
+    def sample(self, generator: np.random.Generator) -> Genome:
+        """A point of the cube, uniformly."""
+        point: list[float] = generator.random(len(self.genes)).tolist()
+        return point
+
+    def active(self, genome: Genome) -> list[bool]:
+        """Which genes matter where the genome stands."""
+        return self.codec.active(self.codec.values(genome))
+
+    def encode_values(self, recipe: Recipe, values: dict[str, Any]) -> Genome:
+        """The genome with these values, if it decodes to the recipe.
+
+        Raises:
+            ValueError: it does not.
+        """
+        genome = self.codec.genome(values)
+        if self.violations(genome) or self.decode(genome) != recipe:  # type: ignore[attr-defined]
+            raise ValueError("the recipe says something that no gene of this space says")
+        return genome
+
+    def check_template(self, recipe: Recipe) -> None:
+        """What no gene of any space changes must be as in all recipes of this one.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        for name in ("base", "dtype", "tokenizer", "chat_template", "mask_seed"):
+            mine, theirs = getattr(self.template, name), getattr(recipe, name)
+            if mine != theirs:
+                raise ValueError(f"{name}: the recipe has {theirs!r} where this space has {mine!r}")
+
+    def recipe(
+        self,
+        default: Merge,
+        *,
+        outside: dict[Any, Merge] | None = None,
+        slots: tuple[Slot, ...] | None = None,
+        tensors: dict[str, Merge] | None = None,
+    ) -> Recipe:
+        """The template with these merges, which are known to be valid, so that nobody looks again.
+
+        Validation takes longer than all the rest of decoding.
+        """
+        said = {
+            "default": default,
+            "outside": outside or {},
+            "slots": slots,
+            "tensors": tensors or {},
+        }
+        return Recipe.of_valid(**{**dict(self.template), **said})
+
+
+def base_alone(base: str) -> Merge:
+    """The base's tensors as they are."""
+    return Merge.of_valid(operator="passthrough", sources=(base,))

@@ -1,0 +1,154 @@
+"""Genes whose value can never matter: found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.errors import CandidateError, ConfigurationError, Problem
+from evomerge.merging.check import check_merge, resolved_parameters
+from evomerge.protocols import Progress
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.search_spaces.cube import CubeSpace
+
+TRIES = 60  # points at which a gene is changed before it is called dead
+NUMERIC_TRIES = 12  # of them, with real tensors, once for each way in which recipes differ
+SIDE = 24  # of the square tensors that operators are tried on
+
+
+def dead_genes(space: CubeSpace, progress: Progress | None = None) -> list[Problem]:
+    """Genes that change no merged tensor, whatever the others are.
+
+    Each is changed at random points, and at the designs, until something else is merged somewhere.
+    What an operator makes of two values is tried on small random tensors: a weight that is divided
+    by itself is a number that changes, and changes nothing.
+    """
+    problems = []
+    generator = np.random.default_rng(0)
+    designs = space.designs()
+    for number, gene in enumerate(space.genes):
+        if progress is not None:
+            progress("looking for genes that do nothing", number, len(space.genes))
+        if not _matters(space, number, designs, generator):
+            what = "never changes the merged model"
+            if gene.when is not None:
+                what += f" (it matters only when {gene.when})"
+            problems.append(Problem(f"space: gene {gene.name}", what, "leave it out, or fix it"))
+    if progress is not None:
+        progress("looking for genes that do nothing", len(space.genes), len(space.genes))
+    return problems
+
+
+def _matters(
+    space: CubeSpace,
+    number: int,
+    designs: Sequence[list[float]],
+    generator: np.random.Generator,
+) -> bool:
+    refuted: dict[object, int] = {}
+    for trial in range(TRIES):
+        point = space.sample(generator) if trial % 4 or not designs else list(
+            designs[(trial // 4) % len(designs)]
+        )
+        other = list(point)
+        other[number] = float((point[number] + generator.uniform(0.2, 0.8)) % 1.0)
+        if space.violations(point) or space.violations(other):
+            continue
+        one, two = space.decode(point), space.decode(other)
+        if one == two:
+            continue
+        for kind, first, second in _differences(one, two, space.anatomy):
+            if first is None or second is None:
+                return True
+            if refuted.get(kind, 0) >= NUMERIC_TRIES:
+                continue
+            if _makes_a_difference(first, second, one):
+                return True
+            refuted[kind] = refuted.get(kind, 0) + 1
+    return False
+
+
+def _differences(
+    one: Recipe, two: Recipe, anatomy: Anatomy
+) -> Iterator[tuple[object, Merge | None, Merge | None]]:
+    """Where other tensors may come out: the kind of difference, and both merges if it is in them."""
+    slots, others = one.slots, two.slots
+    if (slots is None) != (others is None) or one.segments != two.segments:
+        yield "form", None, None
+        return
+    if slots is not None and others is not None:
+        shapes = [[(s.layer, s.layers, s.input_scale, s.branch_scale) for s in x] for x in (slots, others)]
+        if shapes[0] != shapes[1]:
+            yield "layers", None, None
+            return
+    count = anatomy.num_layers if slots is None else len(slots)
+    places = {(p.layer, p.component) for p in anatomy.places.values()}
+    inside = sorted({component for layer, component in places if layer is not None})
+    where = [(None, c) for layer, c in sorted(places, key=str) if layer is None]
+    where += [(slot, c) for slot in range(count) for c in inside]
+    if one.default == two.default and slots is not None and others is not None:
+        same = {i for i, (a, b) in enumerate(zip(slots, others, strict=True)) if a == b}
+        where = [(slot, c) for slot, c in where if slot not in same]
+    seen = set()
+    for slot, component in where:
+        first, second = one.merge_for(slot, component), two.merge_for(slot, component)
+        if first == second:
+            continue
+        if (first.operator, first.sources) != (second.operator, second.sources):
+            yield "sources", None, None
+            return
+        if check_merge(first, one.base) or check_merge(second, one.base):
+            continue
+        mine, theirs = resolved_parameters(first), resolved_parameters(second)
+        changed = tuple(name for name in mine if mine[name] != theirs[name])
+        if changed and changed not in seen:
+            seen.add(changed)
+            yield (first.operator, changed), first, second
+
+
+def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:
+    """Whether two merges make different tensors of the same random models."""
+    import torch
+
+    results = []
+    for merge in (first, second):
+        try:
+            results.append(_merged(merge, recipe))
+        except (CandidateError, ConfigurationError):
+            return False
+    return any(not torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
+    """What a merge makes of random models with two layers and a head."""
+    from evomerge.merging.materialise import Merger
+
+    checkpoints = _random_models(tuple(sorted({recipe.base, *(merge.sources or ())})))
+    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
+    tried = Recipe.of_valid(
+        base=recipe.base,
+        models={name: ModelSource(path=name) for name in checkpoints},
+        default=merge,
+        mask_seed=recipe.mask_seed,
+    )
+    return [tensor for _, tensor in merger.tensors(tried)]
+
+
+@lru_cache(maxsize=8)
+def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
+    """Models of a few random tensors, by name."""
+    import torch
+
+    made = {}
+    for number, name in enumerate(names):
+        draw = torch.Generator().manual_seed(number)
+        state = {
+            tensor: torch.randn(SIDE, SIDE, generator=draw)
+            for tensor in ("layers.0.weight", "layers.1.weight", "head.weight")
+        }
+        made[name] = open_checkpoint(state, name=name)
+    return made

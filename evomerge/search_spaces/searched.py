@@ -1,0 +1,220 @@
+"""What a search space file says of an operator's parameters, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from evomerge.documents import Misfit, refuse
+from evomerge.errors import nearest
+from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real
+from evomerge.merging import OPERATORS
+from evomerge.merging.check import check_merge
+from evomerge.recipe import Merge
+from evomerge.records import Parameter
+from evomerge.search_spaces.shares import As, is_step
+from evomerge.search_spaces.spots import Apart
+
+Bounds = tuple[float, float]
+FixedValue = float | bool | str
+
+
+class Varied(BaseModel):
+    """The values that a searched parameter may have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    range: Bounds | None = None
+    options: tuple[str, ...] | None = None
+    scale: Literal["linear", "log"] = "linear"
+
+    def range_misfits(self) -> Iterator[Misfit]:
+        """What is wrong with the values by themselves."""
+        if self.range is not None and self.range[0] >= self.range[1]:
+            yield Misfit(("range",), f"expected low < high, got {list(self.range)}")
+        if self.scale == "log" and (self.range is None or self.range[0] <= 0):
+            yield Misfit(("scale",), "a log scale needs a range that begins above 0")
+
+    def gene(self, name: str, parameter: Parameter, when: Condition | None = None) -> Gene:
+        """The gene of a parameter that `parameter_misfits` has nothing against."""
+        if parameter.kind == "flag":
+            return Flag(name, when)
+        if parameter.kind == "choice":
+            return Choice(name, self.options or parameter.options, when)
+        low, high = self.range or (0.0, 1.0)
+        if parameter.kind == "integer":
+            return Integer(name, int(low), int(high), when)
+        return Real(name, low, high, log=self.scale == "log", when=when)
+
+
+class Searched(Varied):
+    """One searched parameter: along which axes it varies, and between which values.
+
+    per: what has values of its own. layers_per_group, layer_groups: how fine, along the layers.
+    apart: what else has values of its own; embedding and head, where layers or components have.
+    values: how the experts' coefficients are bound together. gate: the magnitude below which an
+    expert is off. scale: of the range.
+    """
+
+    per: tuple[Literal["expert", "layer", "component"], ...] = ()
+    layers_per_group: int | None = Field(default=None, ge=1)
+    layer_groups: int | None = Field(default=None, ge=1)
+    apart: tuple[Apart, ...] | None = None
+    values: As = "raw"
+    gate: float | None = Field(default=None, gt=0)
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers have values of their own."""
+        return "layer" in self.per
+
+    @property
+    def all_apart(self) -> tuple[Apart, ...]:
+        """What is apart, also where the file is silent."""
+        if self.apart is not None:
+            return self.apart
+        return ("embedding", "head") if {"layer", "component"} & set(self.per) else ()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Searched:
+        refuse(self, self._misfits())
+        return self
+
+    def _misfits(self) -> Iterator[Misfit]:
+        yield from self.range_misfits()
+        if self.layer_groups is not None and self.layers_per_group is not None:
+            yield Misfit(("layer_groups",), "expected one of layers_per_group and layer_groups")
+        if (self.layer_groups or self.layers_per_group) and not self.by_layer:
+            key = "layer_groups" if self.layer_groups else "layers_per_group"
+            yield Misfit((key,), "means nothing without `layer` in per")
+        if "outside" in self.all_apart and {"embedding", "head"} & set(self.all_apart):
+            yield Misfit(("apart",), "`outside` is embedding and head in one")
+        if "component" in self.per and not (
+            {"embedding", "head"} <= set(self.all_apart) or "outside" in self.all_apart
+        ):
+            what = "embedding and head are no component of a layer: leave them apart"
+            yield Misfit(("apart",), what)
+        if self.values != "raw":
+            yield from self._share_misfits()
+        if self.gate is not None:
+            if self.range is not None and self.gate > max(map(abs, self.range)):
+                yield Misfit(("gate",), "is beyond the range: every expert would be off")
+            if "expert" not in self.per:
+                yield Misfit(("gate",), "turns experts off one by one: add `expert` to per")
+
+    def _share_misfits(self) -> Iterator[Misfit]:
+        if "expert" not in self.per:
+            yield Misfit(("values",), f"{self.values} is over experts: add `expert` to per")
+        if self.scale == "log" or self.gate is not None:
+            yield Misfit(("values",), f"{self.values} goes with no gate and no log scale")
+        if self.values == "simplex" and self.range is not None:
+            yield Misfit(("range",), "a simplex has none")
+        if self.values in ("softmax", "pair") and self.range and not all(map(is_step, self.range)):
+            yield Misfit(("range",), "logits go in steps of 0.0001")
+
+
+def operator_misfits(
+    operator: str, search: Mapping[str, Searched], fixed: Mapping[str, Any]
+) -> Iterator[Misfit]:
+    """Everything that an operator has against what a file searches and fixes."""
+    if operator not in OPERATORS:
+        hint = nearest(operator, OPERATORS)
+        yield Misfit(("operator",), f"unknown operator {operator!r}", hint)
+        return
+    for name, searched in search.items():
+        where = ("search", name)
+        yield from parameter_misfits(operator, name, searched, where, shares=searched.values)
+        yield from per_expert_misfits(operator, name, searched, where)
+    yield from fixed_misfits(operator, fixed, search)
+
+
+def parameter_misfits(
+    operator: str, name: str, varied: Varied, where: tuple[str | int, ...], *, shares: As = "raw"
+) -> Iterator[Misfit]:
+    """What an operator has against a parameter's being searched like this."""
+    declared = {parameter.name: parameter for parameter in OPERATORS[operator].parameters}
+    if name not in declared:
+        yield Misfit(where, f"{operator} has no such parameter", nearest(name, declared))
+        return
+    parameter = declared[name]
+    if parameter.kind in ("flag", "choice"):
+        if varied.range is not None:
+            yield Misfit(where, f"is a {parameter.kind}, so has no range")
+        yield from _option_misfits(parameter, varied, where)
+        return
+    if varied.options is not None:
+        yield Misfit((*where, "options"), "is a number: give its range")
+    if varied.range is None:
+        if shares != "simplex":
+            yield Misfit((*where, "range"), "is needed: [low, high]")
+        return
+    low, high = varied.range
+    if parameter.kind == "integer" and (low != int(low) or high != int(high)):
+        yield Misfit((*where, "range"), f"{name} is a whole number, got {list(varied.range)}")
+    bounds = (
+        -math.inf if parameter.low is None else parameter.low,
+        math.inf if parameter.high is None else parameter.high,
+    )
+    if shares == "raw" and (low < bounds[0] or high > bounds[1]):
+        what = f"{list(varied.range)} leaves the operator's [{bounds[0]:g}, {bounds[1]:g}]"
+        yield Misfit((*where, "range"), what)
+
+
+def _option_misfits(
+    parameter: Parameter, varied: Varied, where: tuple[str | int, ...]
+) -> Iterator[Misfit]:
+    if varied.options is None:
+        return
+    if parameter.kind == "flag":
+        yield Misfit((*where, "options"), "is true or false, so has no options")
+        return
+    for option in varied.options:
+        if option not in parameter.options:
+            hint = nearest(option, parameter.options)
+            yield Misfit((*where, "options"), f"{parameter.name} is never {option!r}", hint)
+    if len(set(varied.options)) < max(2, len(varied.options)):
+        yield Misfit((*where, "options"), "expected two or more different ones")
+
+
+def per_expert_misfits(
+    operator: str, name: str, searched: Searched, where: tuple[str | int, ...]
+) -> Iterator[Misfit]:
+    """What an operator has against a parameter's having a value for each expert."""
+    declared = {parameter.name: parameter for parameter in OPERATORS[operator].parameters}
+    if name not in declared or "expert" not in searched.per:
+        return
+    if searched.values == "pair":
+        if not declared[name].per_source or OPERATORS[operator].max_sources != 2:
+            what = f"a pair is for weights of operators of two models, which {operator} is not"
+            yield Misfit((*where, "values"), what)
+    elif not declared[name].per_source:
+        what = "it is one value for all experts: remove `expert`"
+        yield Misfit((*where, "per"), what)
+
+
+def fixed_misfits(
+    operator: str, fixed: Mapping[str, Any], searched: Mapping[str, Any]
+) -> Iterator[Misfit]:
+    """What is wrong with fixed values; keys with a dot name genes, which come later."""
+    whole = {key: value for key, value in fixed.items() if "." not in key}
+    for name in whole.keys() & searched.keys():
+        yield Misfit(("fixed", name), "is searched already")
+    for name in fixed.keys() - whole.keys():
+        parameter = name.split(".")[0]
+        if parameter not in searched:
+            what = f"{parameter} is not searched, so has no genes that can be fixed"
+            yield Misfit(("fixed", name), what, nearest(parameter, searched))
+    merge = Merge(operator=operator, sources=("a",), parameters=whole)
+    for problem in check_merge(merge, "base"):
+        if problem.where.startswith("parameters."):
+            key = problem.where.removeprefix("parameters.")
+            yield Misfit(("fixed", key), problem.what, problem.hint)
+
+
+def matching(names: list[str], pattern: str) -> list[str]:
+    """The names that a pattern with * fits."""
+    return [name for name in names if fnmatchcase(name, pattern)]
