@@ -102,7 +102,11 @@ class Run:
         return found
 
     def merge(self, candidate: Candidate | CandidateId | None = None) -> dict[str, Tensor]:
-        """The merged state dict of a candidate; the best if none is given."""
+        """The merged state dict of a candidate; the best if none is given.
+
+        Raises:
+            ConfigurationError: the candidate scales what goes into layers: export it.
+        """
         return merged_tensors(self._recipe(candidate), self._checkpoints())
 
     def export(
@@ -110,13 +114,21 @@ class Run:
         candidate: Candidate | CandidateId | None = None,
         folder: str | Path = "models/best",
         *,
+        scales: str | None = None,
         progress: Progress | None = None,
     ) -> Path:
-        """Write a candidate as a model folder; the best if none is given."""
+        """Write a candidate as a model folder; the best if none is given.
+
+        scales: where the candidate scales what goes into layers, `attribute` writes that into
+            config.json, which stock loaders ignore (see `evomerge.apply_scales`).
+
+        Raises:
+            ConfigurationError: the candidate scales what goes into layers, and `scales` is None.
+        """
         chosen = self._chosen(candidate)
         row = self._rows().get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
-        return export_model(recipe, models, Path(folder), row, progress)
+        return export_model(recipe, models, Path(folder), row, progress, scales)
 
     def export_adapter(
         self,
@@ -242,6 +254,7 @@ def merge(
     out: str | Path | None = None,
     adapter: bool = False,
     rank: int | None = None,
+    scales: str | None = None,
     allow_pickle_weights: bool = False,
 ) -> dict[str, Tensor]:
     """Merge without a search; the merged state dict, and a model folder if `out` is given.
@@ -260,6 +273,8 @@ def merge(
         out: a folder to write.
         adapter: whether `out` is to be a LoRA adapter of the base instead of a full model.
         rank: the adapter's largest; None is exact where the merge is linear in adapters.
+        scales: `attribute` writes scales of layers' inputs, which a model alone may have, into
+            config.json again; else they are refused.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
 
     Raises:
@@ -278,7 +293,8 @@ def merge(
     recipe = parse(Recipe, Document(data))
     checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
     if out is not None and not adapter:
-        written = open_checkpoint(export_model(recipe, checkpoints, Path(out)), name="merged")
+        folder = export_model(recipe, checkpoints, Path(out), scales=scales)
+        written = open_checkpoint(folder, name="merged")
         return {tensor: written.tensor(tensor) for tensor in written.names}
     if out is not None:
         export_adapter(recipe, checkpoints, Path(out), rank=rank)
