@@ -254,7 +254,6 @@ def merge(
     out: str | Path | None = None,
     adapter: bool = False,
     rank: int | None = None,
-    scales: str | None = None,
     allow_pickle_weights: bool = False,
 ) -> dict[str, Tensor]:
     """Merge without a search; the merged state dict, and a model folder if `out` is given.
@@ -273,8 +272,6 @@ def merge(
         out: a folder to write.
         adapter: whether `out` is to be a LoRA adapter of the base instead of a full model.
         rank: the adapter's largest; None is exact where the merge is linear in adapters.
-        scales: `attribute` writes scales of layers' inputs, which a model alone may have, into
-            config.json again; else they are refused.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
 
     Raises:
@@ -293,8 +290,7 @@ def merge(
     recipe = parse(Recipe, Document(data))
     checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
     if out is not None and not adapter:
-        folder = export_model(recipe, checkpoints, Path(out), scales=scales)
-        written = open_checkpoint(folder, name="merged")
+        written = open_checkpoint(export_model(recipe, checkpoints, Path(out)), name="merged")
         return {tensor: written.tensor(tensor) for tensor in written.names}
     if out is not None:
         export_adapter(recipe, checkpoints, Path(out), rank=rank)
