@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evomerge.api import Run, merge, search
     from evomerge.errors import EvomergeError
+    from evomerge.merging.input_scales import apply_scales
     from evomerge.recipe import Merge, ModelSource, Recipe, Slot
     from evomerge.records import Candidate
 
@@ -22,6 +23,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Slot",
+    "apply_scales",
     "merge",
     "search",
 ]
@@ -34,6 +36,7 @@ _HOMES = {
     "Recipe": "evomerge.recipe",
     "Run": "evomerge.api",
     "Slot": "evomerge.recipe",
+    "apply_scales": "evomerge.merging.input_scales",
     "merge": "evomerge.api",
     "search": "evomerge.api",
 }

@@ -102,7 +102,11 @@ class Run:
         return found
 
     def merge(self, candidate: Candidate | CandidateId | None = None) -> dict[str, Tensor]:
-        """The merged state dict of a candidate; the best if none is given."""
+        """The merged state dict of a candidate; the best if none is given.
+
+        Raises:
+            ConfigurationError: the candidate scales what goes into layers: export it.
+        """
         return merged_tensors(self._recipe(candidate), self._checkpoints())
 
     def export(
@@ -110,13 +114,21 @@ class Run:
         candidate: Candidate | CandidateId | None = None,
         folder: str | Path = "models/best",
         *,
+        scales: str | None = None,
         progress: Progress | None = None,
     ) -> Path:
-        """Write a candidate as a model folder; the best if none is given."""
+        """Write a candidate as a model folder; the best if none is given.
+
+        scales: where the candidate scales what goes into layers, `attribute` writes that into
+            config.json, which stock loaders ignore (see `evomerge.apply_scales`).
+
+        Raises:
+            ConfigurationError: the candidate scales what goes into layers, and `scales` is None.
+        """
         chosen = self._chosen(candidate)
         row = self._rows().get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
-        return export_model(recipe, models, Path(folder), row, progress)
+        return export_model(recipe, models, Path(folder), row, progress, scales)
 
     def export_adapter(
         self,

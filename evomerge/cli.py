@@ -64,6 +64,14 @@ Rank = Annotated[
     int | None,
     typer.Option(min=1, help="Largest rank of the adapter. Default: exact where it can be."),
 ]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        metavar="attribute",
+        help="Write scales of layers' inputs into config.json, where stock loaders ignore them.",
+        show_default="refused",
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]
 
 
@@ -165,6 +173,7 @@ def export(
     candidate: Annotated[int | None, typer.Option(help="The candidate with this number.")] = None,
     adapter: AsAdapter = False,
     rank: Rank = None,
+    scales: Scales = None,
 ) -> None:
     """Write found models as Hugging Face folders, with cards and recipes."""
     from evomerge.results.export import folder_name
@@ -183,7 +192,7 @@ def export(
             _print_adapter(report)
         else:
             with _view() as view:
-                written = source.export(number, target, progress=view.progress)
+                written = source.export(number, target, scales=scales, progress=view.progress)
             _console().print(f"wrote {written}")
 
 
@@ -195,6 +204,7 @@ def merge(
     out: OutFolder,
     adapter: AsAdapter = False,
     rank: Rank = None,
+    scales: Scales = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe, or mergekit's YAML, describes."""
@@ -217,7 +227,7 @@ def merge(
         _print_adapter(report)
         return
     with _view() as view:
-        written = export_model(parsed, checkpoints, out, progress=view.progress)
+        written = export_model(parsed, checkpoints, out, progress=view.progress, scales=scales)
     _console().print(f"wrote {written}")
 
 

@@ -101,11 +101,17 @@ class Slot(Frozen):
 
     layer: what every model gives that `layers` does not name. The base's decides which tensors the
     slot has, also where no merge reads the base.
+    input_scale: the hidden states that enter the layer are multiplied by it (Akiba et al. 2024,
+    https://arxiv.org/abs/2403.13187). Zero would forget the prompt, so it is positive.
+    branch_scale: what the layer's residual branches add to the stream is multiplied by it: 0 leaves
+    the layer out.
     """
 
     layer: int = Field(ge=0)
     layers: dict[str, LayerNumber] = Field(default_factory=dict)
     merges: dict[LayerGroup, Merge] = Field(default_factory=dict)
+    input_scale: float = Field(default=1.0, gt=0)
+    branch_scale: float = 1.0
 
     def layer_of(self, model: str) -> int:
         """The layer that a model gives to this slot."""
@@ -209,8 +215,16 @@ class Recipe(Frozen):
         inside = [merge for slot in self.slots or () for merge in slot.merges.values()]
         return [self.default, *self.outside.values(), *inside, *self.tensors.values()]
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a slot scales its layer's input or branches."""
+        return any(slot.input_scale != 1 or slot.branch_scale != 1 for slot in self.slots or ())
+
     def keeps_layers(self, num_layers: int) -> bool:
-        """Whether slot i is layer i of every model, for models with `num_layers` layers."""
+        """Whether slot i is layer i of every model, for models with `num_layers` layers.
+
+        Scales do not count: a layer that is scaled is where it was (see `is_scaled`).
+        """
         if self.slots is None:
             return True
         return len(self.slots) == num_layers and all(

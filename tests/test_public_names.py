@@ -17,6 +17,7 @@ def test_the_public_names_are_these() -> None:
         "Recipe",
         "Run",
         "Slot",
+        "apply_scales",
         "merge",
         "search",
     ]

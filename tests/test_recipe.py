@@ -136,6 +136,8 @@ def test_a_flag_is_no_number() -> None:
         {"base": "x"},
         {"outside": {"head": value(0.5)}},
         {"slots": [{"layer": 0}]},
+        {"slots": [{"layer": 0, "input_scale": 2}]},
+        {"slots": [{"layer": 0, "branch_scale": 2}]},
         {"default": {"operator": "ties", "parameters": {"weight": 0.5}}},
         {"default": {"operator": "linear", "parameters": {"weight": 0.25}}},
         {"default": {"operator": "linear", "sources": ["a"], "parameters": {"weight": 0.5}}},
@@ -159,7 +161,11 @@ merges = st.fixed_dictionaries(
 )
 slots = st.fixed_dictionaries(
     {"layer": st.integers(0, 3)},
-    optional={"merges": st.dictionaries(st.sampled_from(["default", "mlp"]), merges, max_size=2)},
+    optional={
+        "merges": st.dictionaries(st.sampled_from(["default", "mlp"]), merges, max_size=2),
+        "input_scale": st.floats(0.001, 1000),
+        "branch_scale": st.floats(-1000, 1000),
+    },
 )
 recipes = st.fixed_dictionaries(
     {"default": merges.map(lambda m: {"operator": "slerp", **m})},
@@ -189,6 +195,14 @@ def test_json_there_and_back(data: dict[str, Any]) -> None:
         ({"defalt": {}}, "defalt: unknown key .did you mean 'default'?"),
         ({"slots": [{"layr": 0, "layer": 0}]}, "slots.0.layr: unknown key .did you mean 'layer'?"),
         ({"default": {"operator": "ties", "parametrs": {}}}, "default.parametrs: unknown key"),
+        (
+            {"slots": [{"layer": 0, "input_scale": 0}]},
+            "input_scale: should be greater than 0, got 0",
+        ),
+        (
+            {"slots": [{"layer": 0, "branch_scale": float("inf")}]},
+            "branch_scale: should be .*a finite number.*, got inf$",
+        ),
         ({"models": {"base": {"path": "b", "sha": ""}}}, "models.base.sha: unknown key"),
         ({"default": {}}, "default: an operator is needed"),
         ({"base": "bse"}, "unknown model.s. bse; models: a, base, x"),
@@ -217,6 +231,19 @@ def test_every_mistake_is_named_with_its_place(changes: dict[str, Any], told: st
     with pytest.raises(ConfigurationError, match=told) as caught:
         parse(Recipe, Document(data))
     assert len(caught.value.problems) == 1
+
+
+def test_a_slot_that_scales_nothing_has_the_fingerprint_of_before_there_were_scales() -> None:
+    slots = [{"layer": 0, "merges": {"mlp": value(2)}}, {"layer": 2, "layers": {"a": 1}}]
+    plain = recipe(slots=slots)
+    assert plain.fingerprint == "9ff03c0851462a59e946d980c0282838fb30a42484b9c022709741c216e98b0b"
+    spelt = recipe(slots=[{**slot, "input_scale": 1, "branch_scale": 1.0} for slot in slots])
+    assert spelt.fingerprint == plain.fingerprint
+    assert spelt.to_json() == plain.to_json()
+    assert not spelt.is_scaled
+    in_place = recipe(slots=[{"layer": 0}, {"layer": 1, "input_scale": 2}])
+    assert in_place.is_scaled
+    assert in_place.keeps_layers(2), "a layer that is scaled is where it was"
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -12,6 +12,7 @@ from itertools import count, groupby
 from evomerge.checkpoints.module_tree import spots_by_module
 from evomerge.checkpoints.numbering import spots_by_number
 from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.residual import branch_outputs
 from evomerge.errors import ModelError, Problem, nearest
 
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
@@ -37,12 +38,14 @@ class Anatomy:
         num_layers: layers are counted from 0.
         roles: by tensor name; counterparts in other layers have the same role.
         sizes: parameters, by tensor name.
+        model_type: as config.json has it; "" without one.
     """
 
     places: Mapping[str, Place]
     num_layers: int
     roles: Mapping[str, str] = field(repr=False)
     sizes: Mapping[str, int] = field(repr=False)
+    model_type: str = ""
 
     def names_of(self, layer: int | None, component: str) -> tuple[str, ...]:
         """The tensors of one place, sorted."""
@@ -109,6 +112,20 @@ class Anatomy:
             return None
         stem, tail = self._around_number(origin)
         return int(name[len(stem) : len(name) - len(tail)]) - (self._number_step or 0)
+
+    @cached_property
+    def branch_outputs(self) -> frozenset[str]:
+        """The tensors that make what the layers' residual branches add (see residual.py).
+
+        Raises:
+            ConfigurationError: they are not known for such a model.
+        """
+        inside = {
+            name: (layer, self.inside_block(name)[1])
+            for name in self.names_in_layers
+            if (layer := self.places[name].layer) is not None
+        }
+        return branch_outputs(self.model_type, inside)
 
     @property
     def counts_plainly(self) -> bool:
@@ -211,4 +228,5 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
         num_layers=max(layers, default=-1) + 1,
         roles={name: spot.role for name, spot in spots.items()},
         sizes={name: math.prod(shape) for name, shape in shapes.items()},
+        model_type=str(checkpoint.config.get("model_type", "")),
     )

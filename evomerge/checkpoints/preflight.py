@@ -10,6 +10,7 @@ from typing import Any
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.config_defaults import completed
+from evomerge.checkpoints.input_scales import INPUT_SCALES, says_scales
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.tokens import compare_tokenizers
 from evomerge.errors import ModelError, Problem
@@ -54,6 +55,8 @@ def preflight(
     """
     problems: list[Problem] = []
     warnings: list[str] = []
+    if len(checkpoints) > 1:
+        problems += _scaled(checkpoints)
     for name, checkpoint in checkpoints.items():
         if name == base:
             continue
@@ -103,6 +106,17 @@ def _depths(one: Checkpoint, base: Checkpoint) -> tuple[int, int] | None:
     anatomy = anatomy_of(base)
     own = anatomy.num_layers_of(set(one.names))
     return None if own == anatomy.num_layers else (own, anatomy.num_layers)
+
+
+def _scaled(checkpoints: Mapping[str, Checkpoint]) -> list[Problem]:
+    """Models that compute something else than their weights say."""
+    what = "its layers' inputs are scaled, which the others' weights know nothing of"
+    hint = "merge the models that it was made from; its recipe names them"
+    return [
+        Problem(f"{name}: config.json {INPUT_SCALES}", what, hint)
+        for name, checkpoint in checkpoints.items()
+        if says_scales(checkpoint.config)
+    ]
 
 
 def _compare_tensors(
@@ -182,6 +196,8 @@ def _compare_configs(
     for key in sorted(mine.keys() | theirs.keys()):
         here, there = mine.get(key), theirs.get(key)
         if here == there or (not here and not there):  # absent, null and false say the same
+            continue
+        if key == INPUT_SCALES:  # looked at in each model by itself
             continue
         if depths is not None and (_length(here), _length(there)) == depths:
             continue  # an entry for each layer: what a recipe reads is compared with its slot

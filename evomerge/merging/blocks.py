@@ -44,6 +44,7 @@ class Effective:
     layers: the layer that the base gives and that each source gives, where layers are rearranged
     and not all of these are the slot's own number.
     depth: the slot's, from 0 to 1, where layers are rearranged and it matters.
+    branch_scale: the slot's, where the group has outputs of residual branches: their factor.
     """
 
     operator: str
@@ -52,9 +53,10 @@ class Effective:
     mask_seed: int
     layers: tuple[int, ...] | None = None
     depth: float | None = None
+    branch_scale: float = 1.0
 
     def prepare_key(self, operator: Operator) -> tuple[object, ...]:
-        """What the operator's prepared data depend on."""
+        """What the operator's prepared data depend on; the branch scale comes after it."""
         fixed = tuple(
             (name, value)
             for name, value in self.values
@@ -136,7 +138,13 @@ def resolve(
     problems: dict[Problem, list[str]] = {}  # of a merge, with the places that have it
     plan: dict[Group, Effective | None] = {}
     for group in groups:
+        scale = _branch_scale(recipe, group, anatomy)
         if group.copied:
+            if scale != 1:
+                what = "would scale a tensor that is copied from the base: no other model has it"
+                problems.setdefault(Problem("branch_scale", what), []).append(
+                    _place_of(group, None)
+                )
             plan[group] = None
             continue
         inside = group.slot is not None
@@ -160,13 +168,29 @@ def resolve(
                 depth if OPERATORS[merge.operator or ""].place == "depth" else None,
             )
             if alone:
-                plan[group] = effective
+                plan[group] = _scaled(effective, scale)
                 continue
             resolved[place] = effective
-        plan[group] = resolved[place]
+        plan[group] = _scaled(resolved[place], scale)
     if problems:
         raise ConfigurationError(_placed(problem, places) for problem, places in problems.items())
     return plan
+
+
+def _branch_scale(recipe: Recipe, group: Group, anatomy: Anatomy) -> float:
+    """The slot's, where it changes a tensor of the group.
+
+    Raises:
+        ConfigurationError: what the branches' outputs are is not known for such a model.
+    """
+    if recipe.slots is None or group.slot is None:
+        return 1.0
+    scale = recipe.slots[group.slot].branch_scale
+    return 1.0 if scale == 1 or anatomy.branch_outputs.isdisjoint(group.origins) else scale
+
+
+def _scaled(effective: Effective, scale: float) -> Effective:
+    return effective if scale == 1 else replace(effective, branch_scale=scale)
 
 
 def _rearrangement(

@@ -136,15 +136,22 @@ class Merger:
                 for name, out in zip(group.origins, outs, strict=True):
                     out.copy_(self.checkpoints[self.base].tensor(name))
                 return
-            if len(outs) == 1 and outs[0].is_contiguous():
+            scale, dtype = effective.branch_scale, outs[0].dtype
+            if scale == 1 and len(outs) == 1 and outs[0].is_contiguous():
                 self._apply(group, effective, outs[0].view(-1))
                 return
+            if scale != 1:  # before it is rounded, so that it is rounded once
+                dtype = torch.promote_types(dtype, torch.float32)
             size = sum(out.numel() for out in outs)
-            flat = torch.empty(size, dtype=outs[0].dtype, device=self.device)
+            flat = torch.empty(size, dtype=dtype, device=self.device)
             self._apply(group, effective, flat)
             parts = torch.split(flat, [out.numel() for out in outs])
-            for out, part in zip(outs, parts, strict=True):
+            for origin, out, part in zip(group.origins, outs, parts, strict=True):
+                if scale != 1 and origin in self.anatomy.branch_outputs:
+                    part.mul_(scale)
                 out.copy_(part.view(out.shape))
+            if scale != 1 and not all(_is_finite(out) for out in outs):
+                self._refuse_not_finite(group, torch.cat([out.reshape(-1) for out in outs]))
 
     def _apply(self, group: Group, effective: Effective, flat: Tensor) -> None:
         operator = operator_of(effective)
@@ -158,7 +165,7 @@ class Merger:
             )
         finite = operator.apply(prepared, values, flat)
         if finite is None:
-            finite = math.isfinite(float(flat.sum(dtype=torch.float32)))
+            finite = _is_finite(flat)
         if not finite:
             self._refuse_not_finite(group, flat)
 
@@ -279,3 +286,8 @@ class Merger:
                 yield other[piece].float() - base[piece].float()
             if self._progress is not None:
                 self._progress(f"ranking {source}", done, sum(sizes))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A quick look; False may also be a sum that is too large."""
+    return math.isfinite(float(tensor.sum(dtype=torch.float32)))

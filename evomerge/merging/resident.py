@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.input_scales import stored_scales
 from evomerge.checkpoints.layer_stack import layer_kinds
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.merging.blocks import Effective, Group
+from evomerge.merging.input_scales import hook_scales, input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
-from evomerge.merging.stack import Stack
+from evomerge.merging.stack import Stack, blocks_at, path_of_blocks
 from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
 
@@ -27,8 +29,9 @@ class Resident:
     """A module that recipes are written into, in place.
 
     Only what changed since the last recipe is written again. Where a recipe has other layers, or as
-    many in another order, the module gets them (see stack.py). It has no gradients, is in
-    evaluation mode, and must not be changed by anyone else.
+    many in another order, the module gets them (see stack.py). What goes into layers is scaled by
+    hooks, where the recipe or the base's config says so. It has no gradients, is in evaluation
+    mode, and must not be changed by anyone else.
     """
 
     def __init__(self, module: nn.Module, merger: Merger, tokenizer: Any = None) -> None:
@@ -38,6 +41,9 @@ class Resident:
         self._targets = targets_of(module, merger.checkpoints[merger.base])
         base = merger.checkpoints[merger.base]
         self._stack = Stack.of(self.module, merger.anatomy, base.config)
+        self._blocks_path = path_of_blocks(self.module, merger.anatomy)
+        self._scales: tuple[float, ...] = ()  # of the blocks' inputs, as they are hooked
+        self._hook(self._checked(stored_scales(base.config, merger.anatomy.num_layers, base.where)))
         self._written: dict[Group, Effective | None] = {}
         self.version = 0  # rises with every write, so that answers can be known to be stale
 
@@ -85,6 +91,19 @@ class Resident:
                 the module holds is then unknown until the next write.
         """
         plan = self.merger.plan(recipe)
+        base, num_layers = self.merger.checkpoints[recipe.base], self.merger.anatomy.num_layers
+        scales, held = self._checked(input_scales(recipe, base, num_layers)), self._scales
+        self._hook(())  # a block that is copied would take its hook along
+        try:
+            count = self._write(recipe, plan)
+        except ConfigurationError:
+            self._hook(held)
+            raise
+        self._hook(scales)
+        return count
+
+    def _write(self, recipe: Recipe, plan: Mapping[Group, Effective | None]) -> int:
+        """The layers and their tensors, without what scales their inputs."""
         if not recipe.keeps_layers(self.merger.anatomy.num_layers):
             if self._stack is not None:
                 self._written = {}
@@ -102,6 +121,27 @@ class Resident:
                 count += len(group.names)
         self._written = dict(plan)
         return count
+
+    def _checked(self, scales: tuple[float, ...]) -> tuple[float, ...]:
+        """Scales of the layers' inputs; () if nothing is scaled.
+
+        Raises:
+            ConfigurationError: the module's layers cannot be hooked.
+        """
+        if not (scaled := scaled_layers(scales)):
+            return ()
+        if self._blocks_path is None:
+            what = f"the layers of {type(self.module).__name__} are not one list of modules"
+            hint = "their inputs cannot be scaled; branch_scale needs no list"
+            raise ConfigurationError(Problem(f"input_scale of layer {scaled[0]}", what, hint))
+        return scales
+
+    def _hook(self, scales: tuple[float, ...]) -> None:
+        """Scale the inputs of the blocks that are there now, and of no others."""
+        path = self._blocks_path if scales else None
+        blocks = () if path is None else blocks_at(self.module, path)
+        hook_scales(self.module, blocks, scales)
+        self._scales = scales
 
     def _check_arrangement(self, recipe: Recipe) -> None:
         """Refuse layers that the module, whose own stay where they are, cannot hold.

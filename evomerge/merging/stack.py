@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -41,6 +41,26 @@ class _Block:
         return {n: t.detach() for n, t in self.module.state_dict(keep_vars=True).items()}
 
 
+def path_of_blocks(module: nn.Module, anatomy: Anatomy) -> str | None:
+    """Where a module's layers are the entries of one nn.ModuleList; None if they are not."""
+    places = [anatomy.inside_block(name) for name in anatomy.names_in_layers]
+    paths = {path for path, inside in places if inside}
+    if len(paths) != 1 or not all(inside for _, inside in places) or not anatomy.counts_plainly:
+        return None
+    path = paths.pop()
+    try:
+        blocks = module.get_submodule(path)
+    except AttributeError:
+        return None
+    fits = isinstance(blocks, nn.ModuleList) and len(blocks) == anatomy.num_layers
+    return path if fits else None
+
+
+def blocks_at(module: nn.Module, path: str) -> nn.ModuleList:
+    """The layers as they are now, where `path_of_blocks` has found them."""
+    return cast("nn.ModuleList", module.get_submodule(path))
+
+
 class Stack:
     """A module's blocks, arranged as recipes ask for; see `Stack.of`."""
 
@@ -48,9 +68,7 @@ class Stack:
         self, module: nn.Module, path: str, anatomy: Anatomy, config: Mapping[str, Any]
     ) -> None:
         self._module, self._path, self._anatomy, self._config = module, path, anatomy, config
-        blocks = module.get_submodule(path)
-        assert isinstance(blocks, nn.ModuleList)  # noqa: S101 (`of` has looked)
-        self._original = blocks
+        self._original = blocks = blocks_at(module, path)
         self._own = [_Block(layer, block) for layer, block in enumerate(blocks)]
         self._blocks = list(self._own)  # own ones, and the copies that are in use
         self._outside: dict[str, Effective | None] = {}  # what was written, by name
@@ -60,18 +78,10 @@ class Stack:
     @classmethod
     def of(cls, module: nn.Module, anatomy: Anatomy, config: Mapping[str, Any]) -> Stack | None:
         """A module's blocks; None if its layers are not the entries of one nn.ModuleList."""
-        places = [anatomy.inside_block(name) for name in anatomy.names_in_layers]
-        paths = {path for path, inside in places if inside}
-        if len(paths) != 1 or not all(inside for _, inside in places) or not anatomy.counts_plainly:
+        path = path_of_blocks(module, anatomy)
+        if path is None:
             return None
-        path = paths.pop()
-        try:
-            blocks = module.get_submodule(path)
-        except AttributeError:
-            return None
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != anatomy.num_layers:
-            return None
-        known = [block.state_dict().keys() for block in blocks]
+        known = [block.state_dict().keys() for block in blocks_at(module, path)]
         there = (anatomy.inside_block(name)[1] for name in anatomy.names_in_layers)
         layers = (anatomy.places[name].layer for name in anatomy.names_in_layers)
         fits = all(inside in known[layer or 0] for inside, layer in zip(there, layers, strict=True))
@@ -230,6 +240,7 @@ def _content(effective: Effective | None, slot: int) -> object:
         layers,
         place,
         effective.depth,
+        effective.branch_scale,
     )
 
 

@@ -140,6 +140,9 @@ def _check(
     if isinstance(checkpoints[recipe.base], Derived):
         what = "the base is seen through a change, so an adapter would not fit what is on the disk"
         raise ConfigurationError(Problem("--adapter", what, "export the full model"))
+    if recipe.is_scaled:
+        what = "scales of layers and their branches are no low-rank change of the base's weights"
+        raise ConfigurationError(Problem("--adapter", what, "export the full model"))
     check_target(target, checkpoints.values())
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.input_scales import INPUT_SCALES
 from evomerge.checkpoints.layer_stack import Shapes, stack_problems, stacked_config
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
-from evomerge.errors import ConfigurationError
+from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
@@ -23,14 +25,18 @@ from evomerge.results.mergekit_yaml import mergekit_yaml
 if TYPE_CHECKING:
     from torch import Tensor
 
+ATTRIBUTE = "attribute"  # what an export may do with scales of layers' inputs
+
 
 def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
     """The whole merged state dict, in memory, in the recipe's output dtype.
 
     Raises:
+        ConfigurationError: the recipe scales layers' inputs, which no state dict can say.
         CandidateError: a merged tensor is not finite.
     """
     merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
+    checked_scales(recipe, merger, None)
     dtype = output_dtype(recipe)
     return {
         name: tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
@@ -44,8 +50,11 @@ def export_model(
     folder: Path,
     row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    scales: str | None = None,
 ) -> Path:
     """Write a merged model that plain transformers loads; a block of tensors is in memory.
+
+    Scales of layers' inputs fit into no weights: a norm's epsilon keeps them from being folded.
 
     Args:
         recipe: what to merge.
@@ -53,12 +62,19 @@ def export_model(
         folder: a new folder, or one that evomerge wrote before.
         row: the candidate's row of the final table, for the card.
         progress: called with what is done, and the bytes done and in all.
+        scales: `attribute` writes scales of layers' inputs into config.json, where stock loaders
+            ignore them (see `apply_scales`); None refuses them.
+
+    Raises:
+        ConfigurationError: no config says what the recipe makes, or it scales layers' inputs.
+        CandidateError: a merged tensor is not finite.
     """
     base = checkpoints[recipe.base]
     merger = Merger(checkpoints, anatomy_of(base), recipe.base, once=True, progress=progress)
     layout = merger.layout(recipe)
     mergekit = mergekit_yaml(recipe, checkpoints, merger.anatomy)
-    config = _config(recipe, merger, {name: shape for name, (shape, _) in layout.items()})
+    shapes = {name: shape for name, (shape, _) in layout.items()}
+    config = _config(recipe, merger, shapes, checked_scales(recipe, merger, scales))
     tensors = merger.tensors(recipe)
     if progress is not None:
         report = partial(progress, f"merging {folder.name}")
@@ -71,7 +87,7 @@ def export_model(
         config=config,
         reads=checkpoints.values(),
         extra_files={
-            "README.md": model_card(recipe, folder.name, row),
+            "README.md": model_card(recipe, folder.name, row, scaled=INPUT_SCALES in config),
             "evomerge_recipe.yaml": recipe_yaml(recipe),
             **({} if mergekit is None else {"mergekit_config.yml": mergekit}),
         },
@@ -90,15 +106,54 @@ def _counted(
         report(done, total)
 
 
-def _config(recipe: Recipe, merger: Merger, shapes: Shapes) -> dict[str, Any]:
-    """The config of the merged model, whose layers may be rearranged.
+def checked_scales(recipe: Recipe, merger: Merger, scales: str | None) -> tuple[float, ...]:
+    """The factors of the layers' inputs, if they may be written; () where all are 1.
+
+    Raises:
+        ConfigurationError: there are some, and nobody said what to do with them.
+    """
+    if scales not in (None, ATTRIBUTE):
+        raise ConfigurationError(Problem("scales", f"got {scales!r}", nearest(scales, [ATTRIBUTE])))
+    merger.plan(recipe)  # whose layers exist
+    base = merger.checkpoints[recipe.base]
+    found = input_scales(recipe, base, merger.anatomy.num_layers)
+    if not (layers := scaled_layers(found)):
+        return ()
+    if scales is None:
+        shown = ", ".join(map(str, layers[:8])) + (", ..." if len(layers) > 8 else "")
+        what = (
+            "the layers' inputs are scaled, which no weights can say (a norm's epsilon is not "
+            "scaled along), so stock loaders would compute another model"
+        )
+        hint = (
+            f"`scales: {ATTRIBUTE}` (--scales {ATTRIBUTE}) writes a folder with config.json's "
+            f"{INPUT_SCALES}, which evomerge.apply_scales applies to a loaded model"
+        )
+        raise ConfigurationError(Problem(f"slots {shown}: input_scale", what, hint))
+    return found
+
+
+def _config(
+    recipe: Recipe, merger: Merger, shapes: Shapes, scales: tuple[float, ...]
+) -> dict[str, Any]:
+    """The config of the merged model, whose layers may be rearranged and their inputs scaled.
 
     Raises:
         ConfigurationError: no config of the base's class says what the recipe makes.
     """
+    base = merger.checkpoints[recipe.base]
+    if scales and not base.config:
+        what = "the base has no config.json to write the scales of layers' inputs into"
+        raise ConfigurationError(Problem("scales", what))
+    config = _stacked(recipe, merger, shapes)
+    config.pop(INPUT_SCALES, None)
+    return {**config, INPUT_SCALES: list(scales)} if scales else config
+
+
+def _stacked(recipe: Recipe, merger: Merger, shapes: Shapes) -> dict[str, Any]:
     base, num_layers = merger.checkpoints[recipe.base], merger.anatomy.num_layers
     if recipe.keeps_layers(num_layers):
-        return base.config
+        return dict(base.config)
     read = [slot.layer_of(recipe.base) for slot in recipe.slots or ()]
     config = stacked_config(base.config, read, num_layers)
     stored = {name: base.shape(name) for name in base.names}
@@ -125,8 +180,14 @@ def recipe_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False)
 
 
-def model_card(recipe: Recipe, name: str, row: Mapping[str, Any] | None) -> str:
-    """The README.md of an exported model, in the hub's format."""
+def model_card(
+    recipe: Recipe, name: str, row: Mapping[str, Any] | None, *, scaled: bool = False
+) -> str:
+    """The README.md of an exported model, in the hub's format.
+
+    scaled: whether config.json says scales of layers' inputs.
+    """
+    again = f" --scales {ATTRIBUTE}" if scaled else ""
     front = {
         "base_model": [source.path for source in recipe.models.values()],
         "base_model_relation": "merge",
@@ -144,8 +205,9 @@ def model_card(recipe: Recipe, name: str, row: Mapping[str, Any] | None) -> str:
 
 # {name}
 
-A merge made with evomerge. `evomerge merge evomerge_recipe.yaml --out FOLDER` makes it again.
-
+A merge made with evomerge.
+`evomerge merge evomerge_recipe.yaml{again} --out FOLDER` makes it again.
+{SCALES_SECTION if scaled else ""}
 ## Models
 
 {models}
@@ -158,16 +220,43 @@ A merge made with evomerge. `evomerge merge evomerge_recipe.yaml --out FOLDER` m
 """
 
 
+SCALES_SECTION = f"""
+## Scaled inputs
+
+**transformers alone computes another model than the one that was found.** The hidden states that
+enter layer i have to be multiplied by `{INPUT_SCALES}[i]` of config.json, which no stock loader
+reads. `evomerge.apply_scales(model)` does that to a loaded model, and so does
+
+```python
+import torch
+
+def scale_inputs(model):
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    layers = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+    for layer, scale in zip(layers, model.config.{INPUT_SCALES}, strict=True):
+        def scaled(module, args, kwargs, scale=scale):
+            if args:
+                return (args[0] * scale, *args[1:]), kwargs
+            return args, dict(kwargs, hidden_states=kwargs["hidden_states"] * scale)
+        layer.register_forward_pre_hook(scaled, with_kwargs=True)
+```
+"""
+
+
 def layers_section(recipe: Recipe) -> str:
-    """Which layers the model is made of, where they are not in the models' own order."""
+    """Which layers the model is made of, where they are not the models' own as they are."""
     slots = recipe.slots or ()
-    if recipe.keeps_layers(len(slots)):
+    if recipe.keeps_layers(len(slots)) and not recipe.is_scaled:
         return ""
-    lines = ["", "## Layers", "", "| layer | made of |", "|---|---|"]
+    scales = [(f"{part} times", f"{part}_scale") for part in ("input", "branch")]
+    scales = [(head, key) for head, key in scales if any(getattr(s, key) != 1 for s in slots)]
+    heads = ["layer", "made of", *(head for head, _ in scales)]
+    lines = ["", "## Layers", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for number, slot in enumerate(slots):
         sources = recipe.merge_for(number, "default").sources or ()
         made_of = ", ".join(f"`{model}` {slot.layer_of(model)}" for model in sources)
-        lines.append(f"| {number} | {made_of} |")
+        factors = [f"{getattr(slot, key):g}" for _, key in scales]
+        lines.append(f"| {' | '.join([str(number), made_of, *factors])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -20,6 +20,7 @@ from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.check import resolved_parameters
+from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.mergekit_methods import METHODS, Method, differences, settings_of
 from evomerge.recipe import Recipe, Slot, TokenizerSpec
 
@@ -74,10 +75,14 @@ class _Writer:
         for number, slot in enumerate(stack):
             read = slot.layer_of(self.recipe.base)
             names = [n for n, place in self.anatomy.places.items() if place.layer == read]
-            merged = {name: self.anatomy.name_in_slot(name, number) for name in names}
             tensors = {
-                self.anatomy.roles[n]: self._tensor(number, self.anatomy.places[n].component, made)
-                for n, made in merged.items()
+                self.anatomy.roles[name]: self._tensor(
+                    number,
+                    self.anatomy.places[name].component,
+                    self.anatomy.name_in_slot(name, number),
+                    self._branch_scale(slot, name),
+                )
+                for name in names
             }
             models = self._models(tensors.values())
             one = _Slice({model: slot.layer_of(model) for model in models}, 1, tensors)
@@ -99,11 +104,20 @@ class _Writer:
                 found[name] = self._tensor(None, place.component, name)
         return found
 
-    def _tensor(self, slot: int | None, component: str, name: str) -> _Tensor:
+    def _branch_scale(self, slot: Slot, name: str) -> float:
+        """The factor of a tensor of the base that stands in a slot."""
+        scale = slot.branch_scale
+        return scale if scale != 1 and name in self.anatomy.branch_outputs else 1.0
+
+    def _tensor(self, slot: int | None, component: str, name: str, scale: float = 1.0) -> _Tensor:
         merge = self.recipe.merge_for(slot, component, name)
         if merge.operator != self.method.name:
             raise _NotExpressibleError
         values = resolved_parameters(merge)
+        if scale != 1:
+            if self.method.name != "passthrough":
+                raise _NotExpressibleError
+            values = {**values, "scale": scale * cast("float", values["scale"])}
         self.remarks.update(dict.fromkeys(differences(self.method, values)))
         sources = merge.sources or ()
         shared, each = settings_of(self.method, values, sources)
@@ -128,6 +142,8 @@ def mergekit_yaml(
     method = METHODS.get(recipe.default.operator or "")
     config = checkpoints[recipe.base].config
     if method is None or not config or not anatomy.num_layers:
+        return None
+    if scaled_layers(input_scales(recipe, checkpoints[recipe.base], anatomy.num_layers)):
         return None
     writer = _Writer(recipe, anatomy, method)
     try:
