@@ -280,13 +280,17 @@ def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
         figures = plan_experiment(config, view.progress)
     console = _console()
     for label, value in figures.items():
-        console.print(f"{label:<28} {value}", highlight=False)
+        lines = value if isinstance(value, list) else [value]
+        for number, line in enumerate(lines):
+            told = f"{label if number == 0 else '':<32} {line}"
+            console.print(told, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
     from evomerge.experiment.wire import wire
+    from evomerge.search_spaces.dead import check_genes
     from evomerge.tables import anatomy_table, relatedness_table
 
     config = _read_experiment(experiment, allow_code)
@@ -301,6 +305,8 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     console.print(f"{len(genes)} genes ({names}{', ...' if len(genes) > 4 else ''})")
+    with _view() as view:
+        check_genes(parts.space, view.progress)
     console.print("valid")
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.wire import Parts, wire
+from evomerge.merging.traffic import bytes_moved
 from evomerge.pools.worker import Worker
 from evomerge.protocols import Progress
+from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Job
 from evomerge.results.references import GRID, reference_recipes
+from evomerge.search_spaces import describe
 
 TRIAL_ITEMS = 32  # of each task, answered by the base to learn the speed
+EXAMPLE = 1  # the stream of the run's seed that the plan's random point is from
 
 
 def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
     workers = max(1, config.pool.num_workers)
     size = sum(checkpoint.size_bytes for checkpoint in parts.models.checkpoints.values())
     return {
-        "genes": len(parts.space.genes),
+        **describe_space(parts),
         "candidates": candidates if candidates is not None else "until the budget is spent",
         "candidates asked together": cohort,
         "items: references": f"{references:,}",
@@ -52,6 +58,87 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
         if total is None
         else f"{total * seconds / workers / 3600:.2g} with {workers} worker(s)",
     }
+
+
+def describe_space(parts: Parts) -> dict[str, Any]:
+    """The space in words, with a recipe from its centre and one from a random point."""
+    space, seed = parts.space, parts.config.seed
+    count = len(space.genes)
+    told: dict[str, Any] = {"genes": count} if count else {"genes": "none: see docs/spaces.md"}
+    if count:
+        told |= {
+            "genes by kind": describe.kinds(space),
+            "genes by name": describe.families(space),
+            "genes that do not always matter": describe.conditions(space),
+            "genes that are bound together": describe.constraints(space),
+        }
+    generator = np.random.default_rng(np.random.SeedSequence([seed, EXAMPLE]))
+    genomes = {"a random recipe": space.sample(generator)}
+    if count:
+        genomes = {"the recipe at the centre": [0.5] * count, **genomes}
+    moved = []
+    for label, genome in genomes.items():
+        if found := space.violations(genome):
+            told[label] = [f"not possible: {what}" for what in found]
+            continue
+        recipe = space.decode(genome)
+        told[label] = recipe_lines(recipe)
+        moved.append(bytes_moved(recipe, parts.models.checkpoints, parts.models.anatomy))
+    if moved:
+        told["bytes moved per candidate"] = f"{max(moved) / 1e6:,.1f} MB at most"
+    return told
+
+
+def recipe_lines(recipe: Recipe, limit: int = 12) -> list[str]:
+    """What is merged how, in a line for each run of like layers; at most so many lines."""
+    lines = [f"default: {_merge_text(recipe.default)}"]
+    lines += [f"{group}: {_merge_text(merge)}" for group, merge in recipe.outside.items()]
+    slots = [(n, _slot_text(n, slot)) for n, slot in enumerate(recipe.slots or ())]
+    slots = [(n, text) for n, text in slots if text]
+    runs: list[tuple[int, int, str]] = []
+    for number, text in slots:
+        if runs and runs[-1][2] == text and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number, text)
+        else:
+            runs.append((number, number, text))
+    for first, last, text in runs:
+        name = f"layer {first}" if first == last else f"layers {first} to {last}"
+        lines.append(f"{name}: {text}")
+    if recipe.slots is not None:
+        lines.insert(0, f"{len(recipe.slots)} layers")
+    rest = len(lines) - limit
+    return lines if rest <= 1 else [*lines[:limit], f"... and {rest} lines more"]
+
+
+def _slot_text(number: int, slot: Slot) -> str:
+    """What a slot says that is not in the default."""
+    parts = []
+    if slot.layer != number:
+        parts.append(f"the models' layer {slot.layer}")
+    for component, merge in slot.merges.items():
+        label = "" if component == "default" else f"{component} "
+        parts.append(label + _merge_text(merge))
+    for key in ("input_scale", "branch_scale"):
+        if getattr(slot, key) != 1.0:
+            parts.append(f"{key} {getattr(slot, key):g}")
+    return "; ".join(parts)
+
+
+def _merge_text(merge: Merge) -> str:
+    """`ties of math and code, weight .5 and .3`, shorter."""
+    words = [merge.operator] if merge.operator else []
+    if merge.sources:
+        words.append(("of " if words else "") + ", ".join(merge.sources))
+    values = [f"{name} {_value_text(value)}" for name, value in merge.parameters.items()]
+    return " ".join([" ".join(words), ", ".join(values)]).strip()
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " / ".join(f"{name} {_value_text(one)}" for name, one in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def seconds_per_item(parts: Parts) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
 
 
-class CubeSpace:
+class CubeSpace(ABC):
     """What such spaces share: genomes are lists of coordinates, which a codec turns into values.
 
     A kind sets `codec`, and says what values mean (`decode`) and which values a recipe has
@@ -26,6 +27,22 @@ class CubeSpace:
         self.template = template
         self.anatomy = anatomy
         self.experts = tuple(name for name in template.models if name != template.base)
+
+    @abstractmethod
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome without violations. Pure."""
+
+    @abstractmethod
+    def encode(self, recipe: Recipe) -> Genome:
+        """The genome of a recipe of this space: `decode(encode(r)) == r`.
+
+        Raises:
+            ValueError: the space cannot express the recipe.
+        """
+
+    @abstractmethod
+    def designs(self) -> list[Genome]:
+        """Genomes worth trying first."""
 
     @property
     def genes(self) -> tuple[Gene, ...]:
@@ -52,7 +69,7 @@ class CubeSpace:
             ValueError: it does not.
         """
         genome = self.codec.genome(values)
-        if self.violations(genome) or self.decode(genome) != recipe:  # type: ignore[attr-defined]
+        if self.violations(genome) or self.decode(genome) != recipe:
             raise ValueError("the recipe says something that no gene of this space says")
         return genome
 

@@ -11,13 +11,23 @@ from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.merging.check import check_merge, resolved_parameters
-from evomerge.protocols import Progress
-from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.protocols import Progress, SearchSpace
+from evomerge.recipe import Merge, ModelSource, Recipe, Slot
 from evomerge.search_spaces.cube import CubeSpace
 
 TRIES = 60  # points at which a gene is changed before it is called dead
 NUMERIC_TRIES = 12  # of them, with real tensors, once for each way in which recipes differ
 SIDE = 24  # of the square tensors that operators are tried on
+
+
+def check_genes(space: SearchSpace, progress: Progress | None = None) -> None:
+    """Refuse a space with genes that can never matter.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    if isinstance(space, CubeSpace) and (problems := dead_genes(space, progress)):
+        raise ConfigurationError(problems)
 
 
 def dead_genes(space: CubeSpace, progress: Progress | None = None) -> list[Problem]:
@@ -51,8 +61,10 @@ def _matters(
 ) -> bool:
     refuted: dict[object, int] = {}
     for trial in range(TRIES):
-        point = space.sample(generator) if trial % 4 or not designs else list(
-            designs[(trial // 4) % len(designs)]
+        point = (
+            space.sample(generator)
+            if trial % 4 or not designs
+            else list(designs[(trial // 4) % len(designs)])
         )
         other = list(point)
         other[number] = float((point[number] + generator.uniform(0.2, 0.8)) % 1.0)
@@ -75,19 +87,22 @@ def _matters(
 def _differences(
     one: Recipe, two: Recipe, anatomy: Anatomy
 ) -> Iterator[tuple[object, Merge | None, Merge | None]]:
-    """Where other tensors may come out: the kind of difference, and both merges if it is in them."""
+    """Where other tensors may come out: the kind of difference, and both merges if they have it."""
     slots, others = one.slots, two.slots
-    if (slots is None) != (others is None) or one.segments != two.segments:
+    if (slots is None) != (others is None):
         yield "form", None, None
         return
     if slots is not None and others is not None:
-        shapes = [[(s.layer, s.layers, s.input_scale, s.branch_scale) for s in x] for x in (slots, others)]
+        shapes = [
+            [(s.layer, s.layers, s.input_scale, s.branch_scale) for s in x] for x in (slots, others)
+        ]
         if shapes[0] != shapes[1]:
             yield "layers", None, None
             return
     count = anatomy.num_layers if slots is None else len(slots)
     places = {(p.layer, p.component) for p in anatomy.places.values()}
     inside = sorted({component for layer, component in places if layer is not None})
+    where: list[tuple[int | None, str]]
     where = [(None, c) for layer, c in sorted(places, key=str) if layer is None]
     where += [(slot, c) for slot in range(count) for c in inside]
     if one.default == two.default and slots is not None and others is not None:
@@ -108,6 +123,11 @@ def _differences(
         if changed and changed not in seen:
             seen.add(changed)
             yield (first.operator, changed), first, second
+
+
+def _form(slot: Slot) -> tuple[object, ...]:
+    """All of a slot but its merges."""
+    return slot.layer, slot.layers, slot.input_scale, slot.branch_scale
 
 
 def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:

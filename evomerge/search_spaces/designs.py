@@ -30,7 +30,7 @@ def plain_merges(space: CubeSpace, operator: str, fixed: Mapping[str, Any]) -> l
         parameters |= {name: value for name, value in fixed.items() if name in known}
         merge = Merge(operator=operator, parameters=parameters)
         try:
-            designs.append(space.encode(Recipe(**{**dict(space.template), "default": merge})))  # type: ignore[attr-defined]
+            designs.append(space.encode(Recipe(**{**dict(space.template), "default": merge})))
         except ValueError:
             continue  # this space cannot say it
     return designs

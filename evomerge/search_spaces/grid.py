@@ -91,8 +91,9 @@ class Grid:
         Raises:
             ValueError: another operator, or a difference that no row makes.
         """
-        if recipe.tensors or not recipe.keeps_layers(self._anatomy.num_layers):
-            raise ValueError("the recipe rearranges layers, or names tensors: this space cannot")
+        if recipe.tensors or not recipe.keeps_layers(self._anatomy.num_layers) or recipe.is_scaled:
+            what = "rearranges or scales layers, or names tensors"
+            raise ValueError(f"the recipe {what}: this space cannot")
         at = {place: self._values(recipe, *place) for place in self._places}
         found = [self._row_value(row, at) for row in self.rows]
         searched: dict[Place, dict[str, int]] = {place: {} for place in at}

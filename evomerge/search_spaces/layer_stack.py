@@ -93,6 +93,8 @@ class LayerStack(CubeSpace):
         if self._depth[0] > most:
             what = f"expected low <= high, got {self._depth[0]} to {most}"
             raise ConfigurationError(Problem("space.layers", what))
+        if self._config.scales is not None and self._scale_of == "branches":
+            anatomy.branch_outputs  # noqa: B018 (it says by name which models have none)
         self._alone: dict[str, dict[Any, Merge]] = {
             name: {"default": Merge.of_valid(sources=(name,))} for name in self._models
         }

@@ -22,7 +22,7 @@ from evomerge.search_spaces.cube import CubeSpace, base_alone
 from evomerge.search_spaces.merged_option import MergedOption, OptionConfig
 from evomerge.search_spaces.outside import UNIFORM, outside_merges, outside_problems
 
-SKIP, BACK = "skip", "back"
+SKIP, BACK = "skip it", "go back"  # with blanks, as nobody calls a model
 
 
 class LayerWalkConfig(SpaceConfig):
@@ -104,6 +104,9 @@ class LayerWalk(CubeSpace):
         if steps < anatomy.num_layers:
             what = f"{steps} steps cannot cross {anatomy.num_layers} layers"
             raise ConfigurationError(Problem("space.steps", what))
+        # A walk that arrives has as many steps as layers, and two for each that goes back.
+        detours = (steps - anatomy.num_layers) // 2 if config.back else 0
+        steps = anatomy.num_layers + 2 * detours
         moves = (*self._taken, *([SKIP] if config.skip else []), *([BACK] if config.back else []))
         names = [f"step_{i}" for i in range(steps)]
         first = tuple(move for move in moves if move != BACK)

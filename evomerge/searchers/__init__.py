@@ -31,8 +31,8 @@ def make_searcher(
 
     Raises:
         ConfigurationError: with the nearest valid name of an unknown kind or option, for an option
-            out of bounds, a space without genes if it needs them, a seed below 0, or several objectives with a
-            searcher that can only search one.
+            out of bounds, a space without genes if it needs them, a seed below 0, or several
+            objectives with a searcher that can only search one.
     """
     if kind not in SEARCHERS:
         raise ConfigurationError(

@@ -14,7 +14,7 @@ from evomerge.searchers.options import StrictOptions, read_options
 
 
 class RandomSearch:
-    """Random genomes, uniform where they are points of a cube; the stream is the same whatever the batches.
+    """Random genomes, uniform in the cube of genes; the stream is the same whatever the batches.
 
     The designs in the facts are not asked for: a baseline should know nothing. Bergstra & Bengio,
     Random Search for Hyper-Parameter Optimization, JMLR 13 (2012).
