@@ -16,10 +16,12 @@ from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.merging.costs import Cost
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
 from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
+from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.search_spaces.weights import WeightsConfig
 from evomerge.searchers import SEARCHERS
 
@@ -33,11 +35,12 @@ class Strict(BaseModel):
 
 
 class ObjectiveConfig(Strict):
-    """What is good: a weighted mean over tasks of one response column."""
+    """What is good: a weighted mean over tasks of one response column, or a small cost."""
 
-    tasks: dict[str, float] = Field(min_length=1)
+    tasks: dict[str, float] = Field(default_factory=dict)
     column: str = "score"
     minimize: bool = False
+    cost: Cost | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -49,8 +52,24 @@ class ObjectiveConfig(Strict):
             return {**data, "tasks": dict.fromkeys(data["tasks"], 1.0)}
         return data
 
+    @model_validator(mode="after")
+    def _tasks_or_cost(self) -> ObjectiveConfig:
+        misfits = []
+        if self.cost is None and not self.tasks:
+            misfits.append(Misfit(("tasks",), "names no task", "or name a `cost`"))
+        if self.cost is not None:
+            what = "a cost is known without asking the model anything: remove it, or the cost"
+            beside = self.model_fields_set & {"tasks", "column"}
+            misfits += [Misfit((key,), what) for key in sorted(beside)]
+            if "minimize" in self.model_fields_set and not self.minimize:
+                misfits.append(Misfit(("minimize",), "a cost is always minimised"))
+        refuse(self, misfits)
+        return self
+
     def objective(self, name: str) -> Objective:
         """With weights that sum to one."""
+        if self.cost is not None:
+            return Objective(name, {}, sign=-1, cost=self.cost)
         total = sum(self.tasks.values())
         weights = {task: weight / total for task, weight in self.tasks.items()}
         return Objective(name, weights, self.column, -1 if self.minimize else 1)
@@ -119,6 +138,9 @@ class FitnessConfig(Strict):
             for name in getattr(self.select, key)
             if name not in self.objectives
         ]
+        if all(objective.cost is not None for objective in self.objectives.values()):
+            what = "needs at least one task: what is cheapest is known without a search"
+            misfits.append(Misfit(("objectives",), what))
         kind = self.estimator.get("kind", "full")
         if kind not in ESTIMATORS:
             hint = nearest(str(kind), ESTIMATORS)
@@ -183,6 +205,7 @@ class ExperimentConfig(Strict):
     fitness: FitnessConfig
     searcher: SearcherConfig
     budget: BudgetConfig
+    limits: LimitsConfig = LimitsConfig()
     seed: int = Field(default=0, ge=0, lt=2**32)
     in_flight: int | None = Field(default=None, ge=1)
     cohort: int | None = Field(default=None, ge=1)
@@ -225,8 +248,13 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
-        if data["tokenizer"] is None:  # older runs did not know the key
+        if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
+        if not self.limits.given():
+            del data["limits"]
+        for objective in data["fitness"]["objectives"].values():
+            if objective["cost"] is None:
+                del objective["cost"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:

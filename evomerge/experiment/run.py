@@ -179,8 +179,8 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
     """
     if not path.exists():
         meta = {"identity": parts.identity, "evomerge": version("evomerge")}
-        return Ledger.create(path, meta, parts.num_items)
-    ledger = Ledger(path)
+        return Ledger.create(path, meta, parts.num_items, parts.costs)
+    ledger = Ledger(path, costs=parts.costs)
     recorded, now = leaves(ledger.meta["identity"]), leaves(parts.identity)
     problems = [
         Problem(

@@ -19,11 +19,13 @@ from evomerge.fitness import make_estimator, make_task
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging import OPERATORS
+from evomerge.merging.costs import Costs
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Facts, Genome, Objective
 from evomerge.search_spaces import make_space
+from evomerge.search_spaces.limits import Limited
 from evomerge.search_spaces.weights import check_experts
 from evomerge.searchers import make_searcher
 from evomerge.zoo import zoo_path
@@ -63,6 +65,8 @@ class Parts:
     tasks: dict[str, Task]
     split: Split
     objectives: tuple[Objective, ...]
+    costs: Costs
+    limits: dict[str, float]
     space: SearchSpace
     estimator: Estimator
     searcher: Searcher
@@ -158,8 +162,12 @@ def wire(
     estimator = make_estimator(config.fitness.estimator, objectives, split.search, config.seed)
     models = open_models(config, given, progress)
     template = make_template(config, models)
-    space = make_space(config.space, template, models.anatomy)
-    facts = Facts(make_designs(space, template), tuple(o.name for o in objectives))
+    costs = Costs(models.checkpoints["base"], models.anatomy)
+    limits = config.limits.resolved(costs, template)
+    space: SearchSpace = make_space(config.space, template, models.anatomy)
+    space = Limited(space, costs, limits) if limits else space
+    designs = tuple(g for g in make_designs(space, template) if not space.violations(g))
+    facts = Facts(designs, tuple(o.name for o in objectives))
     return Parts(
         config=config,
         models=models,
@@ -167,6 +175,8 @@ def wire(
         tasks=tasks,
         split=split,
         objectives=objectives,
+        costs=costs,
+        limits=limits,
         space=space,
         estimator=estimator,
         searcher=make_searcher(

@@ -113,15 +113,13 @@ def test_an_objective_is_a_weighted_mean_of_strata(
             lab.answer(Request(one, task, wanted))
     shift = 0.5 if column == "margin" else 0.0
     a, b = (answers[t][0, list(items[t])] - shift for t in "ab")
-    found = estimate([objective], lab.measurements, lab.candidates[0].fingerprint, items)["o"]
+    found = estimate([objective], lab.measurements, lab.candidates[0], items)["o"]
     assert found.num_items == 7
     assert found.value == pytest.approx(sign * (share * np.mean(a) + (1 - share) * np.mean(b)))
     variance = share**2 * np.var(a, ddof=1) / 4 + (1 - share) ** 2 * np.var(b, ddof=1) / 3
     assert found.standard_error == pytest.approx(math.sqrt(variance))
 
-    mean, error = difference(
-        [objective], lab.measurements, *(c.fingerprint for c in lab.candidates), items
-    )
+    mean, error = difference([objective], lab.measurements, *lab.candidates, items)
     gaps = [answers[t][0, list(items[t])] - answers[t][1, list(items[t])] for t in "ab"]
     assert mean[0] == pytest.approx(
         sign * (share * np.mean(gaps[0]) + (1 - share) * np.mean(gaps[1]))
@@ -137,7 +135,7 @@ def test_a_column_that_no_answer_has_is_refused_with_the_nearest_name() -> None:
     lab.answer(Request(0, "a", (0, 1, 2, 3)))
     objective = Objective("o", {"a": 1.0}, "margn")
     with pytest.raises(ConfigurationError, match=r"no column 'margn' \(did you mean 'margin'"):
-        estimate([objective], lab.measurements, lab.candidates[0].fingerprint, {"a": (0, 1)})
+        estimate([objective], lab.measurements, lab.candidates[0], {"a": (0, 1)})
 
 
 def test_full_is_the_mean_of_everything() -> None:
