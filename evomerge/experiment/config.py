@@ -27,6 +27,8 @@ from evomerge.searchers import SEARCHERS
 
 T = TypeVar("T")
 
+RUN = "run:"  # before the folder of a run whose candidate is the model
+
 
 class Strict(BaseModel):
     """Frozen, and strict about keys."""
@@ -396,9 +398,16 @@ def _absolute_models(value: Any, folder: Path) -> Any:
     """Paths of models are relative to the experiment's file; zoo references stay as they are."""
     if isinstance(value, Mapping):
         return {name: _absolute_models(path, folder) for name, path in value.items()}
-    if not isinstance(value, str) or value.startswith(("zoo:", "memory:")):
-        return value
-    return str((folder / Path(value).expanduser()).resolve())
+    return absolute_model(value, folder) if isinstance(value, str) else value
+
+
+def absolute_model(reference: str, folder: Path) -> str:
+    """A reference to a model, with a path that is relative to a folder made absolute."""
+    if reference.startswith(("zoo:", "memory:")):
+        return reference
+    kind = RUN if reference.startswith(RUN) else ""
+    path = Path(reference.removeprefix(kind)).expanduser()
+    return f"{kind}{(folder / path).resolve()}"
 
 
 def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:

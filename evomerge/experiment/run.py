@@ -82,9 +82,9 @@ def run_experiment(
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
-            write_text(out / EXPERIMENT, config.to_yaml())
+            write_text(out / EXPERIMENT, parts.config.to_yaml())
         with closing(open_ledger(out / LEDGER, parts)) as ledger:
-            write_text(out / EXPERIMENT, config.to_yaml())
+            write_text(out / EXPERIMENT, parts.config.to_yaml())
             ledger.note("session", session_facts())
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")

@@ -13,6 +13,7 @@ from evomerge.documents import read_yaml
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue, read_fitness
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
+from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
@@ -125,6 +126,6 @@ def recipe_of(model: str) -> Recipe:
         return read_recipe(Path(model))
     return Recipe(
         base="base",
-        models={"base": ModelSource(path=model)},
+        models={"base": ModelSource(path=pinned(model))},
         default=Merge(operator="linear", sources=("base",), parameters={"weight": 1.0}),
     )

@@ -14,7 +14,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.config import ExperimentConfig, FitnessConfig
+from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
 from evomerge.fitness import make_estimator, make_task
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
@@ -132,9 +132,13 @@ def open_models(
 
 
 def resolve(path: str, progress: Progress | None = None) -> str:
-    """A model's folder or file; `zoo:` references are trained on first use."""
+    """A model's folder or file; `zoo:` references are trained, `run:` ones merged on first use."""
     if path.startswith("zoo:"):
         return str(zoo_path(path, progress))
+    if path.startswith(RUN):
+        from evomerge.experiment.stacked import run_model  # it opens a run's models as is done here
+
+        return str(run_model(path, progress))
     return str(Path(path).expanduser())
 
 
@@ -146,6 +150,9 @@ def wire(
     Raises:
         ConfigurationError, ModelError: with all the problems of the first step that has any.
     """
+    from evomerge.experiment.stacked import pin_runs
+
+    config = pin_runs(config)
     given = in_memory or InMemory()
     objectives = config.fitness.all_objectives()
     check_experts(config.space, tuple(config.experts))
