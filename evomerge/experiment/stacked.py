@@ -77,8 +77,8 @@ def run_model(reference: str, progress: Progress | None = None) -> Path:
         candidate = best_candidate(folder, ledger) if number is None else _found(ledger, number)
         row = final_rows(ledger).get(candidate.id)
     recipe = candidate.recipe
-    if recipe is None:
-        raise ConfigurationError(f"{folder}: candidate {candidate.id} violates its space")
+    if recipe is None:  # whom the search scored has one
+        raise ConfigurationError(f"{folder}: candidate {candidate.id} has no recipe")
     target = cache_folder() / "merged" / candidate.fingerprint
     if (target / MARK).is_file():
         return target
@@ -130,8 +130,12 @@ def _opened(folder: Path) -> Iterator[Ledger]:
 
 def _found(ledger: Ledger, number: CandidateId) -> Candidate:
     """A candidate that has a recipe."""
-    if number in ledger.candidates and ledger.candidates[number].recipe is not None:
-        return ledger.candidates[number]
-    last = max(ledger.candidates, default=-1)
     where = str(ledger.path.parent)
+    found = ledger.candidates.get(number)
+    if found is not None and found.recipe is not None:
+        return found
+    if found is not None:
+        what = f"candidate {number} has no model: {'; '.join(found.violations)}"
+        raise ConfigurationError(Problem(where, what))
+    last = max(ledger.candidates, default=-1)
     raise ConfigurationError(Problem(where, f"no candidate {number} to merge (last: {last})"))

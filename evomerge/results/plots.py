@@ -77,6 +77,7 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
         _crosses(axis, [final["best"]], x, y, color=ORANGE, label="chosen (holdout)", size=8)
         rivals = final["references"]
         _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
+        in_a_row = _is_cost(final["best"], y)  # references cost the same, as a rule
         for label, place in _labels(rivals, x, y).items():
             low, high = axis.get_xlim()
             at_the_edge = place[0] > low + 0.8 * (high - low)  # written to the left, to stay inside
@@ -87,6 +88,8 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
                 textcoords="offset points",
                 fontsize=7,
                 ha="right" if at_the_edge else "left",
+                rotation=(-35 if at_the_edge else 35) if in_a_row else 0,
+                rotation_mode="anchor",
             )
         axis.set_xlabel(x)
         axis.set_ylabel(y)
