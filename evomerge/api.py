@@ -12,19 +12,18 @@ import torch
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem
-from evomerge.experiment.config import ExperimentConfig, parse_experiment
+from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
-from evomerge.pareto import best
 from evomerge.protocols import Progress
 from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.adapter_export import AdapterReport, export_adapter
 from evomerge.results.export import export_model, merged_tensors
-from evomerge.results.status import status
+from evomerge.results.status import best_candidate, final_rows, status
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,12 +67,7 @@ class Run:
         Raises:
             ConfigurationError: nothing was measured yet.
         """
-        if (final := self.ledger.final()) is not None:
-            return self.ledger.candidates[final["best"]["candidate"]]
-        top = best(list(self.ledger.evaluations().values()))
-        if top is None:
-            raise ConfigurationError(f"{self.folder}: no candidate has a score yet")
-        return self.ledger.candidates[top.id]
+        return best_candidate(self.folder, self.ledger)
 
     def front(self) -> list[dict[str, Any]]:
         """The front's rows of the final table; with one objective, the best alone.
@@ -126,7 +120,7 @@ class Run:
             ConfigurationError: the candidate scales what goes into layers, and `scales` is None.
         """
         chosen = self._chosen(candidate)
-        row = self._rows().get(chosen.id)
+        row = final_rows(self.ledger).get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
         return export_model(recipe, models, Path(folder), row, progress, scales)
 
@@ -146,7 +140,7 @@ class Run:
             ConfigurationError: the candidate has no form as an adapter.
         """
         chosen = self._chosen(candidate)
-        row = self._rows().get(chosen.id)
+        row = final_rows(self.ledger).get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
         return export_adapter(recipe, models, Path(folder), rank=rank, row=row, progress=progress)
 
@@ -164,13 +158,6 @@ class Run:
     def _checkpoints(self) -> dict[str, Checkpoint]:
         return open_models(self.config, self._in_memory).checkpoints
 
-    def _rows(self) -> dict[CandidateId, dict[str, Any]]:
-        final = self.ledger.final()
-        if final is None:
-            return {}
-        rows = [final["best"], *final["front"], *final["references"].values()]
-        return {row["candidate"]: row for row in rows}
-
 
 def search(
     models: Mapping[str, Source],
@@ -184,6 +171,7 @@ def search(
     out: str | Path,
     build: Callable[[], nn.Module] | None = None,
     split: Mapping[str, Any] | None = None,
+    costs: Sequence[str] = (),
     watchers: Sequence[Watcher] = (),
     allow_pickle_weights: bool = False,
     **options: Any,
@@ -203,9 +191,11 @@ def search(
         out: the run folder; a run of the same experiment that is there goes on.
         build: makes the module that the state dicts fit.
         split: how many items serve search, fresh choice and holdout (callable fitness only).
+        costs: what is to be small beside the fitness: `parameters`, `layers`, `bytes`,
+            `flops_per_token` (callable fitness only; a file has objectives for them).
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
-        options: other keys of an experiment file: in_flight, cohort, pool, dtype, tokenizer, ...
+        options: other keys of an experiment file: limits, in_flight, cohort, pool, dtype, ...
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.
@@ -214,6 +204,8 @@ def search(
         raise ConfigurationError("models: `base` is the base model's own name; name it otherwise")
     if split is not None and not callable(fitness):
         raise ConfigurationError("split: a fitness file has its own; this is for a function")
+    if costs and not callable(fitness):
+        raise ConfigurationError("costs: a fitness file has its own; this is for a function")
     sources = {"base": base, **models}
     given = InMemory({name: s for name, s in sources.items() if isinstance(s, Mapping)}, build)
     data: dict[str, Any] = {
@@ -229,7 +221,7 @@ def search(
     if callable(fitness):
         dtype = options.get("dtype")
         given = _with_function(fitness, given, _open_base(base, allow_pickle_weights), dtype)
-        data["fitness"] = _fitness_of(given.python_tasks, split)
+        data["fitness"] = _fitness_of(given.python_tasks, split, costs)
     else:
         data["fitness"] = fitness if isinstance(fitness, Mapping) else str(fitness)
     lives_in_memory = given.models or given.build or given.python_tasks
@@ -309,8 +301,7 @@ def _with_base(models: Mapping[str, Source], base: Source) -> tuple[str, dict[st
 def _path_of(source: Source, name: str) -> str:
     if isinstance(source, Mapping):
         return f"{IN_MEMORY}{name}"
-    text = str(source)
-    return text if text.startswith("zoo:") else str(Path(text).expanduser().resolve())
+    return absolute_model(str(source), Path.cwd())
 
 
 def _open_base(base: Source, allow_pickle: bool) -> Checkpoint:
@@ -344,11 +335,19 @@ def _with_function(
     return InMemory(given.models, build, tasks)
 
 
-def _fitness_of(tasks: Mapping[str, Task], split: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fitness file that a function stands for."""
+def _fitness_of(
+    tasks: Mapping[str, Task], split: Mapping[str, Any] | None, costs: Sequence[str]
+) -> dict[str, Any]:
+    """The fitness file that a function and costs stand for.
+
+    Raises:
+        ConfigurationError: a cost has the name of a score.
+    """
+    if both := sorted(set(costs) & set(tasks)):
+        raise ConfigurationError(f"costs: the fitness has a score of that name: {', '.join(both)}")
     return {
         "tasks": {name: {"kind": "python"} for name in tasks},
-        "objectives": {name: name for name in tasks},
+        "objectives": {n: n for n in tasks} | {name: {"cost": name} for name in costs},
         "split": dict(split or _default_split([len(task.items) for task in tasks.values()])),
     }
 

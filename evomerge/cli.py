@@ -122,6 +122,8 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(facts, indent=2))
         return
+    from evomerge.tables import brief
+
     console = _console()
     console.print(
         f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
@@ -129,7 +131,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
     )
     if facts["incumbent"]:
         values = ", ".join(
-            f"{name} {e['value']:.3f}" for name, e in facts["incumbent"]["objectives"].items()
+            f"{name} {brief(e)}" for name, e in facts["incumbent"]["objectives"].items()
         )
         console.print(f"best by the search: candidate {facts['incumbent']['candidate']} ({values})")
     if facts["final"]:
@@ -263,10 +265,13 @@ def score(
         return
     from rich.table import Table
 
+    from evomerge.tables import brief
+
     table = Table("objective", *rows)
     for name in next(iter(rows.values())):
-        cells = (f"{r[name]['value']:.3f} ± {r[name]['standard_error']:.3f}" for r in rows.values())
-        table.add_row(name, *cells)
+        found = [row[name] for row in rows.values()]
+        errors = [f" ± {e['standard_error']:.3f}" if e["num_items"] else "" for e in found]
+        table.add_row(name, *(brief(e) + error for e, error in zip(found, errors, strict=True)))
     _console().print(table)
 
 
@@ -290,6 +295,7 @@ def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
     from evomerge.experiment.wire import wire
+    from evomerge.merging.costs import in_short
     from evomerge.search_spaces.dead import check_genes
     from evomerge.tables import anatomy_table, relatedness_table
 
@@ -302,6 +308,12 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
         console.print(relatedness_table(parts.models.relatedness))
     for warning in parts.models.warnings:
         console.print(f"warning: {warning}")
+    if parts.limits:
+        of_base = parts.costs.of_base(parts.template)
+        for name, limit in parts.limits.items():
+            console.print(
+                f"limit of {name}: {in_short(limit)}; the base: {in_short(of_base[name])}"
+            )
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     console.print(f"{len(genes)} genes ({names}{', ...' if len(genes) > 4 else ''})")

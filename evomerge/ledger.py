@@ -18,7 +18,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +37,7 @@ from evomerge.ledger_rows import (
     pack,
     unpack,
 )
-from evomerge.recipe import canonical_json
+from evomerge.recipe import Recipe, canonical_json
 from evomerge.records import (
     Candidate,
     CandidateId,
@@ -49,6 +49,8 @@ from evomerge.records import (
     Responses,
     Score,
 )
+
+CostOf = Callable[[Recipe], Mapping[str, float]]
 
 FORMAT = 1
 REFERENCES = -1  # the cohort of what is measured before the search
@@ -76,8 +78,10 @@ class Ledger:
     One that is opened to read shows the run as it was at that moment, whatever a driver adds.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, costs: CostOf | None = None) -> None:
         """Open a ledger that exists.
+
+        costs: what recipes cost, for objectives that are costs.
 
         Raises:
             ConfigurationError: there is none.
@@ -86,6 +90,7 @@ class Ledger:
         if not path.exists():
             raise ConfigurationError(f"{path.parent}: no run here (there is no {path.name})")
         self.path = path
+        self._costs = costs
         uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
         with damage(path):
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
@@ -128,7 +133,7 @@ class Ledger:
         """
         if self._measurements is None:
             with damage(self.path):
-                self._measurements = Measurements(self.meta["num_items"])
+                self._measurements = Measurements(self.meta["num_items"], self._costs)
                 self._load()
         return self._measurements
 
@@ -153,7 +158,13 @@ class Ledger:
         )
 
     @classmethod
-    def create(cls, path: Path, meta: Mapping[str, Any], num_items: Mapping[str, int]) -> Ledger:
+    def create(
+        cls,
+        path: Path,
+        meta: Mapping[str, Any],
+        num_items: Mapping[str, int],
+        costs: CostOf | None = None,
+    ) -> Ledger:
         """Start a run's ledger; `meta` describes the experiment, `num_items` its tasks.
 
         The file appears under its name only when it is complete.
@@ -175,7 +186,7 @@ class Ledger:
             db.close()
         temporary.rename(path)
         fsync(path.parent)
-        return cls(path)
+        return cls(path, costs=costs)
 
     def close(self) -> None:
         """Close the file; the objects in memory stay."""

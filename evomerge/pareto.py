@@ -112,7 +112,7 @@ def front_ranks(values: ArrayLike) -> NDArray[np.int64]:
 
 
 def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """By rung, then by Pareto front, then by the mean of the objectives, then by id."""
+    """By rung, then by Pareto front, then by the mean of the measured objectives, then by id."""
     scored = [(e, e.score) for e in evaluations if e.score is not None]
     if not scored:
         return []
@@ -122,14 +122,17 @@ def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     for rung in np.unique(rungs):
         ranks[rungs == rung] = front_ranks(values[rungs == rung])
     ids = np.array([e.id for e, _ in scored])
-    order = np.lexsort((ids, -values.mean(axis=1), ranks, -rungs))
+    means = np.array([score.mean for _, score in scored])
+    order = np.lexsort((ids, -means, ranks, -rungs))
     return [scored[i][0] for i in order]
 
 
 def best(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """The first of `best_first`, found without ranking the rest; None if nobody has a score.
 
-    Whoever has the largest mean is dominated by nobody.
+    Whoever has the largest mean is dominated by nobody, or by one that has it too and costs less.
     """
-    scored = [(-e.score.rung, -np.mean(e.score.values), e.id, e) for e in evaluations if e.score]
-    return min(scored, key=lambda entry: entry[:3])[3] if scored else None
+    scored = [((-e.score.rung, -e.score.mean), e) for e in evaluations if e.score]
+    top = min((key for key, _ in scored), default=None)
+    tied = [evaluation for key, evaluation in scored if key == top]
+    return best_first(tied)[0] if tied else None

@@ -7,7 +7,7 @@ responses of a *cohort* into *scores*; the searcher is told *evaluations*.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -138,11 +138,18 @@ class FailedJob:
 class Measurements:
     """Every response and failure so far: the one matrix that all statistics are functions of.
 
-    Both are kept by the recipe's fingerprint: equal recipes share what is known of them.
+    Both are kept by the recipe's fingerprint: equal recipes share what is known of them. What a
+    recipe costs is known without an answer: `costs` says it, cost by cost.
     """
 
-    def __init__(self, num_items: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        num_items: Mapping[str, int],
+        costs: Callable[[Recipe], Mapping[str, float]] | None = None,
+    ) -> None:
         self.num_items = dict(num_items)  # task -> number of all its items
+        self._cost_of = costs
+        self._costs: dict[str, Mapping[str, float]] = {}
         self.item_evaluations = 0
         self._failed: dict[str, list[FailedJob]] = {}
         self._columns: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
@@ -221,31 +228,50 @@ class Measurements:
             )
         return columns[column][np.asarray(items, dtype=np.int64)].astype(np.float64)
 
+    def cost(self, candidate: Candidate, name: str) -> float:
+        """What a candidate's merged model costs; a pure function of its recipe.
+
+        Raises:
+            ValueError: nobody said how costs are told, or the candidate has no recipe.
+        """
+        fingerprint = candidate.fingerprint
+        if fingerprint not in self._costs:
+            if self._cost_of is None or candidate.recipe is None:
+                raise ValueError(f"the {name} of candidate {candidate.id} cannot be told")
+            self._costs[fingerprint] = self._cost_of(candidate.recipe)
+        return self._costs[fingerprint][name]
+
 
 # --- what it means --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised: a weighted mean over tasks of one response column.
+    """What is maximised: a weighted mean over tasks of one response column, or minus a cost.
 
     `sign` is -1 for what the user wants small; it is applied once, so that everything inside
     evomerge maximises.
     """
 
     name: str
-    weights: Mapping[str, float]  # task -> weight; they sum to 1
+    weights: Mapping[str, float]  # task -> weight; they sum to 1; none for a cost
     column: str = "score"
     sign: int = 1
+    cost: str | None = None  # what the merged model costs, instead of what it answers
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error, from `num_items` item evaluations."""
+    """A value with its standard error, from `num_items` item evaluations: 0 for a cost."""
 
     value: float
     standard_error: float
     num_items: int
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it is known exactly from the recipe, in units of its own."""
+        return self.num_items == 0
 
 
 @dataclass(frozen=True)
@@ -263,6 +289,12 @@ class Score:
     def values(self) -> tuple[float, ...]:
         """The objectives' values, in their declared order."""
         return tuple(estimate.value for estimate in self.objectives.values())
+
+    @property
+    def mean(self) -> float:
+        """The mean of the objectives that were measured; parameters are not added to accuracies."""
+        measured = [e.value for e in self.objectives.values() if not e.is_cost]
+        return float(np.mean(measured or self.values))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.merging import OPERATORS, reference
+from evomerge.merging.costs import in_short
 from evomerge.merging.operator import Operator
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def final_table(final: Mapping[str, Any]) -> Table:
     title = "On the holdout, ± one standard error"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model")
-    for name in (*names, *(["mean"] if len(names) > 1 else [])):
+    measured = [name for name in names if best["holdout"][name]["num_items"]]
+    for name in (*names, *(["mean"] if len(measured) > 1 else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("search", justify="right", no_wrap=True)
 
     def add(label: str, row: Mapping[str, Any], style: str = "") -> None:
         cells = [_cell(row["holdout"][name]) for name in names]
-        if len(names) > 1:
+        if len(measured) > 1:
             cells.append(_cell(row["holdout_mean"]))
         seen = row.get("search_mean")
         table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
@@ -68,11 +70,12 @@ def summary(final: Mapping[str, Any]) -> str:
     gain, best = final["gain_over_best_reference"], final["best"]
     value, low, high = gain["value"], gain["low"], gain["high"]
     lines = [f"Gain over the best reference ({gain['reference']}): {value:+.3f}"]
-    if len(best["holdout"]) > 1:
+    counts = [e["num_items"] for e in best["holdout"].values() if e["num_items"]]
+    if len(counts) > 1:
         lines[0] += " on the mean of the objectives"
-    items = sum(estimate["num_items"] for estimate in best["holdout"].values())
-    if items == len(best["holdout"]):
-        return f"{lines[0]}. The fitness is one number: there is no holdout, and no interval."
+    if sum(counts) == len(counts):
+        lines[0] += ". The fitness is one number: there is no holdout, and no interval."
+        return "\n".join([*lines, *_cost_lines(final)])
     lines[0] += f", 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]."
     if high < 0:
         lines.append("The search found nothing as good: try a larger budget or another space.")
@@ -80,7 +83,19 @@ def summary(final: Mapping[str, Any]) -> str:
         lines.append("The interval contains 0: on these items the two cannot be told apart.")
     if "winners_curse" in best:
         lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_cost_lines(final)])
+
+
+def _cost_lines(final: Mapping[str, Any]) -> list[str]:
+    """What the best costs beside the reference that it is compared with."""
+    rival = final["gain_over_best_reference"]["reference"]
+    lines = []
+    for name, found in final["best"]["holdout"].items():
+        if not found["num_items"]:
+            ours, theirs = -found["value"], -final["references"][rival]["holdout"][name]["value"]
+            share = f" ({ours / theirs - 1:+.1%})" if theirs else ""
+            lines.append(f"Costs, {name}: {in_short(ours)}; {rival}: {in_short(theirs)}{share}.")
+    return lines
 
 
 def zoo_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -96,7 +111,15 @@ def zoo_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def brief(estimate: Mapping[str, float]) -> str:
+    """An estimate's value alone; a cost as a large number in short."""
+    is_cost = estimate.get("num_items") == 0  # the means of rows have no number
+    return in_short(estimate["value"]) if is_cost else f"{estimate['value']:.3f}"
+
+
 def _cell(estimate: Mapping[str, float]) -> str:
+    if estimate.get("num_items") == 0:
+        return brief(estimate)
     return f"{estimate['value']:.3f} ±{estimate['standard_error']:.3f}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -102,7 +101,7 @@ class TerminalView:
         if self._ledger is None:
             return
         if (top := best(evaluations)) is not None and top.score is not None:
-            self._best = f"generation's best {np.mean(top.score.values):.3f}"
+            self._best = f"generation's best {top.score.mean:.3f}"
         self._num_told = 1 + max(e.id for e in evaluations)
         self._bars.update(self._tasks["search"], completed=self._num_told, facts=self._facts())
         if time.monotonic() - self._last_plain > PLAIN_EVERY_S:

@@ -62,6 +62,23 @@ def test_paths_are_relative_to_the_file_that_has_them(tmp_path: Path) -> None:
     assert "path" not in config.fitness.tasks["u"]
 
 
+def test_older_runs_keep_their_identity() -> None:
+    """Keys that they did not know are not in it, unless they are used."""
+    identity = parse_experiment(Document(experiment())).identity()
+    assert "limits" not in identity
+    assert all("cost" not in o for o in identity["fitness"]["objectives"].values())
+
+
+def test_an_experiment_is_frozen_as_it_was_read(tmp_path: Path) -> None:
+    objectives = {"x": "t", "size": {"cost": "bytes"}}
+    limits = {"parameters": "120e6", "layers": {"of_base": 0.5}}
+    data = experiment(limits=limits, fitness=fitness(objectives=objectives), base="run:some/run#3")
+    config = parse_experiment(Document(data))
+    assert config.base == f"run:{Path('some/run').resolve()}#3"
+    (tmp_path / "frozen.yaml").write_text(config.to_yaml())
+    assert read_experiment(tmp_path / "frozen.yaml") == config
+
+
 def test_what_decides_the_trajectory_and_what_does_not() -> None:
     one = parse_experiment(Document(experiment())).identity()
     alike: list[dict[str, Any]] = [
@@ -80,6 +97,8 @@ def test_what_decides_the_trajectory_and_what_does_not() -> None:
         {"space": "per_layer"},
         {"fitness": fitness(split={"search": 3})},
         {"dtype": "bfloat16"},
+        {"limits": {"layers": 3}},
+        {"fitness": fitness(objectives={"x": "t", "size": {"cost": "bytes"}})},
     ]
     for changes in other:
         assert parse_experiment(Document(experiment(**changes))).identity() != one, changes
@@ -157,6 +176,29 @@ def test_what_decides_the_trajectory_and_what_does_not() -> None:
                 "space.search.weight.rnge: unknown key (did you mean 'range'",
             ],
         ),
+        (
+            {"fitness": fitness(objectives={"x": "t", "size": {"cost": "paramters"}})},
+            ["fitness.objectives.size.cost: should be 'parameters', 'layers', 'bytes' or"],
+        ),
+        (
+            {"fitness": fitness(objectives={"x": "t", "s": {"cost": "bytes", "tasks": ["t"]}})},
+            ["fitness.objectives.s.tasks: a cost is known without asking the model anything"],
+        ),
+        (
+            {"fitness": fitness(objectives={"x": "t", "s": {"cost": "bytes", "minimize": False}})},
+            ["fitness.objectives.s.minimize: a cost is always minimised"],
+        ),
+        (
+            {"fitness": fitness(objectives={"x": {"column": "score"}})},
+            ["fitness.objectives.x.tasks: names no task (or name a `cost`)"],
+        ),
+        (
+            {"fitness": fitness(objectives={"size": {"cost": "layers"}})},
+            ["fitness.objectives: needs at least one task"],
+        ),
+        ({"limits": {"layers": 0.5}}, ["limits.layers: "]),
+        ({"limits": {"layer": 5}}, ["limits.layer: unknown key (did you mean 'layers'"]),
+        ({"limits": {"bytes": {"of_bas": 0.5}}}, ["limits.bytes"] * 2),
         ({"space": {}, "seed": "x"}, ["space.kind: unknown kind None", "seed: "]),
     ],
 )

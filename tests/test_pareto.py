@@ -141,3 +141,31 @@ def test_the_best_is_the_first_of_all(rows):
     ]
     assert best(evaluations) == best_first(evaluations)[0]
     assert best([]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), max_size=12))
+def test_costs_decide_between_equal_means_alone(rows: list[tuple[int, int, int]]) -> None:
+    """By brute force: front, then accuracy, then age; `best` is the first of all."""
+    told = [
+        Evaluation(
+            i, None, Score({"a": Estimate(a / 3, 0.1, 5), "c": Estimate(-1e6 * c, 0.0, 0)}, rung)
+        )
+        for i, (a, c, rung) in enumerate(rows)
+    ]
+
+    def dominated(i: int, living: set[int]) -> bool:
+        a, c, _ = rows[i]
+        return any(
+            rows[j][0] >= a and rows[j][1] <= c and rows[j][:2] != (a, c) for j in living - {i}
+        )
+
+    expected: list[int] = []
+    for rung in (2, 1, 0):
+        living = {i for i, row in enumerate(rows) if row[2] == rung}
+        while living:
+            front = [i for i in living if not dominated(i, living)]
+            expected += sorted(front, key=lambda i: (-rows[i][0], i))
+            living -= set(front)
+    assert [e.id for e in best_first(told)] == expected
+    found = best(told)
+    assert (None if found is None else found.id) == (expected[0] if expected else None)

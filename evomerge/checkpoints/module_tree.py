@@ -92,6 +92,27 @@ def holders_by_module(config: Mapping[str, Any], names: Iterable[str]) -> dict[s
     return holders
 
 
+class Use(NamedTuple):
+    """What the module does with a stored tensor.
+
+    parameter: which of its parameters it is, the same for tensors that are tied; None for a buffer.
+    multiplies: whether it is a matrix that inputs are multiplied by. An embedding's rows are looked
+    up, unless they are also the matrix of the output.
+    """
+
+    parameter: int | None
+    multiplies: bool
+
+
+def uses_by_module(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Use] | None:
+    """The uses of those stored tensors that the tree has; None as above."""
+    model = _meta_model(config)
+    if model is None:
+        return None
+    tree = _Tree(model)
+    return {name: tree.use(own) for name in names if (own := tree.find(name)) is not None}
+
+
 def shapes_by_module(
     config: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, tuple[int, ...]] | None:
@@ -171,6 +192,17 @@ class _Tree:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor of the tree."""
         return tuple(self._tensors[name].shape)
+
+    def use(self, name: str) -> Use:
+        """What the module does with a tensor of the tree."""
+        tensor, (path, _, leaf) = self._tensors[name], name.rpartition(".")
+        in_layers = self.layer_by_name(name)[0] is not None
+        is_table = isinstance(self.modules[path], nn.Embedding)
+        # In layers there are also matrices of no module of their own, such as a mixture's experts.
+        matrix = tensor.ndim > 1 and not is_table and (leaf == "weight" or in_layers)
+        is_learnt = isinstance(tensor, nn.Parameter)
+        multiplies = is_learnt and "bias" not in leaf and (matrix or id(tensor) in self._outputs)
+        return Use(id(tensor) if is_learnt else None, multiplies and tensor.ndim > 1)
 
     def spot(self, name: str) -> Spot:
         """The spot of a tensor of the tree."""

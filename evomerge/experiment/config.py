@@ -16,14 +16,18 @@ from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.merging.costs import Cost
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
 from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
+from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.searchers import SEARCHERS
 
 T = TypeVar("T")
+
+RUN = "run:"  # before the folder of a run whose candidate is the model
 
 
 class Strict(BaseModel):
@@ -33,11 +37,12 @@ class Strict(BaseModel):
 
 
 class ObjectiveConfig(Strict):
-    """What is good: a weighted mean over tasks of one response column."""
+    """What is good: a weighted mean over tasks of one response column, or a small cost."""
 
-    tasks: dict[str, float] = Field(min_length=1)
+    tasks: dict[str, float] = Field(default_factory=dict)
     column: str = "score"
     minimize: bool = False
+    cost: Cost | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -49,8 +54,24 @@ class ObjectiveConfig(Strict):
             return {**data, "tasks": dict.fromkeys(data["tasks"], 1.0)}
         return data
 
+    @model_validator(mode="after")
+    def _tasks_or_cost(self) -> ObjectiveConfig:
+        misfits = []
+        if self.cost is None and not self.tasks:
+            misfits.append(Misfit(("tasks",), "names no task", "or name a `cost`"))
+        if self.cost is not None:
+            what = "a cost is known without asking the model anything: remove it, or the cost"
+            beside = self.model_fields_set & {"tasks", "column"}
+            misfits += [Misfit((key,), what) for key in sorted(beside)]
+            if "minimize" in self.model_fields_set and not self.minimize:
+                misfits.append(Misfit(("minimize",), "a cost is always minimised"))
+        refuse(self, misfits)
+        return self
+
     def objective(self, name: str) -> Objective:
         """With weights that sum to one."""
+        if self.cost is not None:
+            return Objective(name, {}, sign=-1, cost=self.cost)
         total = sum(self.tasks.values())
         weights = {task: weight / total for task, weight in self.tasks.items()}
         return Objective(name, weights, self.column, -1 if self.minimize else 1)
@@ -119,6 +140,9 @@ class FitnessConfig(Strict):
             for name in getattr(self.select, key)
             if name not in self.objectives
         ]
+        if all(objective.cost is not None for objective in self.objectives.values()):
+            what = "needs at least one task: what is cheapest is known without a search"
+            misfits.append(Misfit(("objectives",), what))
         kind = self.estimator.get("kind", "full")
         if kind not in ESTIMATORS:
             hint = nearest(str(kind), ESTIMATORS)
@@ -183,6 +207,7 @@ class ExperimentConfig(Strict):
     fitness: FitnessConfig
     searcher: SearcherConfig
     budget: BudgetConfig
+    limits: LimitsConfig = LimitsConfig()
     seed: int = Field(default=0, ge=0, lt=2**32)
     in_flight: int | None = Field(default=None, ge=1)
     cohort: int | None = Field(default=None, ge=1)
@@ -225,8 +250,13 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
-        if data["tokenizer"] is None:  # older runs did not know the key
+        if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
+        if not self.limits.given():
+            del data["limits"]
+        for objective in data["fitness"]["objectives"].values():
+            if objective["cost"] is None:
+                del objective["cost"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:
@@ -368,9 +398,16 @@ def _absolute_models(value: Any, folder: Path) -> Any:
     """Paths of models are relative to the experiment's file; zoo references stay as they are."""
     if isinstance(value, Mapping):
         return {name: _absolute_models(path, folder) for name, path in value.items()}
-    if not isinstance(value, str) or value.startswith(("zoo:", "memory:")):
-        return value
-    return str((folder / Path(value).expanduser()).resolve())
+    return absolute_model(value, folder) if isinstance(value, str) else value
+
+
+def absolute_model(reference: str, folder: Path) -> str:
+    """A reference to a model, with a path that is relative to a folder made absolute."""
+    if reference.startswith(("zoo:", "memory:")):
+        return reference
+    kind = RUN if reference.startswith(RUN) else ""
+    path = Path(reference.removeprefix(kind)).expanduser()
+    return f"{kind}{(folder / path).resolve()}"
 
 
 def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:

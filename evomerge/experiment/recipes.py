@@ -16,8 +16,10 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import relate
 from evomerge.documents import parse, read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
+from evomerge.experiment.config import absolute_model
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
+from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import resolve
 from evomerge.merging.blocks import check_recipe
 from evomerge.merging.check import check_merge
@@ -55,8 +57,8 @@ def read_recipe(
     if isinstance(document.data, dict) and isinstance(document.data.get("models"), dict):
         for name, source in document.data["models"].items():
             where = source.get("path") if isinstance(source, dict) else source
-            if isinstance(where, str) and not where.startswith("zoo:"):
-                absolute = str((Path(path).parent / Path(where).expanduser()).resolve())
+            if isinstance(where, str):
+                absolute = pinned(absolute_model(where, Path(path).parent))
                 document.data["models"][name] = (
                     {**source, "path": absolute} if isinstance(source, dict) else absolute
                 )

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from evomerge.documents import Document
 from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.wire import InMemory, Parts, wire
@@ -28,6 +29,7 @@ from evomerge.records import Candidate
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references
+from evomerge.search_spaces import parse_space
 
 LEDGER = "ledger.sqlite"
 EXPERIMENT = "experiment.yaml"
@@ -82,9 +84,9 @@ def run_experiment(
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
-            write_text(out / EXPERIMENT, config.to_yaml())
+            write_text(out / EXPERIMENT, parts.config.to_yaml())
         with closing(open_ledger(out / LEDGER, parts)) as ledger:
-            write_text(out / EXPERIMENT, config.to_yaml())
+            write_text(out / EXPERIMENT, parts.config.to_yaml())
             ledger.note("session", session_facts())
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
@@ -179,9 +181,9 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
     """
     if not path.exists():
         meta = {"identity": parts.identity, "evomerge": version("evomerge")}
-        return Ledger.create(path, meta, parts.num_items)
-    ledger = Ledger(path)
-    recorded, now = leaves(ledger.meta["identity"]), leaves(parts.identity)
+        return Ledger.create(path, meta, parts.num_items, parts.costs)
+    ledger = Ledger(path, costs=parts.costs)
+    recorded, now = leaves(of_today(ledger.meta["identity"])), leaves(parts.identity)
     problems = [
         Problem(
             f"{path.parent} {key}",
@@ -196,6 +198,15 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
             [*problems, Problem("", "choose another --out, or remove that folder")]
         )
     return ledger
+
+
+def of_today(identity: dict[str, Any]) -> dict[str, Any]:
+    """A recorded identity, with the keys of search spaces that older runs did not know."""
+    try:
+        space = parse_space(Document(identity["space"])).model_dump(mode="json")
+    except ConfigurationError:
+        return identity
+    return {**identity, "space": space}
 
 
 def leaves(value: Any, place: str = "") -> dict[str, Any]:

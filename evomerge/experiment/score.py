@@ -7,18 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue, read_fitness
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
+from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
+from evomerge.merging.costs import Costs
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.protocols import Progress
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Job, Measurements, Objective
+from evomerge.records import Candidate, Job, Measurements, Objective
 
 Entries = Mapping[str, dict[str, Any]]  # task -> its entry in a fitness file
 
@@ -29,9 +32,12 @@ def score_recipe(
     objectives: Iterable[Objective],
     items: dict[str, Items],
     *,
+    costs: Costs | None = None,
     allow_pickle_weights: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Part of the split -> objective -> value, standard error and number of items.
+
+    costs: over the recipe's base, where an objective is a cost.
 
     Raises:
         ModelError: the model cannot be merged or measured.
@@ -48,7 +54,8 @@ def score_recipe(
     )
     worker = Worker(spec, "driver")
     sizes = {task: 1 + max(max(part[task], default=0) for part in items.values()) for task in tasks}
-    measurements = Measurements(sizes)
+    measurements = Measurements(sizes, costs)
+    candidate = Candidate(0, None, recipe)
     rows: dict[str, dict[str, Any]] = {}
     for number, (part, wanted) in enumerate(items.items()):
         asked = {task: tuple(ids) for task, ids in wanted.items() if ids}
@@ -61,7 +68,7 @@ def score_recipe(
             measurements.add(recipe.fingerprint, responses)
         rows[part] = {
             name: asdict(e)
-            for name, e in estimate(objectives, measurements, recipe.fingerprint, asked).items()
+            for name, e in estimate(objectives, measurements, candidate, asked).items()
         }
     return rows
 
@@ -108,6 +115,7 @@ def score_model(
         entries,
         config.all_objectives(),
         items,
+        costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,
     )
 
@@ -118,6 +126,6 @@ def recipe_of(model: str) -> Recipe:
         return read_recipe(Path(model))
     return Recipe(
         base="base",
-        models={"base": ModelSource(path=model)},
+        models={"base": ModelSource(path=pinned(model))},
         default=Merge(operator="linear", sources=("base",), parameters={"weight": 1.0}),
     )

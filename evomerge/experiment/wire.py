@@ -14,15 +14,17 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.config import ExperimentConfig, FitnessConfig
+from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
 from evomerge.fitness import make_estimator, make_task
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
+from evomerge.merging.costs import Costs
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Facts, Objective
 from evomerge.search_spaces import make_space
+from evomerge.search_spaces.limits import Limited
 from evomerge.searchers import make_searcher
 from evomerge.zoo import zoo_path
 
@@ -61,6 +63,8 @@ class Parts:
     tasks: dict[str, Task]
     split: Split
     objectives: tuple[Objective, ...]
+    costs: Costs
+    limits: dict[str, float]
     space: SearchSpace
     estimator: Estimator
     searcher: Searcher
@@ -126,9 +130,13 @@ def open_models(
 
 
 def resolve(path: str, progress: Progress | None = None) -> str:
-    """A model's folder or file; `zoo:` references are trained on first use."""
+    """A model's folder or file; `zoo:` references are trained, `run:` ones merged on first use."""
     if path.startswith("zoo:"):
         return str(zoo_path(path, progress))
+    if path.startswith(RUN):
+        from evomerge.experiment.stacked import run_model  # it opens a run's models as is done here
+
+        return str(run_model(path, progress))
     return str(Path(path).expanduser())
 
 
@@ -140,6 +148,9 @@ def wire(
     Raises:
         ConfigurationError, ModelError: with all the problems of the first step that has any.
     """
+    from evomerge.experiment.stacked import pin_runs
+
+    config = pin_runs(config)
     given = in_memory or InMemory()
     objectives = config.fitness.all_objectives()
     if problems := config.space.check_experts(tuple(config.experts)):
@@ -157,7 +168,10 @@ def wire(
     estimator = make_estimator(config.fitness.estimator, objectives, split.search, config.seed)
     models = open_models(config, given, progress)
     template = make_template(config, models)
-    space = make_space(config.space, template, models.anatomy)
+    costs = Costs(models.checkpoints["base"], models.anatomy)
+    limits = config.limits.resolved(costs, template)
+    space: SearchSpace = make_space(config.space, template, models.anatomy)
+    space = Limited(space, costs, limits) if limits else space
     facts = Facts(tuple(space.designs()), tuple(o.name for o in objectives))
     return Parts(
         config=config,
@@ -166,6 +180,8 @@ def wire(
         tasks=tasks,
         split=split,
         objectives=objectives,
+        costs=costs,
+        limits=limits,
         space=space,
         estimator=estimator,
         searcher=make_searcher(

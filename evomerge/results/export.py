@@ -16,6 +16,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.merging.costs import in_short
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
@@ -276,10 +277,13 @@ def scores_section(row: Mapping[str, Any] | None) -> str:
         "|---|" + "---|" * len(columns),
     ]
     for objective in row[columns[-1]]:
-        cells = [
-            f"{row[name][objective]['value']:.3f} ± {row[name][objective]['standard_error']:.3f}"
-            f" ({row[name][objective]['num_items']} items)"
-            for name in columns
-        ]
+        cells = [_score_cell(row[name][objective]) for name in columns]
         lines.append(f"| {objective} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _score_cell(estimate: Mapping[str, float]) -> str:
+    value, error, count = (estimate[k] for k in ("value", "standard_error", "num_items"))
+    if not count:
+        return in_short(value)  # a cost, which is known exactly
+    return f"{value:.3f} ± {error:.3f} ({count} items)"

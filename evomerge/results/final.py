@@ -59,7 +59,7 @@ class Finale:
     def estimates(self, candidate: Candidate, items: Items) -> dict[str, Estimate]:
         """Every objective on these items, which the candidate must have answered."""
         measurements = self.ledger.measurements
-        return estimate(self.objectives, measurements, candidate.fingerprint, items)
+        return estimate(self.objectives, measurements, candidate, items)
 
     def is_alive(self, candidate: Candidate, items: Items) -> bool:
         """Whether there is a model that has not failed at these items, nor on the holdout."""
@@ -95,7 +95,7 @@ def choose_and_report(
     grid = grid_cohort(references, ledger).candidates
     in_order = sorted(
         (c for c in grid if c.id in grid_scores),
-        key=lambda c: (-grid_scores[c.id].rung, -np.mean(grid_scores[c.id].values), -c.id),
+        key=lambda c: (-grid_scores[c.id].rung, -grid_scores[c.id].mean, -c.id),
     )
     rivals = in_order[:NUM_GRID_FINALISTS]
 

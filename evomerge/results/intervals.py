@@ -16,17 +16,19 @@ DRAWS = 10_000
 def mean_of_objectives(
     objectives: Sequence[Objective], measurements: Measurements, fingerprint: str, items: Items
 ) -> dict[str, NDArray[np.float64]]:
-    """What each item adds to the plain mean of all objectives: task -> shape (items,).
+    """What each item adds to the plain mean of the objectives: task -> shape (items,).
 
-    The mean is the sum of the tasks' means. It is what a single number says of a model with several
-    objectives; where two of them read the same items, their errors are not independent, and here
-    they are summed item by item.
+    Costs are left out: they have no items, and units of their own. The mean is the sum of the
+    tasks' means. It is what a single number says of a model with several objectives; where two of
+    them read the same items, their errors are not independent, and here they are summed item by
+    item.
     """
     shares: dict[str, NDArray[np.float64]] = {}
-    for objective in objectives:
+    measured = [objective for objective in objectives if objective.cost is None]
+    for objective in measured:
         for task, weight in objective.weights.items():
             answers = measurements.values(fingerprint, task, items[task], objective.column)
-            share = objective.sign * weight / len(objectives) * answers
+            share = objective.sign * weight / len(measured) * answers
             shares[task] = shares[task] + share if task in shares else share
     return shares
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.files import atomic_path
+from evomerge.merging.costs import in_short
 from evomerge.records import Evaluation
 
 # Okabe & Ito's palette, which colour-blind people can tell apart.
@@ -34,7 +35,7 @@ def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[st
     figure, axes = _figure(1)
     axis = axes[0]
     ids = np.array([e.id for e in scored])
-    means = np.array([np.mean(e.score.values) for e in scored if e.score])
+    means = np.array([e.score.mean for e in scored if e.score])
     rungs = np.array([e.score.rung for e in scored if e.score])
     complete = rungs == rungs.max()
     axis.plot(ids[~complete], means[~complete], ".", color=GREY, alpha=0.6, label="dropped early")
@@ -76,6 +77,7 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
         _crosses(axis, [final["best"]], x, y, color=ORANGE, label="chosen (holdout)", size=8)
         rivals = final["references"]
         _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
+        in_a_row = _is_cost(final["best"], y)  # references cost the same, as a rule
         for label, place in _labels(rivals, x, y).items():
             low, high = axis.get_xlim()
             at_the_edge = place[0] > low + 0.8 * (high - low)  # written to the left, to stay inside
@@ -86,9 +88,14 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
                 textcoords="offset points",
                 fontsize=7,
                 ha="right" if at_the_edge else "left",
+                rotation=(-35 if at_the_edge else 35) if in_a_row else 0,
+                rotation_mode="anchor",
             )
         axis.set_xlabel(x)
         axis.set_ylabel(y)
+        for side, name in ((axis.xaxis, x), (axis.yaxis, y)):
+            if _is_cost(final["best"], name):
+                side.set_major_formatter(lambda value, _: in_short(value))
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
     return _save(figure, path)
 
@@ -97,17 +104,28 @@ def _labels(
     rows: Mapping[str, Mapping[str, Any]], x: str, y: str, near: float = 0.03
 ) -> dict[str, tuple[float, float]]:
     """Label -> where it stands; models that lie on top of each other share a label."""
+    units = [_unit(rows, name) for name in (x, y)]
     groups: list[tuple[list[str], tuple[float, float]]] = []
     for label, row in rows.items():
         place = (row["holdout"][x]["value"], row["holdout"][y]["value"])
         for names, other in groups:
-            if abs(place[0] - other[0]) < near and abs(place[1] - other[1]) < near:
+            if all(abs(p - o) < near * u for p, o, u in zip(place, other, units, strict=True)):
                 names.append(label)
                 break
         else:
             groups.append(([label], place))
     short = "task_arithmetic", "arithmetic"
     return {", ".join(names).replace(*short): place for names, place in groups}
+
+
+def _is_cost(row: Mapping[str, Any], name: str) -> bool:
+    return bool(row["holdout"][name]["num_items"] == 0)
+
+
+def _unit(rows: Mapping[str, Mapping[str, Any]], name: str) -> float:
+    """What distances along an axis are measured in: scores as they are, costs by their size."""
+    costs = [abs(row["holdout"][name]["value"]) for row in rows.values() if _is_cost(row, name)]
+    return max(costs, default=1.0) or 1.0
 
 
 def _crosses(

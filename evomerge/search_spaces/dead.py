@@ -14,6 +14,7 @@ from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.protocols import Progress, SearchSpace
 from evomerge.recipe import Merge, ModelSource, Recipe, Slot
 from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.limits import Limited
 
 TRIES = 60  # points at which a gene is changed before it is called dead
 NUMERIC_TRIES = 12  # of them, with real tensors, once for each way in which recipes differ
@@ -26,6 +27,7 @@ def check_genes(space: SearchSpace, progress: Progress | None = None) -> None:
     Raises:
         ConfigurationError: naming them.
     """
+    space = space.space if isinstance(space, Limited) else space
     if isinstance(space, CubeSpace) and (problems := dead_genes(space, progress)):
         raise ConfigurationError(problems)
 

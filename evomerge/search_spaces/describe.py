@@ -8,6 +8,7 @@ from collections import Counter
 from evomerge.genes import KINDS, Gene, Integer, Real
 from evomerge.protocols import SearchSpace
 from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.limits import Limited
 
 NUMBER = re.compile(r"\d+")
 
@@ -39,6 +40,7 @@ def conditions(space: SearchSpace) -> list[str]:
 
 def constraints(space: SearchSpace) -> list[str]:
     """What binds genes together."""
+    space = space.space if isinstance(space, Limited) else space
     if not isinstance(space, CubeSpace):
         return []
     return [str(constraint) for constraint in space.codec.constraints]

@@ -113,15 +113,13 @@ def test_an_objective_is_a_weighted_mean_of_strata(
             lab.answer(Request(one, task, wanted))
     shift = 0.5 if column == "margin" else 0.0
     a, b = (answers[t][0, list(items[t])] - shift for t in "ab")
-    found = estimate([objective], lab.measurements, lab.candidates[0].fingerprint, items)["o"]
+    found = estimate([objective], lab.measurements, lab.candidates[0], items)["o"]
     assert found.num_items == 7
     assert found.value == pytest.approx(sign * (share * np.mean(a) + (1 - share) * np.mean(b)))
     variance = share**2 * np.var(a, ddof=1) / 4 + (1 - share) ** 2 * np.var(b, ddof=1) / 3
     assert found.standard_error == pytest.approx(math.sqrt(variance))
 
-    mean, error = difference(
-        [objective], lab.measurements, *(c.fingerprint for c in lab.candidates), items
-    )
+    mean, error = difference([objective], lab.measurements, *lab.candidates, items)
     gaps = [answers[t][0, list(items[t])] - answers[t][1, list(items[t])] for t in "ab"]
     assert mean[0] == pytest.approx(
         sign * (share * np.mean(gaps[0]) + (1 - share) * np.mean(gaps[1]))
@@ -137,7 +135,7 @@ def test_a_column_that_no_answer_has_is_refused_with_the_nearest_name() -> None:
     lab.answer(Request(0, "a", (0, 1, 2, 3)))
     objective = Objective("o", {"a": 1.0}, "margn")
     with pytest.raises(ConfigurationError, match=r"no column 'margn' \(did you mean 'margin'"):
-        estimate([objective], lab.measurements, lab.candidates[0].fingerprint, {"a": (0, 1)})
+        estimate([objective], lab.measurements, lab.candidates[0], {"a": (0, 1)})
 
 
 def test_full_is_the_mean_of_everything() -> None:
@@ -370,3 +368,55 @@ def test_racing_chooses_nearly_as_well_as_full_at_a_fraction_of_its_cost() -> No
     subset = {"kind": "subset", "items": int(raced[0, 1] // (2 * 27))}
     same_cost = np.array([regret(seed, subset) for seed in range(60)])
     assert raced[:, 0].mean() < same_cost[:, 0].mean()
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+SIZE = Objective("size", {}, sign=-1, cost="parameters")
+
+
+class Priced(Lab):
+    """A lab whose candidates have sizes."""
+
+    def __init__(self, answers: Answers, sizes: Sequence[int]) -> None:
+        super().__init__(answers)
+        known = {c.fingerprint: size for c, size in zip(self.candidates, sizes, strict=True)}
+        self.measurements = Measurements(
+            {t: m.shape[1] for t, m in answers.items()},
+            lambda recipe: {"parameters": known[recipe.fingerprint]},
+        )
+
+
+@pytest.mark.parametrize("kind", [{"kind": "full"}, {"kind": "subset", "items": 8}, RACE])
+def test_a_cost_is_exact_and_asks_for_no_item(kind: dict[str, Any]) -> None:
+    answers = random_answers(0, 6, {"a": 20, "b": 16})
+    sizes = [500, 400, 300, 200, 100, 50]
+    plain, priced = Lab(answers), Priced(answers, sizes)
+    scores = {}
+    for lab, objectives in ((plain, MEAN), (priced, (*MEAN, SIZE))):
+        estimator = make_estimator(kind, objectives, all_items(answers), 3)
+        scores[lab] = lab.run(estimator, lab.cohort(0, range(6)))
+        expected = estimator.expected_items(6)
+        assert expected == make_estimator(kind, MEAN, all_items(answers), 3).expected_items(6)
+    for id_, score in scores[priced].items():
+        size = score.objectives["size"]
+        assert (size.value, size.standard_error, size.num_items) == (-sizes[id_], 0.0, 0)
+        assert score.mean == score.objectives["mean"].value
+        if kind is not RACE:
+            assert score.objectives["mean"] == scores[plain][id_].objectives["mean"]
+
+
+def test_a_race_drops_who_is_worse_and_not_cheaper_than_an_incumbent() -> None:
+    """The same answers thrice: whoever costs as much as the incumbent, or more, has no hope."""
+    answers = {"a": np.vstack([np.ones(16), *[np.zeros(16)] * 3])}
+    mean = Objective("mean", {"a": 1.0})
+    race = {"kind": "racing", "rungs": [4, 8], "keep": 0.99, "incumbents": 1, "confidence": 1}
+    lab = Priced(answers, [100, 90, 100, 110])
+    estimator = make_estimator(race, (mean, SIZE), all_items(answers), 0)
+    scores = lab.run(estimator, lab.cohort(0, [1, 2, 3], incumbents=[0]))
+    assert {id_: score.rung for id_, score in scores.items()} == {0: 1, 1: 1, 2: 0, 3: 0}
+    rival, other = lab.candidates[:2]
+    items = {"a": lab.measurements.answered(other.fingerprint, "a", range(16))}
+    means, errors = difference((mean, SIZE), lab.measurements, other, rival, items)
+    assert means.tolist() == [-1.0, 10.0]
+    assert errors.tolist() == [0.0, 0.0]

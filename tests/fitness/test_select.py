@@ -62,3 +62,28 @@ def test_the_knee_is_the_fronts(chosen: list[Row]) -> None:
 
 def test_a_knee_by_eye() -> None:
     assert Select("knee").order(rows([(1, 0), (0.9, 0.9), (0, 1), (0.8, 0.8)]))[0] == 1
+
+
+def priced(accuracy: float, size: float) -> dict[str, Estimate]:
+    return {"accuracy": Estimate(accuracy, 0.01, 10), "size": Estimate(-size, 0.0, 0)}
+
+
+def test_a_cost_counts_for_a_tie_alone_unless_it_is_weighed() -> None:
+    rows = [priced(0.5, 9e6), priced(0.5, 7e6), priced(0.6, 7.5e6), priced(0.4, 1e6)]
+    assert Select().order(rows) == [2, 1, 0, 3]
+    assert Select(weights={"accuracy": 1, "size": 1e-7}).order(rows) == [3, 2, 1, 0]
+
+
+def test_a_bound_on_a_cost_lacks_in_shares_of_it() -> None:
+    """Otherwise a parameter too many would outweigh any lack of accuracy."""
+    rows = [priced(0.9, 8e6), priced(0.5, 4e6), priced(0.8, 4.4e6)]
+    assert Select(at_least={"size": -4.2e6}).order(rows) == [1, 2, 0]
+    assert Select(at_least={"size": -4.2e6, "accuracy": 0.7}).order(rows) == [2, 1, 0]
+
+
+def test_the_knee_does_not_hang_on_a_costs_unit() -> None:
+    points = [(0.0, 1.0), (0.55, 2.0), (0.8, 3.0), (0.9, 4.0), (1.0, 9.0)]
+    orders = [
+        Select("knee").order([priced(a, unit * c) for a, c in points])[0] for unit in (1.0, 1e9)
+    ]
+    assert orders[0] == orders[1] == 2

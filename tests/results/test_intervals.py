@@ -112,3 +112,17 @@ def test_one_number_has_no_interval() -> None:
         measurements.add(model, Responses("n", np.array([0]), {"score": np.float32([value])}))
     gain = paired_gain([Objective("o", {"n": 1.0})], measurements, "one", "two", {"n": (0,)}, 0)
     assert gain == (2.0, 2.0, 2.0)
+
+
+def test_costs_are_left_out_of_means_and_gains() -> None:
+    measurements = measured(4)
+    plain = [Objective("o", {"a": 0.5, "b": 0.5})]
+    with_cost = [*plain, Objective("size", {}, sign=-1, cost="parameters")]
+    for model in ("one", "two"):
+        one, other = (
+            mean_estimate(mean_of_objectives(o, measurements, model, ITEMS))
+            for o in (plain, with_cost)
+        )
+        assert one == other
+    gains = [paired_gain(o, measurements, "one", "two", ITEMS, 0) for o in (plain, with_cost)]
+    assert gains[0] == gains[1]

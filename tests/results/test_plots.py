@@ -41,6 +41,25 @@ def test_pictures_are_drawn(names: list[str], raced: bool, tmp_path: Path) -> No
     assert sorted(tmp_path.iterdir()) == sorted(pictures)  # no parts are left
 
 
+def test_a_cost_has_a_front_too(tmp_path: Path) -> None:
+    def priced(candidate: int, accuracy: float, size: float) -> dict[str, Any]:
+        made = row(candidate, {"accuracy": accuracy})
+        made["holdout"]["size"] = {"value": -size, "standard_error": 0.0, "num_items": 0}
+        return made
+
+    evaluations = [
+        Evaluation(
+            i, [0.5], Score({"accuracy": Estimate(i / 9, 0.1, 9), "size": Estimate(-s, 0, 0)})
+        )
+        for i, s in enumerate((1.3e8, 1.1e8, 0.9e8))
+    ]
+    front = [priced(0, 0.5, 1.3e8), priced(2, 0.4, 0.9e8)]
+    references = {n: priced(-i, i / 9, 1.3e8) for i, n in enumerate("xyz", 1)}
+    final = {"best": front[0], "front": front, "references": references}
+    for picture in write_pictures(tmp_path, evaluations, final):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     evaluation = Evaluation(0, [0.5], Score({"a": Estimate(0.5, 0.1, 9)}))
     final = {"best": row(0, {"a": 0.5}), "front": [], "references": {"x": row(-1, {"a": 0.2})}}

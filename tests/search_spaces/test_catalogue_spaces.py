@@ -38,7 +38,7 @@ PLAIN = {
 # What a random point may violate.
 NAMED = {
     "gptailor_7b": r"removed_0, [a-z0-9_, .]*removed_\d all different: \d+ stands twice",
-    "layer_swapping": r"bottom \d+, top \d+ and transitions of \d+ leave expert_1 none of 12 layers",
+    "layer_swapping": r"bottom \d+, top \d+ and transitions of \d+ leave expert_1 none of 12 .*",
     "reinforced_merging": r"the walk (goes back beyond layer 0|takes no layer"
     r"|is at layer \d+ of \d+ after \d+ steps)",
 }

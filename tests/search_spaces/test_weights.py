@@ -217,7 +217,7 @@ PER_EXPERT = {
             {"default": {"operator": "task_arithmetic", "parameters": {"weigth": 0.5}}},
             "no such parameter",
         ),
-        ({"slots": [{"layer": 1}, {"layer": 0}]}, "rearranges layers"),
+        ({"slots": [{"layer": 1}, {"layer": 0}]}, "rearranges or scales layers"),
         ({"mask_seed": 3}, "mask_seed: the recipe has 3"),
         ({"dtype": "bfloat16"}, "dtype"),
         (

@@ -36,9 +36,9 @@ def parse_options(model: type[Options], options: Mapping[str, Any]) -> Options:
 
 
 def estimate(
-    objectives: Iterable[Objective], measurements: Measurements, fingerprint: str, items: Items
+    objectives: Iterable[Objective], measurements: Measurements, candidate: Candidate, items: Items
 ) -> dict[str, Estimate]:
-    """Each objective's mean over the items and its standard error.
+    """Each objective's mean over the items and its standard error; a cost is exact.
 
     Tasks are strata: an objective's value is the weighted mean of its tasks' means, and its
     variance the weighted sum of theirs (s^2 / n, with n - 1 in s^2).
@@ -46,8 +46,12 @@ def estimate(
     result = {}
     for objective in objectives:
         value, variance, count = 0.0, 0.0, 0
+        if objective.cost is not None:
+            value = float(measurements.cost(candidate, objective.cost))
         for task, weight in objective.weights.items():
-            answers = measurements.values(fingerprint, task, items[task], objective.column)
+            answers = measurements.values(
+                candidate.fingerprint, task, items[task], objective.column
+            )
             value += weight * float(answers.mean())
             if len(answers) > 1:
                 variance += weight**2 * float(answers.var(ddof=1)) / len(answers)
@@ -59,8 +63,8 @@ def estimate(
 def difference(
     objectives: Iterable[Objective],
     measurements: Measurements,
-    first: str,
-    second: str,
+    first: Candidate,
+    second: Candidate,
     items: Items,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First minus second on common items: per objective the mean and its standard error.
@@ -70,10 +74,13 @@ def difference(
     means, errors = [], []
     for objective in objectives:
         mean, variance = 0.0, 0.0
+        if (cost := objective.cost) is not None:
+            gap_in_cost = measurements.cost(first, cost) - measurements.cost(second, cost)
+            mean = float(objective.sign * gap_in_cost)
         for task, weight in objective.weights.items():
             gap = objective.sign * (
-                measurements.values(first, task, items[task], objective.column)
-                - measurements.values(second, task, items[task], objective.column)
+                measurements.values(first.fingerprint, task, items[task], objective.column)
+                - measurements.values(second.fingerprint, task, items[task], objective.column)
             )
             mean += weight * float(gap.mean())
             if len(gap) > 1:

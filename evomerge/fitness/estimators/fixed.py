@@ -41,7 +41,7 @@ class FixedItems:
         """The means; every candidate reaches the same rung."""
         return {
             candidate.id: Score(
-                estimate(self._objectives, cohort.measurements, candidate.fingerprint, self._items)
+                estimate(self._objectives, cohort.measurements, candidate, self._items)
             )
             for candidate in who_can_answer(cohort.candidates, cohort.measurements, self._items)
         }

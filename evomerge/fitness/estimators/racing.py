@@ -138,12 +138,7 @@ class Racing:
             for candidate in rung.failed:
                 scores.pop(candidate.id, None)
             for candidate in rung.everybody if at_the_end else rung.candidates:
-                scores[candidate.id] = Score(
-                    estimate(
-                        self._objectives, cohort.measurements, candidate.fingerprint, rung.items
-                    ),
-                    rung=number,
-                )
+                scores[candidate.id] = self._score(candidate, cohort, rung.items, number)
         return scores
 
     def _race(self, cohort: Cohort) -> list[Rung]:
@@ -180,34 +175,34 @@ class Racing:
             for task, order in self._order.items()
         }
 
+    def _score(self, candidate: Candidate, cohort: Cohort, items: Items, rung: int = 0) -> Score:
+        return Score(estimate(self._objectives, cohort.measurements, candidate, items), rung)
+
     def _survivors(self, rung: Rung, cohort: Cohort) -> tuple[Candidate, ...]:
         """The best share of a rung, less those that an incumbent beats beyond doubt."""
-        values = np.array(
-            [
-                [
-                    e.value
-                    for e in estimate(
-                        self._objectives, cohort.measurements, c.fingerprint, rung.items
-                    ).values()
-                ]
-                for c in rung.candidates
-            ]
-        )
+        scores = [self._score(candidate, cohort, rung.items) for candidate in rung.candidates]
+        means = np.array([score.mean for score in scores])
         keep = math.ceil(self._options.keep * len(rung.candidates))
-        order = np.lexsort((-values.mean(axis=1), front_ranks(values)))  # stable: ties by id
+        ranks = front_ranks([score.values for score in scores])
+        order = np.lexsort((-means, ranks))  # stable: ties by id
         kept = [rung.candidates[i] for i in sorted(order[:keep])]
         return tuple(c for c in kept if not self._is_hopeless(c, rung, cohort))
 
     def _is_hopeless(self, candidate: Candidate, rung: Rung, cohort: Cohort) -> bool:
-        """Whether an incumbent dominates even the candidate's optimistic bounds."""
+        """Whether an incumbent dominates even the candidate's optimistic bounds.
+
+        Costs are known: to cost the same is no advantage.
+        """
+        exact = np.array([objective.cost is not None for objective in self._objectives])
         for incumbent in rung.incumbents:
             mean, error = difference(
                 self._objectives,
                 cohort.measurements,
-                candidate.fingerprint,
-                incumbent.fingerprint,
+                candidate,
+                incumbent,
                 rung.items,
             )
-            if bool(np.all(mean + self._options.confidence * error < 0)):
+            bound = mean + self._options.confidence * error
+            if bool(np.all((bound < 0) | (exact & (bound == 0)))):
                 return True
         return False

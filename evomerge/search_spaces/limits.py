@@ -1,0 +1,132 @@
+"""What candidates may cost: whoever costs more is refused before any merge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.errors import ConfigurationError, Problem
+from evomerge.genes import Gene
+from evomerge.merging.costs import COSTS, Costs, in_short
+from evomerge.protocols import SearchSpace
+from evomerge.recipe import Recipe
+from evomerge.records import Genome
+
+
+class ShareOfBase(BaseModel):
+    """A limit as a share of what the base costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    of_base: float = Field(gt=0)
+
+
+Limit = Annotated[float, Field(ge=1)] | ShareOfBase | None
+
+
+class LimitsConfig(BaseModel):
+    """What no candidate may exceed, by the costs of merging/costs.py."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    parameters: Limit = None
+    layers: Limit = None
+    bytes: Limit = None
+    flops_per_token: Limit = None
+
+    def given(self) -> dict[str, float | ShareOfBase]:
+        """Those limits that there are."""
+        values = {name: getattr(self, name) for name in COSTS}
+        return {name: limit for name, limit in values.items() if limit is not None}
+
+    def resolved(self, costs: Costs, template: Recipe) -> dict[str, float]:
+        """Every limit as a number.
+
+        Raises:
+            ConfigurationError: a limit that no candidate can keep.
+        """
+        base, least = costs.of_base(template), costs.least(template)
+        limits = {
+            name: limit.of_base * base[name] if isinstance(limit, ShareOfBase) else limit
+            for name, limit in self.given().items()
+        }
+        problems = [
+            Problem(
+                f"limits.{name}",
+                f"{in_short(limit)} is too little for any model of this family",
+                f"one layer, with what is outside the layers, has {in_short(least[name])}",
+            )
+            for name, limit in limits.items()
+            if limit < least[name]
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+        return limits
+
+
+class Limited:
+    """A search space whose genomes violate it, too, where their recipes cost more than the limits.
+
+    limits: by the names of costs.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        costs: Callable[[Recipe], Mapping[str, float]],
+        limits: Mapping[str, float],
+    ) -> None:
+        self.space = space
+        self._costs = costs
+        self._limits = dict(limits)
+        self._last: tuple[Genome, Recipe] | None = None  # who is checked is decoded next
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """The space's own."""
+        return self.space.genes
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The space's own recipe."""
+        if self._last is None or self._last[0] != genome:
+            self._last = (copy.deepcopy(genome), self.space.decode(genome))
+        return self._last[1]
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """The space's own genome, whatever the recipe costs.
+
+        Raises:
+            ValueError: the space cannot express the recipe.
+        """
+        return self.space.encode(recipe)
+
+    def sample(self, generator: np.random.Generator) -> Genome:
+        """A random genome of the space, whatever it costs."""
+        return self.space.sample(generator)
+
+    def designs(self) -> list[Genome]:
+        """The space's own that keep the limits."""
+        return [genome for genome in self.space.designs() if not self.violations(genome)]
+
+    def violations(self, genome: Genome) -> list[str]:
+        """The space's own; where there are none, the limits that are exceeded."""
+        if own := self.space.violations(genome):
+            return own
+        costs = self._costs(self.decode(genome))
+        return [
+            f"{name}: {_apart(costs[name], limit)}"
+            for name, limit in self._limits.items()
+            if costs[name] > limit
+        ]
+
+
+def _apart(cost: float, limit: float) -> str:
+    """Both in short, or in full where they would read the same."""
+    shown, allowed = in_short(cost), in_short(limit)
+    if shown == allowed:
+        shown, allowed = f"{cost:,.10g}", f"{limit:,.10g}"
+    return f"{shown}, the limit is {allowed}"
