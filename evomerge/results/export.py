@@ -17,7 +17,7 @@ from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, Segments
 from evomerge.results.mergekit_yaml import mergekit_yaml
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def output_dtype(recipe: Recipe) -> Any:
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as `evomerge merge` reads it."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False)
+    flow = False if recipe.segments is None else None  # a table's rows in lines, not in columns
+    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False, default_flow_style=flow)
 
 
 def model_card(recipe: Recipe, name: str, row: Mapping[str, Any] | None) -> str:
@@ -159,7 +160,9 @@ A merge made with evomerge. `evomerge merge evomerge_recipe.yaml --out FOLDER` m
 
 
 def layers_section(recipe: Recipe) -> str:
-    """Which layers the model is made of, where they are not in the models' own order."""
+    """What the model is made of, where layers are not in the models' own order, or do not count."""
+    if recipe.segments is not None:
+        return segments_section(recipe.segments)
     slots = recipe.slots or ()
     if recipe.keeps_layers(len(slots)):
         return ""
@@ -168,6 +171,28 @@ def layers_section(recipe: Recipe) -> str:
         sources = recipe.merge_for(number, "default").sources or ()
         made_of = ", ".join(f"`{model}` {slot.layer_of(model)}" for model in sources)
         lines.append(f"| {number} | {made_of} |")
+    return "\n".join(lines) + "\n"
+
+
+def segments_section(segments: Segments) -> str:
+    """How many stretches of the parameters there are, and what each model has of them."""
+    stops = segments.stops
+    sizes = [stop - start for start, stop in zip((0, *stops), stops, strict=False)]
+    lines = ["", "## Stretches", ""]
+    noun = (
+        "a linear combination of the models"
+        if len(stops) == 1
+        else (f"{len(stops)} stretches, each a linear combination of the models")
+    )
+    lines += [
+        f"The {stops[-1]:,} parameters, flattened, are {noun}.",
+        "",
+        "| model | mean coefficient | smallest | largest |",
+        "|---|---|---|---|",
+    ]
+    for model, weights in segments.weights.items():
+        mean = sum(w * size for w, size in zip(weights, sizes, strict=True)) / stops[-1]
+        lines.append(f"| `{model}` | {mean:.3f} | {min(weights):.3f} | {max(weights):.3f} |")
     return "\n".join(lines) + "\n"
 
 
