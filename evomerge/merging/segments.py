@@ -25,6 +25,8 @@ def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:
     sources = prepared.models.sources
     stops = np.array(values["stops"], np.int64)
     table = np.array(cast("tuple[float, ...]", values["weights"])).reshape(len(sources), len(stops))
+    if stops[-1] != out.numel():  # the kernels would write beyond
+        raise ValueError(f"pieces of {stops[-1]} entries for a block of {out.numel()}")
     pieces = [slice(a, b) for a, b in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True)]
     looked = []
     for used in np.unique(table != 0, axis=1).T:

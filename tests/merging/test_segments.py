@@ -15,6 +15,7 @@ from tiny_states import States, merger_of
 from torch import Tensor, nn
 
 from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.merging import reads
@@ -26,7 +27,7 @@ from evomerge.recipe import Recipe
 
 MODELS = ("base", "a", "b")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHAPES = {"embed": (5, 3), "layers.0.up": (4, 3), "layers.1.up": (4, 3), "norm": (3,)}
+SHAPES = {"embed": (5, 3), "layers.0.up": (4, 3), "layers.0.down": (2, 3), "norm": (3,)}
 
 
 def states_of(dtypes: Any = (torch.float32,), shapes: Any = None) -> dict[str, dict[str, Tensor]]:
@@ -162,12 +163,12 @@ def test_the_order_is_by_name_of_what_all_models_have_alike() -> None:
     assert list(order.spans.items()) == [
         ("embed", (0, 15)),
         ("half", (15, 17)),
-        ("layers.0.up", (17, 29)),
-        ("layers.1.up", (29, 41)),
-        ("norm", (41, 44)),
+        ("layers.0.down", (17, 23)),
+        ("layers.0.up", (23, 35)),
+        ("norm", (35, 38)),
     ]
-    assert order.total == 44
-    merged = dict(merger_of(states).tensors(recipe_of([44], b=[2.0])))
+    assert order.total == 38
+    merged = dict(merger_of(states).tensors(recipe_of([38], b=[2.0])))
     assert merged.keys() == states["base"].keys()
     for name in ("another", "shape", "empty", "steps"):
         assert torch.equal(merged[name], states["base"][name])
@@ -183,6 +184,14 @@ def test_tied_tensors_are_flattened_once() -> None:
     assert torch.equal(merged["head"], merged["embed"])
     expected = 0.5 * states["a"]["embed"] + states["b"]["embed"]
     assert torch.allclose(merged["head"].view(-1)[7:], expected.view(-1)[7:], rtol=1e-6)
+
+
+def test_tensors_that_are_computed_are_not_tied() -> None:
+    origin = open_checkpoint({"x": torch.ones(3)}, name="base")
+    made = {n: Made((2,), torch.float32, lambda: torch.zeros(2)) for n in ("y", "z")}
+    derived = Derived(origin, {"w": "x", "x": "x", **made}, change=0)
+    order = flat_order({"base": derived}, "base")
+    assert order.spans == {"w": (0, 3), "x": (0, 3), "y": (3, 5), "z": (5, 7)}
 
 
 @pytest.mark.parametrize("stored", ["memory", "files"])

@@ -131,16 +131,19 @@ def test_mergekit_has_no_words_for_it_and_the_card_has_few(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("cut", "exact"), [(None, True), (700, False)], ids=["one stretch", "two stretches"]
+    ("cut", "shares", "exact"),
+    [
+        ([], {"adapter": [0.4], "base": [0.6]}, True),
+        ([700], {"adapter": [0.9, 0.4], "base": [0.1, 0.6]}, False),
+        ([700], {"adapter": [0.5, 0.2], "base": [0.1, 0.2]}, False),
+    ],
+    ids=["one stretch", "two stretches", "two that sum to 1 together"],
 )
 def test_as_an_adapter_it_is_exact_or_the_nearest_of_a_rank(
-    cut: int | None, exact: bool, folder: Path, tmp_path: Path
+    cut: list[int], shares: dict[str, list[float]], exact: bool, folder: Path, tmp_path: Path
 ) -> None:
     total = len(flattened(states_of(folder)["base"]))
-    stops = [total] if cut is None else [cut, total]
-    shares = [0.4] if cut is None else [0.9, 0.4]
-    weights = {"adapter": shares, "base": [1 - share for share in shares]}
-    recipe = recipe_of(folder, stops, weights)
+    recipe = recipe_of(folder, [*cut, total], shares)
     checkpoints = open_recipe_models(recipe, notes=[])
     report = export_adapter(recipe, checkpoints, tmp_path / "adapter", rank=None if exact else 16)
     if exact:

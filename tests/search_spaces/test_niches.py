@@ -158,6 +158,29 @@ def test_coefficients_are_short_numbers() -> None:
         assert len(f"{weight!r}".replace("0.", "")) <= 9
 
 
+def test_neighbours_that_are_equal_when_rounded_are_one_stretch() -> None:
+    space = space_of()
+    assert space.cross(*space.designs()[:2], 0.5 + 1e-12, 11)["stops"] == [TOTAL]
+
+
+def test_the_file_says_whose_angle_it_is() -> None:
+    whole, part = (space_of(angle=angle) for angle in ("whole", "part"))
+    one, other = (SEEDS.read(name, 0, 11).astype(np.float64) for name in "ab")
+    omega = np.arccos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    child = part.cross(*part.designs()[:2], 0.3, 11)
+    expected = np.sin([0.7 * omega, 0.3 * omega]) / np.sin(omega)
+    assert np.allclose([child["weights"][n][0] for n in "ab"], expected, rtol=1e-8, atol=0)
+    assert child != whole.cross(*whole.designs()[:2], 0.3, 11)
+
+
+def test_what_was_crossed_before_does_not_show() -> None:
+    parents = space_of().designs()[:2]
+    fresh, used = space_of(), space_of()
+    for split in range(1, TOTAL, 3):
+        used.cross(*parents, 0.2, split)
+    assert used.cross(*parents, 0.3, 19) == fresh.cross(*parents, 0.3, 19)
+
+
 def test_without_split_points_a_child_is_one_mix_everywhere() -> None:
     space = space_of(split=False)
     assert space.cross(*space.designs()[:2], 0.3, 11)["stops"] == [TOTAL]
