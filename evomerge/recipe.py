@@ -100,7 +100,7 @@ class Merge(Frozen):
 
     def over(self, general: Merge) -> Merge:
         """This merge, with what it leaves out taken from a more general one."""
-        same = self.operator is None or self.operator == general.operator
+        same = self.operator == general.operator or None in (self.operator, general.operator)
         return Merge.of_valid(
             operator=self.operator or general.operator,
             sources=self.sources if self.sources is not None else general.sources,
