@@ -18,6 +18,9 @@ models but the base.
 Slots are the layers of the merged model, in order. A model's layer may stand in several of them or
 in none, and models may give different layers to one slot: so layers are repeated, left out,
 reordered, and stacked from several models.
+
+`segments` takes the place of all of this: it says of every stretch of the flattened parameters, in
+the order of merging/flat_order.py, which linear combination of the models it is.
 """
 
 from __future__ import annotations
@@ -26,15 +29,24 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Number = bool | float  # 1 and 1.0 say the same: whole numbers become floats
 ParameterValue = Number | str | None | dict[str, Number]
 LayerGroup = Literal["default", "attention", "mlp", "norm", "other"]
 OutsideGroup = Literal["embedding", "head", "norm", "other"]
 LayerNumber = Annotated[int, Field(ge=0)]
+Stop = Annotated[int, Field(gt=0, lt=2**63)]
 DType = Literal["float32", "bfloat16", "float16"]
 UNION = "union"  # the tokens of all models
 
@@ -88,12 +100,15 @@ class Merge(Frozen):
 
     def over(self, general: Merge) -> Merge:
         """This merge, with what it leaves out taken from a more general one."""
-        same = self.operator is None or self.operator == general.operator
+        same = self.operator == general.operator or None in (self.operator, general.operator)
         return Merge.of_valid(
             operator=self.operator or general.operator,
             sources=self.sources if self.sources is not None else general.sources,
             parameters={**(general.parameters if same else {}), **self.parameters},
         )
+
+
+SEGMENTS_DEFAULT = Merge(operator="linear")  # of recipes with segments, which override it
 
 
 class Slot(Frozen):
@@ -163,6 +178,41 @@ class TokenizerSpec(Frozen):
         return cls(source=tokenizer) if isinstance(tokenizer, str) else tokenizer
 
 
+class Segments(Frozen):
+    """Linear combinations of models over stretches of the flattened parameters.
+
+    stops: where each stretch ends, ascending; the last one is the number of all entries.
+    weights: by model, a coefficient for each stretch. A model with zeros alone is left out, so that
+    equal merges have equal fingerprints.
+    """
+
+    stops: tuple[Stop, ...] = Field(min_length=1)
+    weights: dict[str, tuple[float, ...]]
+
+    @field_validator("stops")
+    @classmethod
+    def _ascending(cls, stops: tuple[int, ...]) -> tuple[int, ...]:
+        for before, after in pairwise(stops):
+            if after <= before:
+                raise ValueError(f"expected ascending numbers, got {after} after {before}")
+        return stops
+
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each_stretch(
+        cls, weights: dict[str, tuple[float, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[float, ...]]:
+        wanted = len(info.data.get("stops", ()))  # none where the stops are wrong themselves
+        for model, given in weights.items():
+            if wanted and len(given) != wanted:
+                what = f"{model}: expected {wanted} coefficients, one for each stretch"
+                raise ValueError(f"{what}, got {len(given)}")
+        used = {m: tuple(w + 0.0 for w in given) for m, given in weights.items() if any(given)}
+        if not used:
+            raise ValueError("all coefficients are 0")
+        return used
+
+
 class Recipe(Frozen):
     """A merged model, described completely (see the module's text for the precedence)."""
 
@@ -173,10 +223,19 @@ class Recipe(Frozen):
     outside: dict[OutsideGroup, Merge] = Field(default_factory=dict)
     slots: tuple[Slot, ...] | None = None
     tensors: dict[str, Merge] = Field(default_factory=dict)
+    segments: Segments | None = None
     dtype: DType | None = None
     tokenizer: str | TokenizerSpec | None = None  # whose tokens the merged model has
     chat_template: str | None = None  # Jinja's text, or `auto`; by default the tokenizer's own
     mask_seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _segments_are_linear(cls, data: Any) -> Any:
+        """Segments need no default; what stands there all the same is one thing alone."""
+        if isinstance(data, Mapping) and data.get("segments") is not None:
+            return {"default": SEGMENTS_DEFAULT, **data}
+        return data
 
     @field_validator("models", mode="before")
     @classmethod
@@ -199,6 +258,7 @@ class Recipe(Frozen):
             raise ValueError("default: an operator is needed")
         used = {self.base, *(name for merge in self.merges() for name in merge.sources or ())}
         used.update(name for slot in self.slots or () for name in slot.layers)
+        used.update(self.segments.weights if self.segments is not None else ())
         if self.tokenizer is not None:
             spec = TokenizerSpec.of(self.tokenizer)
             used.update({spec.source} - {UNION})
@@ -208,6 +268,17 @@ class Recipe(Frozen):
         if unknown := sorted(used - set(self.models)):
             known = ", ".join(sorted(self.models))
             raise ValueError(f"unknown model(s) {', '.join(unknown)}; models: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _segments_stand_alone(self) -> Recipe:
+        if self.segments is None:
+            return self
+        beside = [name for name in ("slots", "outside", "tensors") if getattr(self, name)]
+        if self.default != SEGMENTS_DEFAULT:
+            beside.insert(0, "default")
+        if beside:
+            raise ValueError(f"segments say how all is merged: leave out {', '.join(beside)}")
         return self
 
     def merges(self) -> list[Merge]:

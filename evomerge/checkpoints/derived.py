@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ class Derived(Checkpoint):
         """Whether a tensor is computed, here or by the origin."""
         found = self._source(name)
         return self.origin.is_made(found) if isinstance(found, str) else True
+
+    def stored_at(self, name: str) -> Hashable:
+        """Where the origin stores a tensor; one that is made is nobody else's."""
+        found = self._source(name)
+        return self.origin.stored_at(found) if isinstance(found, str) else (id(self), name)
 
     def survey(self, progress: Callable[[int, int], None] | None = None) -> Survey:
         """The surveys of what is read, with a checksum that tells the change."""

@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,6 +91,13 @@ class Checkpoint:
         """Whether a tensor is computed when it is asked for, in a dtype of nobody's choice."""
         self._find(name)
         return False
+
+    def stored_at(self, name: str) -> Hashable:
+        """Where a tensor is stored: equal for tied tensors, of which there is one."""
+        stored = self._find(name)
+        if isinstance(stored, torch.Tensor):
+            return stored.data_ptr(), stored.dtype, stored.shape, stored.stride()
+        return stored.file.path, stored.start, stored.stop
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, memory-mapped where it comes from a file.

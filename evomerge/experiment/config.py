@@ -432,12 +432,18 @@ def _absolute_models(value: Any, folder: Path) -> Any:
 
 
 def absolute_model(reference: str, folder: Path) -> str:
-    """A reference to a model, with a path that is relative to a folder made absolute."""
+    """A reference to a model, with a path that is relative to a folder made absolute.
+
+    `run:NAME` alone is where `evomerge run NAME` writes: runs/NAME below the current directory.
+    """
     if reference.startswith(("zoo:", "memory:")):
         return reference
     kind = RUN if reference.startswith(RUN) else ""
-    path = Path(reference.removeprefix(kind)).expanduser()
-    return f"{kind}{(folder / path).resolve()}"
+    text = reference.removeprefix(kind)
+    near = (folder / Path(text).expanduser()).resolve()
+    if kind and "/" not in text and not Path(str(near).partition("#")[0]).exists():
+        return f"{kind}{Path('runs', text).resolve()}"
+    return f"{kind}{near}"
 
 
 def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:

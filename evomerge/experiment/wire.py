@@ -170,7 +170,7 @@ def wire(
     template = make_template(config, models)
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
-    space: SearchSpace = make_space(config.space, template, models.anatomy)
+    space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
     space = Limited(space, costs, limits) if limits else space
     facts = Facts(tuple(space.designs()), tuple(o.name for o in objectives))
     return Parts(

@@ -11,6 +11,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.merging.operator import CHUNK, Operator, Value
+from evomerge.merging.segments import SEGMENTS
 from evomerge.merging.table import OPERATORS
 from evomerge.recipe import Recipe
 
@@ -241,7 +242,11 @@ def check_recipe(
         recipe: what to merge.
         anatomy: the base's.
         num_layers: of each model; as many as the base's by default.
+
+    Where segments end hangs on the models' tensors: see `FlatOrder.problems`.
     """
+    if recipe.segments is not None:
+        return []
     depths = dict.fromkeys(recipe.models, anatomy.num_layers) | dict(num_layers or {})
     if problems := _slot_problems(recipe, anatomy.num_layers, depths):
         return problems
@@ -327,4 +332,4 @@ def _placed(problem: Problem, places: list[str]) -> Problem:
 
 def operator_of(effective: Effective) -> Operator:
     """The operator that an effective merge names."""
-    return OPERATORS[effective.operator]
+    return SEGMENTS if effective.operator == SEGMENTS.name else OPERATORS[effective.operator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 
 import torch
@@ -25,8 +25,10 @@ from evomerge.merging.blocks import (
     resolve,
 )
 from evomerge.merging.cache import Cache
+from evomerge.merging.flat_order import FlatOrder, flat_order
 from evomerge.merging.operator import Block, Operator, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
+from evomerge.merging.pieces import plan_of_segments
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 
@@ -83,15 +85,29 @@ class Merger:
             if recipe.base != self.base:
                 what = f"the recipe's base is {recipe.base!r}, the models' {self.base!r}"
                 raise ConfigurationError(Problem("base", what))
+            if recipe.segments is not None:
+                if problems := self._flat_order.problems(recipe.segments):
+                    raise ConfigurationError(problems)
+                plan = plan_of_segments(recipe.segments, self.groups, self._flat_order)
+                return self._planned(recipe, plan)
             unusual = recipe.tensors or not recipe.keeps_layers(self.anatomy.num_layers)
             if unusual and (problems := check_recipe(recipe, self.anatomy, self._num_layers)):
                 raise ConfigurationError(problems)
             groups = arranged(self.groups, recipe, self.anatomy)
             plan = resolve(recipe, groups, self.anatomy)
-            self._plan = joined(plan, self.checkpoints[self.base])
-            self._recipe = recipe
-            self._cache.next_candidate()
+            return self._planned(recipe, joined(plan, self.checkpoints[self.base]))
         return self._plan
+
+    def _planned(
+        self, recipe: Recipe, plan: dict[Group, Effective | None]
+    ) -> Mapping[Group, Effective | None]:
+        self._plan, self._recipe = plan, recipe
+        self._cache.next_candidate()
+        return plan
+
+    @cached_property
+    def _flat_order(self) -> FlatOrder:
+        return flat_order(self.checkpoints, self.base)
 
     def merge_tensor(self, recipe: Recipe, name: str, out: Tensor) -> None:
         """Write one merged tensor into `out`, which has its shape and a floating dtype.
@@ -103,7 +119,11 @@ class Merger:
         plan = self.plan(recipe)
         for group, effective in plan.items():
             if name in group.names:
-                self.write(group.of([name]), effective, [out])
+                part = group.of([name])
+                if recipe.segments is not None and effective is not None:
+                    # Pieces are a group's: those of one tensor are others.
+                    effective = plan_of_segments(recipe.segments, [part], self._flat_order)[part]
+                self.write(part, effective, [out])
                 return
         known = [name for group in plan for name in group.names]
         raise ModelError(Problem(repr(name), "no such tensor", nearest(name, known)))

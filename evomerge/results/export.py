@@ -20,7 +20,7 @@ from evomerge.merging.costs import in_short
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, Segments
 from evomerge.results.mergekit_yaml import mergekit_yaml
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def output_dtype(recipe: Recipe) -> Any:
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as `evomerge merge` reads it."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False)
+    flow = False if recipe.segments is None else None  # a table's rows in lines, not in columns
+    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False, default_flow_style=flow)
 
 
 def model_card(
@@ -245,7 +246,9 @@ def scale_inputs(model):
 
 
 def layers_section(recipe: Recipe) -> str:
-    """Which layers the model is made of, where they are not the models' own as they are."""
+    """What the model is made of, where its layers are not the models' own as they are."""
+    if recipe.segments is not None:
+        return segments_section(recipe.segments)
     slots = recipe.slots or ()
     if recipe.keeps_layers(len(slots)) and not recipe.is_scaled:
         return ""
@@ -258,6 +261,28 @@ def layers_section(recipe: Recipe) -> str:
         made_of = ", ".join(f"`{model}` {slot.layer_of(model)}" for model in sources)
         factors = [f"{getattr(slot, key):g}" for _, key in scales]
         lines.append(f"| {' | '.join([str(number), made_of, *factors])} |")
+    return "\n".join(lines) + "\n"
+
+
+def segments_section(segments: Segments) -> str:
+    """How many stretches of the parameters there are, and what each model has of them."""
+    stops = segments.stops
+    sizes = [stop - start for start, stop in zip((0, *stops), stops, strict=False)]
+    lines = ["", "## Stretches", ""]
+    noun = (
+        "a linear combination of the models"
+        if len(stops) == 1
+        else (f"{len(stops)} stretches, each a linear combination of the models")
+    )
+    lines += [
+        f"The {stops[-1]:,} parameters, flattened, are {noun}.",
+        "",
+        "| model | mean coefficient | smallest | largest |",
+        "|---|---|---|---|",
+    ]
+    for model, weights in segments.weights.items():
+        mean = sum(w * size for w, size in zip(weights, sizes, strict=True)) / stops[-1]
+        lines.append(f"| `{model}` | {mean:.3f} | {min(weights):.3f} | {max(weights):.3f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ error (as `cat` of PEFT's add_weighted_adapter). It is linear with
     task_arithmetic                c_k = lambda w_k, divided by what `normalize` and `compat` say
     dare_linear, all densities 1   the same
     linear                         c_k = w_k / sum w if normalised, w_k if the weights sum to 1
+    segments                       the same in one piece, if the weights sum to 1
 
 Whatever else is merged has a nearest matrix of rank r, from the singular values (Eckart & Young
 1936).
@@ -24,6 +25,7 @@ from torch import Tensor
 from evomerge.checkpoints.adapters import Adapted
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.blocks import Effective
+from evomerge.merging.segments import SEGMENTS
 
 _KNOWN = {"weight", "normalize", "lambda", "compat", "density", "rescale"}
 _SUMS_TO_1 = 1e-6
@@ -48,6 +50,9 @@ class LowRankChange:
 def coefficients(effective: Effective) -> dict[str, float] | None:
     """Each source's c_k where a merge is W_0 + sum_k c_k tau_k, else None."""
     values: dict[str, Any] = dict(effective.values)
+    if effective.operator == SEGMENTS.name:
+        weights = values["weights"] if len(values["stops"]) == 1 else ()
+        return _named(effective, weights, 1.0) if abs(sum(weights) - 1) <= _SUMS_TO_1 else None
     if not values.keys() <= _KNOWN:
         return None
     weights = values.get("weight", ())

@@ -141,7 +141,7 @@ def mergekit_yaml(
     """The text of mergekit's file; None where it cannot say what the recipe says."""
     method = METHODS.get(recipe.default.operator or "")
     config = checkpoints[recipe.base].config
-    if method is None or not config or not anatomy.num_layers:
+    if method is None or recipe.segments is not None or not config or not anatomy.num_layers:
         return None
     if scaled_layers(input_scales(recipe, checkpoints[recipe.base], anatomy.num_layers)):
         return None

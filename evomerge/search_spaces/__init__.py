@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.open import Checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.merging.flat_order import FlatModels
 from evomerge.protocols import SearchSpace
 from evomerge.recipe import Recipe
 from evomerge.search_spaces.config import SpaceConfig
@@ -17,6 +20,7 @@ from evomerge.search_spaces.layer_stack import LayerStackConfig, make_layer_stac
 from evomerge.search_spaces.layer_swap import LayerSwap, LayerSwapConfig
 from evomerge.search_spaces.layer_walk import LayerWalk, LayerWalkConfig
 from evomerge.search_spaces.masks import Masks, MasksConfig
+from evomerge.search_spaces.niches import Niches, NichesConfig
 from evomerge.search_spaces.weights import Weights, WeightsConfig
 
 
@@ -51,6 +55,7 @@ SPACES: dict[str, Kind] = {
     "layer_walk": Kind(
         LayerWalkConfig, LayerWalk, "a walk through the layers: take, skip, go back"
     ),
+    "niches": Kind(NichesConfig, Niches, "lineages: descendants by SLERP of split parents (M2N2)"),
 }
 
 
@@ -67,12 +72,26 @@ def parse_space(document: Document) -> SpaceConfig:
     return parse(SPACES[kind].config, document)
 
 
-def make_space(config: SpaceConfig, template: Recipe, anatomy: Anatomy) -> SearchSpace:
-    """The space over a family of models; `template` holds what all its recipes share.
+def make_space(
+    config: SpaceConfig,
+    template: Recipe,
+    anatomy: Anatomy,
+    checkpoints: Mapping[str, Checkpoint] | None = None,
+) -> SearchSpace:
+    """The space over a family of models.
+
+    Args:
+        config: of the file.
+        template: what all recipes of the space share.
+        anatomy: the base's.
+        checkpoints: the models, which a space of lineages reads; all others do with their names.
 
     Raises:
         ConfigurationError: the file asks for what these models do not have, or for genes that can
             never matter.
     """
+    if isinstance(config, NichesConfig):
+        seeds = FlatModels(checkpoints, template.base) if checkpoints is not None else None
+        return Niches(config, template, anatomy, seeds=seeds)
     space: SearchSpace = SPACES[config.kind].space(config, template, anatomy)
     return space

@@ -82,9 +82,17 @@ def test_wrong_integers_of_a_space_are_told(fixed, told):
         parse_space(Document({"kind": "weights", **data}))
 
 
-def test_an_integer_is_no_gene():
+def test_an_integer_is_a_gene_with_whole_numbers():
     data = {"operator": "karcher", "search": {"max_iter": {"range": [1, 9]}}}
-    with pytest.raises(ConfigurationError, match="cannot be searched"):
+    config = parse_space(Document({"kind": "weights", **data}))
+    template = Recipe.model_validate(
+        {"base": "base", "models": {n: f"/{n}" for n in MODELS}, "default": {"operator": "linear"}}
+    )
+    space = make_space(config, template, anatomy_of(CHECKPOINTS["base"]))
+    found = {space.decode([i / 99]).default.parameters["max_iter"] for i in range(100)}
+    assert found == set(range(1, 10))
+    data["search"]["max_iter"]["range"] = [1, 2.5]
+    with pytest.raises(ConfigurationError, match="whole number"):
         parse_space(Document({"kind": "weights", **data}))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from evomerge.checkpoints.anatomy import Anatomy, Place
 from evomerge.documents import Document, read_yaml
 from evomerge.files import catalogue_folder
@@ -11,6 +13,7 @@ from evomerge.merging import OPERATORS
 from evomerge.recipe import Recipe
 from evomerge.search_spaces import make_space, parse_space
 from evomerge.search_spaces.config import SpaceConfig
+from evomerge.search_spaces.niches import Niches, NichesConfig
 
 TENSORS = {
     "self_attn.q_proj.weight": "attention",
@@ -56,10 +59,23 @@ def experts_for(config: SpaceConfig, wanted: int) -> list[str]:
     return [f"expert_{i}" for i in range(min(wanted, most or wanted))]
 
 
+class Noise:
+    """The parameters of models that there are not, for lineages."""
+
+    total = 5000
+
+    def read(self, model: str, start: int, stop: int) -> np.ndarray:
+        seed = int(model.removeprefix("expert_"))
+        return np.random.default_rng(seed).standard_normal(self.total)[start:stop]
+
+
 def catalogue_space(name: str, num_layers: int, num_experts: int) -> Any:
     """A space of the catalogue over stand-ins."""
     config = parse_space(read_yaml(catalogue_folder("search_spaces") / f"{name}.yaml"))
-    return make_space(config, template_of(experts_for(config, num_experts)), llama(num_layers))
+    template = template_of(experts_for(config, num_experts))
+    if isinstance(config, NichesConfig):
+        return Niches(config, template, llama(num_layers), seeds=Noise())
+    return make_space(config, template, llama(num_layers))
 
 
 def space_of(data: dict[str, Any], num_layers: int = 6, num_experts: int = 3) -> Any:
