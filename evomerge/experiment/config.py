@@ -21,6 +21,7 @@ from pydantic import (
 
 from evomerge.documents import Document, Misfit, parse, read_yaml, refuse
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
@@ -294,21 +295,34 @@ class ExperimentConfig(Strict):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
-def read_experiment(path: Path) -> ExperimentConfig:
-    """Read an experiment file with the files that it refers to.
+def read_experiment(path: Path, *, notes: list[str] | None = None) -> ExperimentConfig:
+    """Read an experiment file with the files that it refers to; or a file of mergekit-evolve.
+
+    notes: is added what a user should know of the latter.
 
     Raises:
         ConfigurationError: with every problem of every file.
+        ModelError: mergekit-evolve's base cannot be read.
     """
-    return parse_experiment(read_yaml(path))
+    return parse_experiment(read_yaml(path), notes=notes)
 
 
-def parse_experiment(document: Document) -> ExperimentConfig:
+def parse_experiment(document: Document, *, notes: list[str] | None = None) -> ExperimentConfig:
     """Validate an experiment with the files that it refers to; paths are relative to its own.
 
+    notes: as for `read_experiment`.
+
     Raises:
         ConfigurationError: with every problem of every file.
+        ModelError: mergekit-evolve's base cannot be read.
     """
+    if is_evolve_file(document.data):
+        from evomerge.experiment.mergekit_evolve import experiment_of  # it makes such a config
+
+        made, told = experiment_of(document)
+        if notes is not None:
+            notes += told
+        return made
     if not isinstance(document.data, dict):
         parse(ExperimentConfig, document)  # says so
     folder = document.path.parent if document.path else Path.cwd()
