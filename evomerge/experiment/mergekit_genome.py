@@ -30,7 +30,7 @@ INTO_BASE = ("task_arithmetic", "ties", "dare_ties")  # methods that merge into 
 class Genome(Part):
     """What is searched. normalize: by default whatever the method's own default is there."""
 
-    models: tuple[ModelRef, ...] = Field(min_length=1)
+    models: tuple[ModelRef, ...]
     merge_method: str
     base_model: ModelRef | None = None
     tokenizer_source: str | None = None
@@ -75,6 +75,9 @@ class Genome(Part):
         if method not in SEARCHED:
             hint = nearest(method, SEARCHED)
             yield Misfit(("merge_method",), f"mergekit-evolve has no {method!r}", hint)
+            return
+        if not self.models:
+            yield Misfit(("models",), "names no model")
             return
         for number, model in enumerate(self.models):
             if model in self.models[:number]:
@@ -137,7 +140,7 @@ class EvolveFile(Part):
     """
 
     genome: Genome
-    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    tasks: tuple[TaskEntry, ...]
     limit: int | None = Field(default=None, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)
     shuffle: bool = False
@@ -155,7 +158,8 @@ class EvolveFile(Part):
     @validate_model(mode="after")
     def _some_weight(self) -> EvolveFile:
         if not any(task.weight for task in self.tasks):
-            refuse(self, [Misfit(("tasks",), "all have weight 0: nothing is good")])
+            what = "all have weight 0: nothing is good" if self.tasks else "names no task"
+            refuse(self, [Misfit(("tasks",), what)])
         return self
 
 
