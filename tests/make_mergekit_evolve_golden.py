@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from make_mergekit_golden import PYTHON, flat
-from mergekit_cases import states, write_models
-from mergekit_evolve_cases import GENOMES, evolve_file, genotype
+from mergekit_cases import write_models
+from mergekit_evolve_cases import GENOMES, evolve_file, genotype, states
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

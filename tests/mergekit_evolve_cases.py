@@ -6,9 +6,12 @@ import zlib
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from mergekit_cases import LAYERS
+from mergekit_cases import states as other_states
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evomerge.experiment.mergekit_genome import SEARCHED
 
@@ -105,6 +108,11 @@ GENOMES: dict[str, dict[str, Any]] = {
         "layer_granularity": 1,
     },
     "slerp": {"models": ["a", "b"], "merge_method": "slerp"},
+    "slerp_near": {
+        "models": ["near", "base"],
+        "merge_method": "slerp",
+        "layer_granularity": 2,
+    },
     "slerp_layers": {
         "models": ["base", "a", "b"],
         "merge_method": "slerp",
@@ -117,6 +125,17 @@ GENOMES: dict[str, dict[str, Any]] = {
         "layer_granularity": 2,
     },
 }
+
+
+def states() -> dict[str, dict[str, Tensor]]:
+    """The models of the other cases, and one so near to the base that slerp goes straight."""
+    made = other_states()
+    generator = torch.Generator().manual_seed(31)
+    made["near"] = {
+        name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in made["base"].items()
+    }
+    return made
 
 
 def evolve_file(case: str) -> str:

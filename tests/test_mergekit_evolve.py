@@ -12,8 +12,8 @@ import pytest
 import torch
 from make_mergekit_evolve_golden import TARGET, mergekit_evolves
 from make_mergekit_golden import PYTHON, flat
-from mergekit_cases import LAYERS, states, write_models
-from mergekit_evolve_cases import GENOMES, evolve_file, genotype, num_groups
+from mergekit_cases import LAYERS, write_models
+from mergekit_evolve_cases import GENOMES, evolve_file, genotype, num_groups, states
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
@@ -71,9 +71,7 @@ def experts_of(case: str, config: ExperimentConfig) -> dict[int, str]:
     return {i: names[model] for i, model in enumerate(genome["models"]) if model in names}
 
 
-def values_of(
-    case: str, config: ExperimentConfig, point: NDArray[np.float64]
-) -> dict[str, float]:
+def values_of(case: str, config: ExperimentConfig, point: NDArray[np.float64]) -> dict[str, float]:
     """Genes' values that a genotype stands for; some of them have no gene here."""
     genome = GENOMES[case]
     size = genome.get("layer_granularity", 0) or LAYERS

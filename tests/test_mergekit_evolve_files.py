@@ -136,7 +136,7 @@ def test_other_mistakes_are_told(folder: Path) -> None:
 def test_models_have_short_names_and_none_that_is_taken(tmp_path: Path) -> None:
     made = states()
     folders = ["base", "x/base", "y/base", "uniform", "task_arithmetic", "union"]
-    write_models(tmp_path, {name: made["a"] for name in folders})
+    write_models(tmp_path, dict.fromkeys(folders, made["a"]))
     genome = {"models": folders, "base_model": None, "merge_method": "linear"}
     config, notes = read(tmp_path, genome)
     assert config.base == str(tmp_path / "base")
