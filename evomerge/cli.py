@@ -279,13 +279,18 @@ def score(
 
 
 @app.command()
-def plan(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
-    """A dry run: dimensions, jobs, item evaluations, bytes, and hours from a short trial."""
+def plan(
+    experiment: ExperimentFile, as_json: AsJson = False, allow_code: AllowCode = False
+) -> None:
+    """A dry run: genes and what they make, jobs, items, bytes, and hours from a short trial."""
     from evomerge.experiment.plan import plan_experiment
 
     config = _read_experiment(experiment, allow_code)
     with _view() as view:
         figures = plan_experiment(config, view.progress)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
     console = _console()
     for label, value in figures.items():
         lines = value if isinstance(value, list) else [value]
@@ -420,6 +425,41 @@ def operators(
         _console().print(operators_table())
     else:
         print_operator(_console(), chosen[0])
+
+
+@app.command()
+def spaces(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them: its file, as it is.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The search spaces of the catalogue: what they search, and how many genes that makes."""
+    from evomerge.errors import nearest
+    from evomerge.search_spaces import catalogue
+    from evomerge.tables import kinds_table, spaces_table
+
+    found = {entry.name: entry for entry in catalogue.entries()}
+    if name is not None and name not in found:
+        raise ConfigurationError(Problem(name, "no such search space", nearest(name, found)))
+    if as_json:
+        chosen = found.values() if name is None else [found[name]]
+        described = [
+            {
+                "name": e.name,
+                "kind": e.kind,
+                "text": e.text,
+                "shapes": e.shapes,
+                "path": str(e.path),
+            }
+            for e in chosen
+        ]
+        print(json.dumps(described if name is None else described[0], indent=2))
+    elif name is None:
+        _console().print(kinds_table())
+        _console().print(spaces_table(found.values()))
+    else:
+        print(found[name].path.read_text(encoding="utf-8"), end="")
 
 
 def main() -> None:

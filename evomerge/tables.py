@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -12,6 +12,8 @@ from rich.table import Table
 from evomerge.merging import OPERATORS, reference
 from evomerge.merging.costs import in_short
 from evomerge.merging.operator import Operator
+from evomerge.search_spaces import SPACES
+from evomerge.search_spaces.catalogue import Entry
 
 if TYPE_CHECKING:
     from evomerge.checkpoints.anatomy import Anatomy
@@ -154,6 +156,29 @@ def print_operator(console: Console, operator: Operator) -> None:
         console.print(table)
     if operator.notes:
         console.print(operator.notes)
+
+
+def kinds_table() -> Table:
+    """The kinds of search spaces."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("kind", no_wrap=True)
+    table.add_column("what it searches")
+    for name, kind in SPACES.items():
+        table.add_row(name, kind.summary)
+    return table
+
+
+def spaces_table(entries: Iterable[Entry]) -> Table:
+    """The catalogue of search spaces, each with the genes that it has for some shape."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("file", "kind"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("genes (experts x layers)", justify="right")
+    table.add_column("what")
+    for entry in entries:
+        shapes = [f"{genes:,} ({experts} x {layers})" for experts, layers, genes in entry.shapes]
+        table.add_row(entry.name, entry.kind, "\n".join(shapes) or "any", entry.summary)
+    return table
 
 
 def anatomy_table(anatomy: Anatomy) -> Table:

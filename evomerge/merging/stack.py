@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.layer_stack import stacked_config
 from evomerge.merging.blocks import Effective, Group, operator_of
+from evomerge.merging.passthrough import PASSTHROUGH
 from evomerge.recipe import Recipe
 
-Content = tuple[object, ...]  # all that a block's tensors depend on
+SPARE_BYTES = 2**30  # of copies that are kept although the last candidate has no use for them
+Content = tuple[tuple[str, Any], ...]  # by name, all that a block's tensors depend on
 Write = Callable[[Group, Effective | None, list[Tensor]], None]
 
 
@@ -35,6 +38,13 @@ class _Block:
     layer: int
     module: nn.Module
     content: Content | None = None
+
+    @property
+    def recurs(self) -> bool:
+        """Whether it holds a model's own layer, which other candidates may want as it is."""
+        return self.content is not None and all(
+            one is None or one[0] == PASSTHROUGH.name for _, one in self.content
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """By their names inside the block."""
@@ -139,8 +149,7 @@ class Stack:
         }
         for block, content in contents.items():
             block.content = content
-        copies = [block for block in self._blocks[len(self._own) :] if block in assigned]
-        self._blocks = [*self._own, *copies]
+        self._blocks = [*self._own, *self._kept(assigned)]
         self._arrange(_modules(assigned), config)
         return count
 
@@ -190,8 +199,10 @@ class Stack:
             if (layer, content) in chosen:
                 continue
             same_layer = [block for block in free if block.layer == layer]
-            if same_layer:
-                block = same_layer[0]
+            passing = [block for block in same_layer if not block.recurs]
+            room = len(self._blocks) - len(self._own) < self._room
+            if passing or (same_layer and not room):
+                block = (passing or same_layer)[0]
                 free.remove(block)
             else:
                 block = _Block(layer, copy.deepcopy(self._own[layer].module))
@@ -200,6 +211,25 @@ class Stack:
             chosen[layer, content] = block
             fresh.append(block)
         return [chosen[key] for key in wanted], fresh
+
+    def _kept(self, assigned: list[_Block]) -> list[_Block]:
+        """The copies that stay: those in use, and some of those that may be wanted again.
+
+        Who was used last stands last, and whom nobody has used for long goes first.
+        """
+        copies = self._blocks[len(self._own) :]
+        used = [block for block in copies if block in assigned]
+        idle = [block for block in copies if block not in assigned and block.recurs]
+        room = max(0, self._room - len(used))
+        return [*(idle[-room:] if room else []), *used]
+
+    @cached_property
+    def _room(self) -> int:
+        """How many copies of blocks may be there, in use or not, without a need."""
+        largest = max(
+            (sum(t.nbytes for t in block.tensors().values()) for block in self._own), default=1
+        )
+        return SPARE_BYTES // max(1, largest)
 
     def _arrange(self, modules: list[nn.Module], config: Mapping[str, Any]) -> None:
         """Put modules into the module's list, and say so in its config."""

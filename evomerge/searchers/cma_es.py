@@ -52,10 +52,11 @@ class CmaEs:
         population: int | None = Field(
             None, ge=3, le=100_000, description="candidates a generation; default 4 + 3 ln(genes)"
         )
-        x0: Literal["center", "designs"] | list[float] = Field(
+        x0: Literal["center", "designs", "first_design"] | list[float] = Field(
             "center",
-            description="first mean: the cube's centre, the mean of the designs (each expert alone "
-            "and the uniform merge), or one value in [0, 1] for every gene",
+            description="first mean: the cube's centre, the mean of the space's designs (each "
+            "expert alone and the uniform merge, for most), the first of them, or one value in "
+            "[0, 1] for every gene",
         )
         sigma0: float = Field(
             1 / 6, gt=0, le=1, description="first standard deviation, in a cube of side 1"
@@ -185,7 +186,7 @@ class CmaEs:
 
 
 def _first_mean(
-    x0: Literal["center", "designs"] | list[float], num_genes: int, facts: Facts
+    x0: Literal["center", "designs", "first_design"] | list[float], num_genes: int, facts: Facts
 ) -> NDArray[np.float64]:
     """The first mean, shape (max(num_genes, 2),): pycma cannot search in one dimension.
 
@@ -194,7 +195,7 @@ def _first_mean(
             no designs to take the mean of.
     """
     mean = np.full(max(num_genes, 2), 0.5)
-    if x0 == "designs":
+    if isinstance(x0, str) and x0 != "center":
         if not facts.designs:
             raise ConfigurationError(
                 Problem(
@@ -203,7 +204,8 @@ def _first_mean(
                     "use x0: center, or a list of values",
                 )
             )
-        mean[:num_genes] = read_designs(facts.designs, num_genes).mean(axis=0)
+        known = read_designs(facts.designs, num_genes)
+        mean[:num_genes] = known[0] if x0 == "first_design" else known.mean(axis=0)
     elif not isinstance(x0, str):
         if len(x0) != num_genes or not all(0 <= value <= 1 for value in x0):
             raise ConfigurationError(
