@@ -44,11 +44,13 @@ $(MERGEKIT)/.installed: constraints.txt
 
 test-mergekit: $(INSTALLED) $(MERGEKIT)/.installed  ## that mergekit makes of our YAML what we do
 	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
-	  $(BIN)/python -m pytest -q -m slow tests/test_mergekit_yaml.py
+	  $(BIN)/python -m pytest -q -m slow tests/test_mergekit_yaml.py tests/test_mergekit_evolve.py
 
 mergekit-golden: $(INSTALLED) $(MERGEKIT)/.installed  ## record mergekit's answers anew
 	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
 	  $(BIN)/python tests/make_mergekit_golden.py
+	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
+	  $(BIN)/python tests/make_mergekit_evolve_golden.py
 
 fuzz: $(INSTALLED)  ## 20,000 damaged models: each opens or is refused, and nothing else
 	$(BIN)/python tests/checkpoints/fuzz_models.py

@@ -41,7 +41,10 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
 ExperimentFile = Annotated[
     str,
-    typer.Argument(help="An experiment file, or its name in the catalogue.", show_default=False),
+    typer.Argument(
+        help="An experiment file, mergekit-evolve's, or a name in the catalogue.",
+        show_default=False,
+    ),
 ]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let task files run the code that they name.")
@@ -517,7 +520,11 @@ def _read_experiment(reference: str, allow_code: bool) -> Any:
     path = Path(reference)
     if not path.is_file():
         path = find_in_catalogue(reference, "experiments", Path.cwd())
-    return _with_code(read_experiment(path), path, allow_code)
+    notes: list[str] = []
+    config = read_experiment(path, notes=notes)
+    for note in notes:
+        _console().print(f"note: {note}")
+    return _with_code(config, path, allow_code)
 
 
 def _with_code(config: Any, where: Path, allow_code: bool) -> Any:

@@ -34,6 +34,7 @@ GENES = {
     "smollm2": 5,
     "smollm2_conflict": 10,
     "smollm2_pruned": 30,
+    "mergekit_evolve": 6,
 }
 AFTER = {"evolutionary_ps_then_dfs": "evolutionary_ps"}
 

@@ -141,6 +141,18 @@ def test_what_decides_the_trajectory_and_what_does_not() -> None:
             ["fitness.split.search: ", "fitness.split.seed: "],
         ),
         (
+            {"fitness": fitness(split={"search": 1.5, "fresh": -1, "holdout": 0.0})},
+            [
+                "fitness.split.search: should be a number of items from 1, or a share below 1, got",
+                "fitness.split.fresh: should be a number of items from 0, or a share",
+                "fitness.split.holdout: should be a number of items from 1, or a share",
+            ],
+        ),
+        (
+            {"fitness": fitness(split={"search": 0.5, "fresh": 0.5})},
+            ["fitness.split.search: the shares sum to 1: nothing is left"],
+        ),
+        (
             {"fitness": fitness(estimator={"kind": "rcing"})},
             ["fitness.estimator.kind: unknown kind 'rcing' (did you mean 'racing'"],
         ),

@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from evomerge.documents import Document, Misfit, parse, read_yaml, refuse
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
@@ -85,16 +95,37 @@ class ObjectiveConfig(Strict):
 
 
 class SplitConfig(Strict):
-    """How many items of each task serve what.
+    """How many items of each task serve what: a number of them, or a share such as 0.5.
 
     search: for the searcher. fresh: seen by no searcher, to choose among its best.
     holdout: for the report, after everything is chosen; None is all the rest.
     """
 
-    search: int = Field(default=240, ge=1)
-    fresh: int = Field(default=240, ge=0)
-    holdout: int | None = Field(default=None, ge=1)
+    search: Amount = 240
+    fresh: Amount = 240
+    holdout: Amount | None = None
     seed: int = Field(default=0, ge=0, lt=2**64)
+
+    @field_validator("search", "fresh", "holdout")
+    @classmethod
+    def _number_or_share(cls, amount: Amount | None, info: ValidationInfo) -> Amount | None:
+        if amount is None:
+            return None
+        least = 0 if info.field_name == "fresh" else 1
+        if amount == int(amount) and amount >= least:  # 240.0 is 240
+            return int(amount)
+        if not 0 < amount < 1:
+            raise ValueError(f"should be a number of items from {least}, or a share below 1")
+        return amount
+
+    @model_validator(mode="after")
+    def _something_left(self) -> SplitConfig:
+        amounts = (self.search, self.fresh, self.holdout)
+        shares = sum(amount for amount in amounts if isinstance(amount, float))
+        if shares > 1 + 1e-9 or (shares > 1 - 1e-9 and self.holdout is None):
+            what = f"the shares sum to {shares:g}: nothing is left for the rest"
+            refuse(self, [Misfit(("search",), what)])
+        return self
 
 
 class SelectConfig(Strict):
@@ -264,21 +295,34 @@ class ExperimentConfig(Strict):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
-def read_experiment(path: Path) -> ExperimentConfig:
-    """Read an experiment file with the files that it refers to.
+def read_experiment(path: Path, *, notes: list[str] | None = None) -> ExperimentConfig:
+    """Read an experiment file with the files that it refers to; or a file of mergekit-evolve.
+
+    notes: is added what a user should know of the latter.
 
     Raises:
         ConfigurationError: with every problem of every file.
+        ModelError: mergekit-evolve's base cannot be read.
     """
-    return parse_experiment(read_yaml(path))
+    return parse_experiment(read_yaml(path), notes=notes)
 
 
-def parse_experiment(document: Document) -> ExperimentConfig:
+def parse_experiment(document: Document, *, notes: list[str] | None = None) -> ExperimentConfig:
     """Validate an experiment with the files that it refers to; paths are relative to its own.
 
+    notes: as for `read_experiment`.
+
     Raises:
         ConfigurationError: with every problem of every file.
+        ModelError: mergekit-evolve's base cannot be read.
     """
+    if is_evolve_file(document.data):
+        from evomerge.experiment.mergekit_evolve import experiment_of  # it makes such a config
+
+        made, told = experiment_of(document)
+        if notes is not None:
+            notes += told
+        return made
     if not isinstance(document.data, dict):
         parse(ExperimentConfig, document)  # says so
     folder = document.path.parent if document.path else Path.cwd()

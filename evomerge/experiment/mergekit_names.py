@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 
@@ -38,12 +39,8 @@ class Names:
                 what = f"an adapter is merged as a change of base_model, which is not {ref.path}"
                 where = f"{self._document.path}: {ref.path}+{ref.lora}"
                 raise ConfigurationError(Problem(where, what, "apply the adapter first"))
-            path = self._found(ref.lora or ref.path)
-            name = re.sub(r"[^\w.-]+", "_", Path(path).name) or "model"
-            name = f"{name}_model" if name == UNION else name
-            same = sum(known == name or known.startswith(f"{name}_") for known in self.paths)
-            name = f"{name}_{same + 1}" if name in self.paths else name
-            self._names[ref] = name
+            path = found_path(ref.lora or ref.path, self._document)
+            name = self._names[ref] = short_name(path, self.paths, reserved=(UNION,))
             self.paths[name] = path
         return self._names[ref]
 
@@ -77,11 +74,20 @@ class Names:
         model = None if source.model is None else self._called(source.model)
         return TokenRow(model=model, token=source.token, id=source.token_id, force=force)
 
-    def _found(self, path: str) -> str:
-        """Relative to the file; or to the working folder, if it is there alone."""
-        if path.startswith("zoo:"):
-            return path
-        folder = self._document.path.parent if self._document.path else Path()
-        beside = (folder / Path(path).expanduser()).resolve()
-        here = Path(path).expanduser().resolve()
-        return str(here if here.exists() and not beside.exists() else beside)
+
+def short_name(path: str, known: Collection[str], *, reserved: Collection[str]) -> str:
+    """What a model is called: after its folder, and as none of the known and reserved ones."""
+    name = re.sub(r"[^\w.-]+", "_", Path(path).name) or "model"
+    name = f"{name}_model" if name in reserved else name
+    same = sum(one == name or one.startswith(f"{name}_") for one in known)
+    return f"{name}_{same + 1}" if name in known else name
+
+
+def found_path(path: str, document: Document) -> str:
+    """Relative to the file; or to the working folder, if it is there alone."""
+    if path.startswith("zoo:"):
+        return path
+    folder = document.path.parent if document.path else Path()
+    beside = (folder / Path(path).expanduser()).resolve()
+    here = Path(path).expanduser().resolve()
+    return str(here if here.exists() and not beside.exists() else beside)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evomerge.documents import Document, parse
+from evomerge.documents import Document, Misfit, parse, refuse
 from evomerge.errors import ConfigurationError, nearest
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.protocols import Estimator, Task
@@ -33,6 +33,15 @@ class LmEvalOptions(BaseModel):
     num_fewshot: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=128, ge=1)
     limit: int | None = Field(default=None, ge=1)
+    chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    higher_is_better: bool | None = None
+
+    @model_validator(mode="after")
+    def _turns_need_a_chat(self) -> LmEvalOptions:
+        if self.fewshot_as_multiturn and not self.chat_template:
+            refuse(self, [Misfit(("fewshot_as_multiturn",), "goes with `chat_template: true`")])
+        return self
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,17 @@ def scores_by_own_code(task: Any) -> bool:
 # --- finding --------------------------------------------------------------------------------------
 
 
+def line_of_task(task: str) -> re.Pattern[str]:
+    """What a task's file has a line of."""
+    return re.compile(rf"^task:\s*[\"']?{re.escape(task)}[\"']?\s*(#.*)?$", re.MULTILINE)
+
+
 def _registered_file(task: str) -> Path:
     """The file of a task in lm-eval's registry."""
     import lm_eval.tasks
 
     # Parsing all the registry's files takes tens of seconds, looking for a line in them one or two.
-    line = re.compile(rf"^task:\s*[\"']?{re.escape(task)}[\"']?\s*(#.*)?$", re.MULTILINE)
+    line = line_of_task(task)
     for file in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
         if line.search(file.read_text(encoding="utf-8", errors="replace")):
             return file

@@ -4,7 +4,7 @@ lm-eval makes the prompts, filters the answers and scores them; the forward pass
 (likelihoods.py, generation.py), in batches that depend on the chosen items alone. With the same
 batches the scores are those of `lm_eval.simple_evaluate` to the last bit (in float32).
 
-Not covered: chat templates, tasks with images, rolling log-likelihoods, sampled answers.
+Not covered: tasks with images, rolling log-likelihoods, sampled answers, system instructions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
@@ -54,6 +55,9 @@ class LmEvalTask:
         num_fewshot: examples in the prompt; what the task says by default.
         batch_size: rows of a forward pass. It changes scores in the last bits, and is fixed.
         limit: use the first documents only.
+        chat_template: make a conversation of each prompt, by the tokenizer's chat template.
+        fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
+        higher_is_better: what the score's sign follows; what the task says by default.
         allow_code: whether the task may run code: `!function`, or what the model writes.
 
     Raises:
@@ -71,6 +75,9 @@ class LmEvalTask:
         num_fewshot: int | None = None,
         batch_size: int = 128,
         limit: int | None = None,
+        chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        higher_is_better: bool | None = None,
         allow_code: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -79,6 +86,7 @@ class LmEvalTask:
         self.name = name
         self.batch_size = batch_size
         self.clock = ForwardClock()
+        self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
             task, folder, num_fewshot=num_fewshot, allow_code=allow_code
         )
@@ -92,10 +100,12 @@ class LmEvalTask:
         )
         self._filter_name, self._filters = self._choose_filter(filter)
         self.metric = self._choose_metric(metric)
-        better = bool(self._task.higher_is_better().get(self.metric, True))
+        told = bool(self._task.higher_is_better().get(self.metric, True))
+        self._is_turned = higher_is_better is not None and higher_is_better != told
         # Per item, lm-eval's perplexity is the log-likelihood: more is better.
-        self._sign = 1.0 if better or self.metric == "perplexity" else -1.0
-        self._requests: dict[ItemId, list[Any]] = {}
+        usual = 1.0 if told or self.metric == "perplexity" else -1.0
+        self._sign = -usual if self._is_turned else usual
+        self._requests: dict[int, dict[ItemId, list[Any]]] = {}  # by the id of the tokenizer
         self._runs: dict[tuple[int, int], LikelihoodRun | GenerationRun] = {}
 
     @property
@@ -111,12 +121,16 @@ class LmEvalTask:
             config.pop(place, None)
         shots = self._task.get_config("num_fewshot")
         sampler = getattr(self._task, "sampler", None)
-        content = {
+        content: dict[str, Any] = {
             "config": config,
             "documents": self._docs,
             "examples": list(sampler.df) if shots and sampler is not None else [],
             "metric": [self.metric, self._filter_name, self.batch_size],
         }
+        if self._has_chat:
+            content["chat"] = self._has_turns
+        if self._is_turned:
+            content["turned"] = True
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,17 +162,23 @@ class LmEvalTask:
 
     # --- what lm-eval does ------------------------------------------------------------------------
 
-    def requests(self, item: ItemId) -> list[Any]:
-        """lm-eval's instances of one item."""
-        if item not in self._requests:
+    def requests(self, item: ItemId, tokenizer: Any) -> list[Any]:
+        """lm-eval's instances of one item; a tokenizer that a run holds may have a chat template.
+
+        Raises:
+            ConfigurationError: it has none, and the task needs one.
+        """
+        chat = Chat.of(tokenizer, self.name) if self._has_chat else None
+        known = self._requests.setdefault(id(tokenizer) if chat else 0, {})
+        if item not in known:
             with silent_and_offline(), self._guard:
                 if self._task.get_config("num_fewshot"):
                     # Examples are drawn from one generator, one item after the other.
                     self._task.set_fewshot_seed(seed=FEWSHOT_SEED)
-                    self._requests = {place: self._instances(place) for place in self.items}
+                    known |= {place: self._instances(place, chat) for place in self.items}
                 else:
-                    self._requests[item] = self._instances(item)
-        return self._requests[item]
+                    known[item] = self._instances(item, chat)
+        return known[item]
 
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
@@ -187,24 +207,24 @@ class LmEvalTask:
         known = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
         return self.metric in known and not scores_by_own_code(self._task)
 
-    def _instances(self, item: ItemId) -> list[Any]:
+    def _instances(self, item: ItemId, chat: Chat | None = None) -> list[Any]:
         task, document = self._task, self._docs[item]
         config = task.config
         context = task.fewshot_context(
             document,
             num_fewshot=config.num_fewshot or 0,
             system_instruction=None,
-            apply_chat_template=False,
-            fewshot_as_multiturn=False,
-            chat_template=None,
+            apply_chat_template=chat is not None,
+            fewshot_as_multiturn=self._has_turns,
+            chat_template=chat,
             gen_prefix=task.doc_to_prefix(document),
         )
         made = task.construct_requests(
             doc=document,
             ctx=context,
             metadata=(config["task"], item, config.repeats),
-            apply_chat_template=False,
-            chat_template=None,
+            apply_chat_template=chat is not None,
+            chat_template=chat,
         )
         return made if isinstance(made, list) else [made]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.records import ItemId
 
+Amount = int | float  # a whole number counts items; a fraction is a share of a task's items
+
 
 @dataclass(frozen=True)
 class Split:
@@ -25,9 +27,9 @@ class Split:
 
 def split_items(
     items: Mapping[str, Sequence[ItemId]],
-    search: int,
-    fresh: int,
-    holdout: int | None,
+    search: Amount,
+    fresh: Amount,
+    holdout: Amount | None,
     seed: int,
 ) -> Split:
     """Split each task's items by a keyed hash of their ids: the same for everyone, always.
@@ -45,22 +47,25 @@ def split_items(
             for part in parts:
                 part[task] = tuple(ids)
             continue
-        wanted = search + fresh + (holdout or 1)
-        if len(ids) < wanted:
+        first = max(1, counted(search, len(ids)))
+        second = first + counted(fresh, len(ids))
+        last = len(ids) if holdout is None else second + max(1, counted(holdout, len(ids)))
+        if not second < last <= len(ids):
             asked = f"{search} search + {fresh} fresh + {holdout or 'some'} holdout"
             problems.append(Problem(f"task {task}", f"{len(ids)} items, the split asks {asked}"))
             continue
         order = sorted(ids, key=lambda item: _rank(seed, item))
-        stop = search + fresh + holdout if holdout is not None else len(order)
-        for part, chosen in zip(
-            parts,
-            (order[:search], order[search : search + fresh], order[search + fresh : stop]),
-            strict=True,
-        ):
+        chosen_of = (order[:first], order[first:second], order[second:last])
+        for part, chosen in zip(parts, chosen_of, strict=True):
             part[task] = tuple(sorted(chosen))
     if problems:
         raise ConfigurationError(problems)
     return Split(*parts)
+
+
+def counted(amount: Amount, total: int) -> int:
+    """How many of `total` are meant; of a share, the whole ones."""
+    return amount if isinstance(amount, int) else int(amount * total + 1e-9)
 
 
 def _rank(seed: int, item: ItemId) -> bytes:

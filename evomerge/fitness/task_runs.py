@@ -95,7 +95,8 @@ class LikelihoodRun:
     def _encoded(self, item: ItemId) -> list[tuple[Tokens, Tokens]]:
         if item not in self._pairs:
             self._pairs[item] = [
-                self.encoder.pair(*request.args) for request in self.task.requests(item)
+                self.encoder.pair(*request.args)
+                for request in self.task.requests(item, self.encoder.tokenizer)
             ]
         return self._pairs[item]
 
@@ -132,7 +133,8 @@ class GenerationRun:
         return {"score": column(scores)}, tuple(texts)
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
-        texts = [self.task.requests(item)[0].args[0] for item in items]
+        tokenizer = self.encoder.tokenizer
+        texts = [self.task.requests(item, tokenizer)[0].args[0] for item in items]
         prompts = [self.encoder.encode(text) for text in texts]
         # The longest first, as in HFLM: what does not fit in memory fails at once.
         order = sorted(range(len(items)), key=lambda i: (-len(prompts[i]), texts[i]))

@@ -137,6 +137,8 @@ def differences(method: Method, values: Mapping[str, Value]) -> list[str]:
         found.append("mergekit divides by summed weights, not by the number of models")
     elif published and (method.name.endswith("_ties") or method.name in _OTHERWISE):
         found.append(f"mergekit's {method.name} is that of compat: mergekit")
+    if method.name == "nuslerp" and values["straight_above"] != 1:
+        found.append("mergekit's nuslerp goes along a great circle whatever the angle is")
     if method.name == "arcee_fusion":
         found.append("above a million entries mergekit estimates its quantiles from a sample")
         if values["fence"] != 1.5:

@@ -88,11 +88,11 @@ def _cosines(prepared: _Prepared, grid: _Grid) -> Tensor:
     return clamped.unsqueeze(1 if grid.along_width else 0)
 
 
-def _coefficients(cosines: Tensor, t: float) -> tuple[Tensor, Tensor]:
+def _coefficients(cosines: Tensor, t: float, straight: float) -> tuple[Tensor, Tensor]:
     """sin((1-t) a) / sin a and sin(t a) / sin a; the straight line's where vectors are parallel."""
     import torch
 
-    parallel = 1 - cosines.square() <= PARALLEL
+    parallel = (1 - cosines.square() <= PARALLEL) | (cosines.abs() > straight)
     angle = torch.acos(torch.where(parallel, 0, cosines))
     first = torch.where(parallel, 1 - t, torch.sin((1 - t) * angle) / torch.sin(angle))
     second = torch.where(parallel, t, torch.sin(t * angle) / torch.sin(angle))
@@ -101,8 +101,9 @@ def _coefficients(cosines: Tensor, t: float) -> tuple[Tensor, Tensor]:
 
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
     t = shares("nuslerp", cast("tuple[float, ...]", values["weight"]))[1]
+    straight = cast("float", values["straight_above"])
     for grid, cosines in zip(prepared.grids, prepared.cosines, strict=True):
-        first, second = _coefficients(cosines, t)
+        first, second = _coefficients(cosines, t, straight)
         for rows, place in grid.pieces():
             of_rows = rows if grid.along_width else slice(None)
             x, y = prepared.vectors(grid, place)
@@ -127,6 +128,14 @@ NUSLERP = Operator(
             phase="prepare",
         ),
         Parameter("deltas", "flag", False, "merge task vectors, add the base", phase="prepare"),
+        Parameter(
+            "straight_above",
+            "real",
+            1.0,
+            "where the |cosine| of two vectors is larger, go along a straight line",
+            low=0.0,
+            high=1.0,
+        ),
     ),
     needs_base=False,
     min_sources=2,
@@ -136,6 +145,7 @@ NUSLERP = Operator(
     notes="Slerp with t = w_2 / (w_1 + w_2), of whole tensors, of rows (along the last dimension) "
     "or of columns (along the first). In mergekit these are `nuslerp_flatten: true`; `false`; and "
     "`false` with `nuslerp_row_wise: true`, which works along columns in spite of its name. "
-    "`deltas` is what a `base_model` asks for there. Weights that cancel are refused, where "
+    "`deltas` is what a `base_model` asks for there. With straight_above 0.9995 it is mergekit's "
+    "slerp, from the first source to the second. Weights that cancel are refused, where "
     "mergekit takes t = 1/2.",
 )

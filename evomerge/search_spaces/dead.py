@@ -110,9 +110,12 @@ def _differences(
     if one.default == two.default and slots is not None and others is not None:
         same = {i for i, (a, b) in enumerate(zip(slots, others, strict=True)) if a == b}
         where = [(slot, c) for slot, c in where if slot not in same]
+    tensors: list[tuple[int | None, str, str | None]] = [(*place, None) for place in where]
+    for name in sorted({*one.tensors, *two.tensors}):
+        tensors.append((anatomy.places[name].layer, anatomy.places[name].component, name))
     seen = set()
-    for slot, component in where:
-        first, second = one.merge_for(slot, component), two.merge_for(slot, component)
+    for tensor in tensors:
+        first, second = one.merge_for(*tensor), two.merge_for(*tensor)
         if first == second:
             continue
         if (first.operator, first.sources) != (second.operator, second.sources):

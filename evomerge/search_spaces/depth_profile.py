@@ -26,10 +26,12 @@ from evomerge.search_spaces.searched import (
     Bounds,
     FixedValue,
     Varied,
+    check_filters,
+    filter_misfits,
     fixed_misfits,
     parameter_misfits,
 )
-from evomerge.search_spaces.spots import Apart, Spot, layer_groups, spots_of
+from evomerge.search_spaces.spots import BEFORE, Apart, Spot, layer_groups, spots_of
 
 # Knots are coarse beside the values between them, so that they can be read off again exactly.
 KNOT_DECIMALS = 4
@@ -51,7 +53,9 @@ class Curve(BaseModel):
 
     knots: how many (1: a constant), for the whole model or for attention, mlp and all `other`
     tensors apart. range: of each knot. straight: as LiNeS has it. per: whether experts have curves
-    of their own.
+    of their own. filters: parts of tensors' names: tensors whose name has one (of several, the
+    first) have a curve of their own. outside: whether embedding, norm and head lie at both ends, or
+    all at the first one, as in mergekit's gradients.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,6 +64,8 @@ class Curve(BaseModel):
     knots: int | dict[CurveName, int] | None = None
     range: Bounds | None = None
     straight: Straight | None = None
+    filters: tuple[str, ...] = ()
+    outside: Literal["ends", "first"] = "ends"
 
     @property
     def bounds(self) -> Bounds:
@@ -75,6 +81,9 @@ class Curve(BaseModel):
         return self
 
     def _misfits(self) -> Iterator[Misfit]:
+        yield from filter_misfits(self.filters)
+        if self.filters and isinstance(self.knots, dict):
+            yield Misfit(("filters",), "go with one number of knots for all")
         if (self.straight is None) == (self.knots is None):
             yield Misfit((), "expected one of knots and straight")
             return
@@ -198,8 +207,7 @@ class DepthProfile(CubeSpace):
                 rows += [row[0] for row in listed]
             else:
                 rows += [dict(zip(self.experts, row, strict=True)) for row in listed]
-        default, outside, slots = self._grid.merges(rows)
-        return self.recipe(default, outside=outside, slots=slots)
+        return self.recipe(**self._grid.merges(rows))
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe whose parameters lie on such curves.
@@ -250,11 +258,15 @@ class DepthProfile(CubeSpace):
             }
             counts = dict(curve.knots.items())
         else:
-            parts = {"": spots_of(self.anatomy, layers, apart=apart)}
-            counts = {"": curve.knots or 2}
+            check_filters(curve.filters, self.anatomy, f"space.search.{parameter}.filters")
+            filtered = spots_of(self.anatomy, layers, apart=apart, filters=curve.filters)
+            parts = {part: [s for s in filtered if _filter_of(s) == part] for part in curve.filters}
+            parts[""] = [s for s in filtered if not s.by_name]
+            parts = {part: spots for part, spots in parts.items() if spots}
+            counts = dict.fromkeys(parts, curve.knots or 2)
         lines = []
         for name, spots in parts.items():
-            depths = np.array([self._depth(spot) for spot in spots])
+            depths = np.array([self._depth(spot, curve) for spot in spots])
             genes: tuple[str, ...] = ("first", "growth")
             if curve.straight is not None:
                 basis = np.stack([np.ones(len(depths)), depths], axis=1)
@@ -263,6 +275,10 @@ class DepthProfile(CubeSpace):
                     ".".join(filter(None, (name, f"knot_{k}"))) for k in range(counts[name])
                 )
                 basis = _between(depths, counts[name])
+            if curve.filters:  # a filter's tensors need not lie near every knot
+                near = [bool(column.any()) for column in basis.T]
+                genes = tuple(g for g, is_near in zip(genes, near, strict=True) if is_near)
+                basis = basis[:, near]
             if np.linalg.matrix_rank(basis) < len(genes):
                 what = f"{len(genes)} genes for a curve over {len(set(depths))} depths"
                 where = ".".join(filter(None, ("space.search", parameter, name)))
@@ -273,11 +289,16 @@ class DepthProfile(CubeSpace):
             lines.append(_Line(parameter, voices, genes, tuple(spots), basis))
         return lines
 
-    def _depth(self, spot: Spot) -> float:
+    def _depth(self, spot: Spot, curve: Curve) -> float:
         """How deep a spot lies, from 0 to 1."""
         if not spot.slots:
-            return 0.0 if spot.name == "embedding" else 1.0
+            return 0.0 if set(spot.outside) <= set(BEFORE) or curve.outside == "first" else 1.0
         return spot.slots[0] / max(1, self.anatomy.num_layers - 1)
+
+
+def _filter_of(spot: Spot) -> str:
+    """The filter that a spot's tensors fit; spots are named by place, then filter."""
+    return spot.name.partition(".")[2] if spot.by_name else ""
 
 
 def _curve_of(spot: Spot) -> str:

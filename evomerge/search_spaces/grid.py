@@ -11,7 +11,7 @@ from typing import Any
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.search_spaces.spots import Place, Spot
+from evomerge.search_spaces.spots import Spot
 
 # What a recipe written by hand may differ by and still say the same.
 TOLERANCE = 1e-6
@@ -35,6 +35,7 @@ class _Target:
     rows: tuple[int, ...]
     slots: list[tuple[int, str]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
     is_default: bool = False
 
 
@@ -52,16 +53,12 @@ class Grid:
         self.rows = tuple(rows)
         self._operator, self._fixed, self._experts = operator, dict(fixed), tuple(experts)
         self._anatomy = anatomy
-        self._places = sorted(
-            {(place.layer, place.component) for place in anatomy.places.values()}, key=str
-        )
 
-    def merges(
-        self, values: Sequence[RowValue]
-    ) -> tuple[Merge, dict[str, Merge], tuple[Slot, ...] | None]:
-        """A recipe's default, its outside and its slots, for one value for each row."""
+    def merges(self, values: Sequence[RowValue]) -> dict[str, Any]:
+        """A recipe's default, outside, slots and tensors, for one value for each row."""
         default = Merge.of_valid(operator=self._operator, parameters=dict(self._fixed))
         outside: dict[str, Merge] = {}
+        tensors: dict[str, Merge] = {}
         inside: list[dict[Any, Merge]] | None = None
         if self._has_slots:
             inside = [{} for _ in range(self._anatomy.num_layers)]
@@ -73,6 +70,7 @@ class Grid:
             merge = Merge.of_valid(operator=None, sources=None, parameters=parameters)
             for group in target.outside:
                 outside[group] = merge
+            tensors |= dict.fromkeys(target.tensors, merge)
             for slot, component in target.slots:
                 inside[slot][component] = merge  # type: ignore[index]
         slots = (
@@ -83,7 +81,7 @@ class Grid:
                 for layer, merges in enumerate(inside)
             )
         )
-        return default, outside, slots
+        return {"default": default, "outside": outside, "slots": slots, "tensors": tensors}
 
     def read(self, recipe: Recipe) -> list[RowValue]:
         """The values of a recipe that says the same as one of `merges`.
@@ -91,19 +89,20 @@ class Grid:
         Raises:
             ValueError: another operator, or a difference that no row makes.
         """
-        if recipe.tensors or not recipe.keeps_layers(self._anatomy.num_layers) or recipe.is_scaled:
-            what = "rearranges or scales layers, or names tensors"
-            raise ValueError(f"the recipe {what}: this space cannot")
-        at = {place: self._values(recipe, *place) for place in self._places}
+        if not recipe.keeps_layers(self._anatomy.num_layers) or recipe.is_scaled:
+            raise ValueError("the recipe rearranges or scales layers: this space cannot")
+        if unknown := sorted(recipe.tensors.keys() - self._anatomy.places.keys()):
+            raise ValueError(f"the recipe names a tensor {unknown[0]}, which there is not")
+        at = self._at(recipe)
         found = [self._row_value(row, at) for row in self.rows]
-        searched: dict[Place, dict[str, int]] = {place: {} for place in at}
-        for i, row in enumerate(self.rows):
-            for place in row.spot.covers:
-                searched[place][row.parameter] = i
+        searched: dict[str, set[str]] = {tensor: set() for tensor in at}
+        for row in self.rows:
+            for tensor in row.spot.covers:
+                searched[tensor].add(row.parameter)
         settled = resolved_parameters(self._settled)
-        for place, values in at.items():
+        for tensor, values in at.items():
             for name, value in values.items():
-                if name in searched[place]:
+                if name in searched[tensor]:
                     continue
                 expected = self._by_expert(settled[name])
                 if not alike(value, expected):
@@ -121,7 +120,7 @@ class Grid:
 
     @cached_property
     def _has_slots(self) -> bool:
-        return any(row.spot.slots for row in self.rows)
+        return any(row.spot.slots and not row.spot.by_name for row in self.rows)
 
     @cached_property
     def _targets(self) -> list[_Target]:
@@ -129,8 +128,10 @@ class Grid:
         said: dict[tuple[str, Any], list[int]] = {}
         for i, row in enumerate(self.rows):
             spot = row.spot
-            keys: list[tuple[str, Any]] = [("slot", (s, spot.component)) for s in spot.slots]
-            keys += [("outside", group) for group in spot.outside]
+            keys: list[tuple[str, Any]] = [("tensor", name) for name in sorted(spot.covers)]
+            if not spot.by_name:
+                keys = [("slot", (s, spot.component)) for s in spot.slots]
+                keys += [("outside", group) for group in spot.outside]
             for key in keys or [("default", None)]:
                 said.setdefault(key, []).append(i)
         targets: dict[tuple[str, tuple[int, ...]], _Target] = {}
@@ -141,13 +142,25 @@ class Grid:
                 target.slots.append(where)
             elif kind == "outside":
                 target.outside.append(where)
+            elif kind == "tensor":
+                target.tensors.append(where)
             else:
                 target.is_default = True
         return list(targets.values())
 
-    def _values(self, recipe: Recipe, layer: int | None, component: str) -> dict[str, Any]:
-        """Every parameter that is in force at a place, with the operator's defaults."""
-        merge = recipe.merge_for(layer, component)
+    def _at(self, recipe: Recipe) -> dict[str, dict[str, Any]]:
+        """Every tensor's parameters."""
+        known: dict[tuple[int | None, str, str | None], dict[str, Any]] = {}
+        at = {}
+        for name, place in self._anatomy.places.items():
+            key = place.layer, place.component, name if name in recipe.tensors else None
+            if key not in known:
+                known[key] = self._values(recipe, recipe.merge_for(*key))
+            at[name] = known[key]
+        return at
+
+    def _values(self, recipe: Recipe, merge: Merge) -> dict[str, Any]:
+        """Every parameter that is in force in a merge, with the operator's defaults."""
         if merge.operator != self._operator:
             raise ValueError(f"expected operator {self._operator}, got {merge.operator}")
         if problems := check_merge(merge, recipe.base):
@@ -161,11 +174,11 @@ class Grid:
             for name, value in values.items()
         }
 
-    def _row_value(self, row: Row, at: Mapping[Place, Mapping[str, Any]]) -> RowValue:
-        """A row's value, which must be the same in all its places."""
+    def _row_value(self, row: Row, at: Mapping[str, Mapping[str, Any]]) -> RowValue:
+        """A row's value, which must be the same for all its tensors."""
         found: list[Any] = []
-        for place in sorted(row.spot.covers, key=str):
-            value = at[place][row.parameter]
+        for tensor in sorted(row.spot.covers):
+            value = at[tensor][row.parameter]
             if not row.per_expert and isinstance(value, dict):
                 if len(set(value.values())) > 1:
                     raise ValueError(f"one gene for all experts, but the recipe has {value}")

@@ -71,6 +71,10 @@ class MasksConfig(SpaceConfig):
 
     def _misfits(self) -> Iterator[Misfit]:
         yield from operator_misfits(self.operator, self.search, self.fixed)
+        for name, searched in self.search.items():
+            if searched.filters:
+                what = "switches are for components, not for single tensors"
+                yield Misfit(("search", name, "filters"), what)
         for key in ("least", "most"):
             yield from amount_misfits(getattr(self.mask, key), ("mask", key), most=1.0)
         if self.operator in OPERATORS and "expert" in self.mask.per:

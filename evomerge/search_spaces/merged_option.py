@@ -45,6 +45,8 @@ class OptionConfig(BaseModel):
                 yield Misfit(("search", name, "per"), "each layer has its own already")
             if searched.apart is not None or searched.gate is not None:
                 yield Misfit(("search", name), "a layer's merge goes with neither apart nor gate")
+            if searched.filters:
+                yield Misfit(("search", name, "filters"), "a layer's merge goes without them")
         for name in self.fixed:
             if "." in name:
                 yield Misfit(("fixed", name), "genes of a layer's merge cannot be fixed")

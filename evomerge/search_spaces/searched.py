@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
-from evomerge.errors import nearest
+from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real
 from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge
 from evomerge.records import Parameter
 from evomerge.search_spaces.shares import As, is_step
-from evomerge.search_spaces.spots import Apart
+from evomerge.search_spaces.spots import Apart, first_fits
 
 Bounds = tuple[float, float]
 FixedValue = float | bool | str
@@ -57,7 +58,8 @@ class Searched(Varied):
     per: what has values of its own. layers_per_group, layer_groups: how fine, along the layers.
     apart: what else has values of its own; embedding and head, where layers or components have.
     values: how the experts' coefficients are bound together. gate: the magnitude below which an
-    expert is off. scale: of the range.
+    expert is off. scale: of the range. filters: parts of tensors' names: tensors whose name has one
+    (of several, the first) have values of their own, beside those of the rest.
     """
 
     per: tuple[Literal["expert", "layer", "component"], ...] = ()
@@ -66,6 +68,7 @@ class Searched(Varied):
     apart: tuple[Apart, ...] | None = None
     values: As = "raw"
     gate: float | None = Field(default=None, gt=0)
+    filters: tuple[str, ...] = ()
 
     @property
     def by_layer(self) -> bool:
@@ -98,6 +101,7 @@ class Searched(Varied):
         ):
             what = "embedding and head are no component of a layer: leave them apart"
             yield Misfit(("apart",), what)
+        yield from filter_misfits(self.filters)
         if self.values != "raw":
             yield from self._share_misfits()
         if self.gate is not None:
@@ -115,6 +119,33 @@ class Searched(Varied):
             yield Misfit(("range",), "a simplex has none")
         if self.values in ("softmax", "pair") and self.range and not all(map(is_step, self.range)):
             yield Misfit(("range",), "logits go in steps of 0.0001")
+
+
+def filter_misfits(filters: tuple[str, ...]) -> Iterator[Misfit]:
+    """What is wrong with filters by themselves."""
+    for number, part in enumerate(filters):
+        if part == "":
+            what = "an empty one is in every name: the rest needs none"
+            yield Misfit(("filters", number), what)
+        if part in filters[:number]:
+            yield Misfit(("filters", number), f"{part!r} stands twice")
+
+
+def check_filters(filters: Sequence[str], anatomy: Anatomy, where: str) -> None:
+    """Refuse filters that are in no tensor's name.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    parts = {part for name in anatomy.places for part in name.split(".")}
+    problems = [
+        Problem(where, f"{part!r} is in no tensor's name (but in those of filters before it)", hint)
+        for part, names in first_fits(anatomy.places, filters).items()
+        if not names
+        for hint in [nearest(part, parts)]
+    ]
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def operator_misfits(

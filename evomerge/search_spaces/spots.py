@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -20,19 +20,21 @@ class Spot:
     """Places with one value: some layers' component (or all of it), and groups outside the layers.
 
     slots: empty, with an empty `outside`: whatever has no value of its own.
-    covers: the places where the value is in force.
+    covers: the names of the tensors where the value is in force.
+    by_name: the value is for these tensors alone, whatever else is where they are.
     """
 
     name: str
     slots: tuple[int, ...] = ()
     component: str = "default"
     outside: tuple[str, ...] = ()
-    covers: frozenset[Place] = frozenset()
+    covers: frozenset[str] = frozenset()
+    by_name: bool = False
 
     @property
     def is_default(self) -> bool:
         """Whether it is what a recipe says for everything else."""
-        return not self.slots and not self.outside
+        return not (self.slots or self.outside or self.by_name)
 
 
 def spots_of(
@@ -41,6 +43,7 @@ def spots_of(
     *,
     by_component: bool = False,
     apart: Collection[Apart] = (),
+    filters: Sequence[str] = (),
 ) -> list[Spot]:
     """The spots of a parameter; only those where there is something.
 
@@ -50,6 +53,7 @@ def spots_of(
         by_component: whether attention, MLP and the rest of a layer have values of their own.
         apart: what has one of its own besides; `outside` is embedding and head in one. What is not
             apart takes the first and the last group's.
+        filters: parts of names: tensors whose first one it is have values of their own.
     """
     present = {(place.layer, place.component) for place in anatomy.places.values()}
     before = tuple(g for g in BEFORE if (None, g) in present)
@@ -83,7 +87,7 @@ def spots_of(
             inside = [Spot("outside", outside=rest)]
         place = 1 if found and found[0].name == "embedding" else 0
         found = [*found[:place], *inside, *found[place:], *head]
-    return _covering(found, present)
+    return _split(_covering(found, present, anatomy), filters)
 
 
 def layer_groups(num_layers: int, size: int | None, count: int | None) -> list[tuple[int, ...]]:
@@ -104,6 +108,30 @@ def layer_groups(num_layers: int, size: int | None, count: int | None) -> list[t
 def group_name(group: Sequence[int]) -> str:
     """`layer_3`, or `layers_0_3`."""
     return f"layer_{group[0]}" if len(group) == 1 else f"layers_{group[0]}_{group[-1]}"
+
+
+def first_fits(names: Iterable[str], filters: Sequence[str]) -> dict[str, set[str]]:
+    """Filter -> the names that contain it and none of the filters before it."""
+    rest, found = set(names), {}
+    for part in filters:
+        found[part] = {name for name in rest if part in name}
+        rest -= found[part]
+    return found
+
+
+def _split(spots: Sequence[Spot], filters: Sequence[str]) -> list[Spot]:
+    """The same spots, with their filtered tensors in spots of their own; without empty ones."""
+    found = []
+    for spot in spots:
+        rest = spot.covers
+        for part, names in first_fits(rest, filters).items():
+            name = ".".join(filter(None, (spot.name, part)))
+            if names:
+                found.append(replace(spot, name=name, covers=frozenset(names), by_name=True))
+            rest -= names
+        if rest:
+            found.append(replace(spot, covers=rest))
+    return found
 
 
 def _inside(
@@ -131,13 +159,13 @@ def _inside(
     return spots
 
 
-def _covering(spots: Sequence[Spot], present: Collection[Place]) -> list[Spot]:
-    """The same spots with the places where their values are in force; without empty ones.
+def _covering(spots: Sequence[Spot], present: Collection[Place], anatomy: Anatomy) -> list[Spot]:
+    """The same spots with the tensors for which their values are in force; without empty ones.
 
     What names a component goes before what is for whole layers, and that before the default.
     """
     taken: set[Place] = set()
-    covers: dict[int, frozenset[Place]] = {}
+    covers: dict[int, set[Place]] = {}
     order = sorted(
         range(len(spots)), key=lambda i: (spots[i].is_default, spots[i].component == "default")
     )
@@ -150,10 +178,13 @@ def _covering(spots: Sequence[Spot], present: Collection[Place]) -> list[Spot]:
             or (layer is None and component in spot.outside)
             or (layer in spot.slots and spot.component in ("default", component))
         }
-        covers[i] = frozenset(mine - taken)
+        covers[i] = mine - taken
         taken |= mine
+    names: dict[Place, list[str]] = {}
+    for name, place in anatomy.places.items():
+        names.setdefault((place.layer, place.component), []).append(name)
     return [
-        Spot(s.name, s.slots, s.component, s.outside, covers[i])
-        for i, s in enumerate(spots)
+        replace(spot, covers=frozenset(name for place in covers[i] for name in names[place]))
+        for i, spot in enumerate(spots)
         if covers[i]
     ]

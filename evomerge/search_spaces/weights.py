@@ -26,6 +26,7 @@ from evomerge.search_spaces.grid import Grid, Row, RowValue, alike
 from evomerge.search_spaces.searched import (
     FixedValue,
     Searched,
+    check_filters,
     matching,
     operator_misfits,
 )
@@ -135,8 +136,7 @@ class Weights(CubeSpace):
         rows: list[RowValue] = []
         for block in self._blocks:
             rows += self._rows(block, values)
-        default, outside, slots = self._grid.merges(rows)
-        return self.recipe(default, outside=outside, slots=slots)
+        return self.recipe(**self._grid.merges(rows))
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe that says the same as one of this space.
@@ -181,7 +181,9 @@ class Weights(CubeSpace):
             groups,
             by_component="component" in searched.per,
             apart=searched.all_apart,
+            filters=searched.filters,
         )
+        check_filters(searched.filters, self.anatomy, f"space.search.{parameter}.filters")
         voices: list[str] = list(self._voices) if "expert" in searched.per else [""]
         if searched.values == "simplex":
             voices = voices[:-1]  # the last one has what is left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ def lm_eval_samples(
     batch_size: int,
     num_fewshot: int | None = None,
     limit: int | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """lm-eval's own record of every item, in the order of the documents."""
     import os
@@ -114,6 +116,7 @@ def lm_eval_samples(
             limit=limit,
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             bootstrap_iters=0,
+            **options,
         )
     finally:
         os.chdir(here)
@@ -218,6 +221,85 @@ def test_what_does_not_fit_loses_its_beginning_as_in_lm_eval(name):
     assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
     if name == "copy":
         assert list(ours.texts) == [sample["filtered_resps"][0] for sample in theirs]
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("more", ["", 'gen_prefix: "So:"', 'description: "Be brief."'])
+@pytest.mark.parametrize("turns", [True, False])
+@pytest.mark.parametrize("name", ["copy", "pick", "finish"])
+def test_conversations_are_lm_evals_to_the_last_bit(tmp_path, name, turns, more):
+    tokenizer = character_tokenizer(bos=True)
+    tokenizer.chat_template = CHAT
+    model = Resident(random_llama(3, len(tokenizer), positions=256), tokenizer)
+    shutil.copytree(ASSETS, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(file.read_text().replace("metadata:", f"{more}\nmetadata:"))
+    shots = 0 if name == "finish" else 2
+    theirs = lm_eval_samples(
+        model,
+        tmp_path,
+        f"assets_{name}",
+        batch_size=16,
+        num_fewshot=shots,
+        apply_chat_template=True,
+        fewshot_as_multiturn=turns,
+    )
+    task = LmEvalTask(
+        name,
+        task=f"assets_{name}",
+        path=tmp_path,
+        batch_size=16,
+        num_fewshot=shots,
+        chat_template=True,
+        fewshot_as_multiturn=turns,
+    )
+    ours = task.respond(model, task.items)
+    score = [np.float32(sample[task.metric]) for sample in theirs]
+    assert ours.columns["score"].tolist() == score
+    asked = [r.args[0] for i in task.items for r in task.requests(i, tokenizer)]
+    assert asked == [one[0] for s in theirs for one in s["arguments"]]
+    assert all(text.startswith("<s>user: ") for text in asked)
+    if ours.texts is not None:
+        assert list(ours.texts) == [sample["filtered_resps"][0] for sample in theirs]
+        assert len(set(ours.texts)) > 5
+
+
+def test_a_conversation_is_another_task_and_needs_a_template(resident):
+    plain, chat = asset("copy"), asset("copy", chat_template=True)
+    turns = asset("copy", chat_template=True, fewshot_as_multiturn=True)
+    assert len({plain.fingerprint, chat.fingerprint, turns.fingerprint}) == 3
+    with pytest.raises(ConfigurationError, match="the tokenizer has no chat template"):
+        chat.respond(resident, [0])
+
+
+def test_two_tokenizers_have_two_conversations():
+    first, second = character_tokenizer(), character_tokenizer()
+    first.chat_template, second.chat_template = CHAT, CHAT.replace("assistant", "model")
+    task = asset("copy", chat_template=True)
+    module = random_llama(3, len(first))
+    models = [Resident(module, first), Resident(module, second)]
+    one, two = (task.respond(model, range(16)).texts for model in models)
+    assert one != two
+    assert task.requests(0, second)[0].args[0].endswith("model: ")
+    assert asset("copy", chat_template=True).respond(models[1], range(16)).texts == two
+
+
+@pytest.mark.parametrize(("name", "metric"), [("pick", "acc"), ("finish", "perplexity")])
+def test_what_is_better_can_be_turned(resident, name, metric):
+    usual = asset(name, metric=metric)
+    told = metric == "acc"
+    same = asset(name, metric=metric, higher_is_better=told)
+    turned = asset(name, metric=metric, higher_is_better=not told)
+    scores = [task.respond(resident, range(40)).columns["score"] for task in (usual, same, turned)]
+    assert scores[0].tolist() == scores[1].tolist() == (-scores[2]).tolist()
+    assert usual.fingerprint == same.fingerprint != turned.fingerprint
 
 
 @pytest.mark.parametrize("name", ["copy", "pick", "finish"])

@@ -78,3 +78,33 @@ def test_too_few_items_is_one_error_that_names_all_tasks() -> None:
         "task a: 9 items, the split asks 5 search + 5 fresh + 5 holdout",
         "task c: 8 items, the split asks 5 search + 5 fresh + 5 holdout",
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(2, 2000),
+    percents=st.tuples(st.integers(1, 98), st.integers(0, 98), st.none() | st.integers(1, 98)),
+)
+def test_shares_are_the_whole_items_of_them(
+    count: int, percents: tuple[int, int, int | None]
+) -> None:
+    """In whole hundredths, so that the oracle has no rounding."""
+    first, second, third = (None if p is None else p * count // 100 for p in percents)
+    first = max(1, first)
+    shares = [None if p is None else p / 100 for p in percents]
+    last = count - first - second if third is None else max(1, third)
+    if not 0 < last <= count - first - second:
+        with pytest.raises(ConfigurationError, match="items, the split asks"):
+            split_items({"t": range(count)}, *shares, 0)
+        return
+    split = split_items({"t": range(count)}, *shares, 0)
+    parts = (split.search["t"], split.fresh["t"], split.holdout["t"])
+    assert tuple(map(len, parts)) == (first, second, last)
+    assert len(set().union(*parts)) == first + second + last
+
+
+def test_shares_and_numbers_go_together() -> None:
+    split = split_items({"a": range(10), "b": range(101)}, 0.5, 2, None, 0)
+    assert [len(split.search[t]) for t in "ab"] == [5, 50]
+    assert [len(split.fresh[t]) for t in "ab"] == [2, 2]
+    assert [len(split.holdout[t]) for t in "ab"] == [3, 49]

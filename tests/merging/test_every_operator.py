@@ -20,7 +20,8 @@ TRIALS = {
         {"vectors": along, "deltas": deltas}
         for along in ("tensor", "rows", "columns")
         for deltas in (False, True)
-    ],
+    ]
+    + [{"straight_above": 0.5}],
     "multislerp": [{}, {"deltas": True}, {"normalize_weights": False}],
     "ties": [{}, {"trim": "tensor"}, {"compat": "mergekit"}],
     "model_stock": [{}, {"filter_wise": True}, {"compat": "mergekit"}],

@@ -201,6 +201,30 @@ def test_nuslerp_of_rows_is_slerp_of_each_row(t, seed, along):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+@given(t=st.floats(0, 1), size=st.floats(0, 0.1), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_nuslerp_that_goes_straight_near_parallels_is_slerp(t, size, seed):
+    """Slerp is compared with mergekit's own; here the first source stands for the base."""
+    x = normal(6, 5, seed=seed)
+    states = models_of(x, x, x + size * normal(6, 5, seed=seed + 1000))
+    weight = {"a": 1 - t, "b": t}
+    found = merged(states, "nuslerp", ["a", "b"], weight=weight, straight_above=0.9995)["x"]
+    expected = merged(states, "slerp", ["b"], t=t)["x"]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_nuslerp_goes_straight_where_it_is_told(merge):
+    x = normal(6, 5)
+    states = models_of(x, x, x + 0.02 * normal(6, 5, seed=1))
+    weight = {"a": 0.5, "b": 0.5}
+    straight, round_ = (
+        merge(states, "nuslerp", ["a", "b"], weight=weight, straight_above=above)["x"]
+        for above in (0.9995, 1.0)
+    )
+    torch.testing.assert_close(straight, (states["a"]["x"] + states["b"]["x"]) / 2)
+    assert 1e-5 < (straight - round_).abs().max() < 1e-3
+
+
 # --- from the base --------------------------------------------------------------------------------
 
 
