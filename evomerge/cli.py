@@ -324,7 +324,9 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
             )
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
-    console.print(f"{len(genes)} genes ({names}{', ...' if len(genes) > 4 else ''})")
+    if genes:
+        more = ", ..." if len(genes) > 4 else ""
+        console.print(f"{len(genes)} gene{'s' if len(genes) > 1 else ''} ({names}{more})")
     with _view() as view:
         check_genes(parts.space, view.progress)
     console.print("valid")

@@ -12,7 +12,7 @@ from evomerge.experiment.wire import Parts, wire
 from evomerge.merging.traffic import bytes_moved
 from evomerge.pools.worker import Worker
 from evomerge.protocols import Progress
-from evomerge.recipe import Merge, Recipe, Slot
+from evomerge.recipe import Merge, Recipe, Segments, Slot
 from evomerge.records import Job
 from evomerge.results.references import GRID, reference_recipes
 from evomerge.search_spaces import describe
@@ -64,7 +64,9 @@ def describe_space(parts: Parts) -> dict[str, Any]:
     """The space in words, with a recipe from its centre and one from a random point."""
     space, seed = parts.space, parts.config.seed
     count = len(space.genes)
-    told: dict[str, Any] = {"genes": count} if count else {"genes": "none: see docs/spaces.md"}
+    told: dict[str, Any] = (
+        {"genes": count} if count else {"genes": "none: its genomes are lineages"}
+    )
     if count:
         told |= {
             "genes by kind": describe.kinds(space),
@@ -91,6 +93,8 @@ def describe_space(parts: Parts) -> dict[str, Any]:
 
 def recipe_lines(recipe: Recipe, limit: int = 12) -> list[str]:
     """What is merged how, in a line for each run of like layers; at most so many lines."""
+    if recipe.segments is not None:
+        return _stretches(recipe.segments, limit)
     lines = [f"default: {_merge_text(recipe.default)}"]
     lines += [f"{group}: {_merge_text(merge)}" for group, merge in recipe.outside.items()]
     slots = [(n, _slot_text(n, slot)) for n, slot in enumerate(recipe.slots or ())]
@@ -108,6 +112,18 @@ def recipe_lines(recipe: Recipe, limit: int = 12) -> list[str]:
         lines.insert(0, f"{len(recipe.slots)} layers")
     rest = len(lines) - limit
     return lines if rest <= 1 else [*lines[:limit], f"... and {rest} lines more"]
+
+
+def _stretches(segments: Segments, limit: int) -> list[str]:
+    """What each stretch of the flattened parameters is made of."""
+    lines = [f"{len(segments.stops)} stretches of {segments.stops[-1]:,} parameters"]
+    start = 0
+    for number, stop in enumerate(segments.stops[:limit]):
+        shares = {model: weights[number] for model, weights in segments.weights.items()}
+        lines.append(f"{start:,} to {stop - 1:,}: {_value_text(shares)}")
+        start = stop
+    rest = len(segments.stops) - limit
+    return lines if rest <= 0 else [*lines, f"... and {rest} lines more"]
 
 
 def _slot_text(number: int, slot: Slot) -> str:
