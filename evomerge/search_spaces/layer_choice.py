@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -108,6 +109,6 @@ class LayerChoice(CubeSpace):
                 for number in range(len(self._groups))
                 for i, value in own.items()
             }
-            if values:
+            with suppress(ValueError):  # the ranges may leave an expert alone out
                 found.append(self.codec.genome(values))
         return found

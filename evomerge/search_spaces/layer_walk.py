@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Choice, Gene, Value, Values
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
-from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
+from evomerge.search_spaces.amounts import MOST, Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.cube import CubeSpace, base_alone
@@ -42,7 +41,7 @@ class LayerWalkConfig(SpaceConfig):
 
     @model_validator(mode="after")
     def _known(self) -> LayerWalkConfig:
-        misfits = list(amount_misfits(self.steps, ("steps",), most=math.inf))
+        misfits = list(amount_misfits(self.steps, ("steps",), most=MOST))
         for name, option in self.merges.items():
             if option.search:
                 misfits.append(
@@ -58,6 +57,9 @@ class LayerWalkConfig(SpaceConfig):
         problems = outside_problems(self.outside, experts)
         for name in {SKIP, BACK} & set(experts):
             problems.append(Problem(f"experts.{name}", "is a step of the walk: call it otherwise"))
+        for name in self.merges.keys() & set(experts):
+            what = "a model is called so: call the merge otherwise"
+            problems.append(Problem(f"space.merges.{name}", what))
         for name, option in self.merges.items():
             found = option.problems(experts)
             problems += [Problem(f"space.merges.{name}", p.what, p.hint) for p in found]
@@ -110,6 +112,9 @@ class LayerWalk(CubeSpace):
         moves = (*self._taken, *([SKIP] if config.skip else []), *([BACK] if config.back else []))
         names = [f"step_{i}" for i in range(steps)]
         first = tuple(move for move in moves if move != BACK)
+        if len(first) < 2:
+            what = f"the first step can only take {first[0]}'s layer" if first else "no steps"
+            raise ConfigurationError(Problem("space", what, "allow `skip`, or name merges"))
         genes: list[Gene] = []
         for i, name in enumerate(names):
             # Nobody is anywhere else before the first steps: a shorter walk cannot be over.

@@ -20,9 +20,17 @@ HELP = (
 def outside_problems(outside: str, experts: Sequence[str]) -> list[Problem]:
     """What is wrong with a file's `outside`."""
     known = [BASE, *experts, UNIFORM, ENDS]
+    taken = [
+        Problem(f"experts.{name}", "means something else in `outside`: call the expert otherwise")
+        for name in (BASE, UNIFORM, ENDS)
+        if name in experts
+    ]
     if outside in known:
-        return []
-    return [Problem("space.outside", f"expected {HELP}, got {outside!r}", nearest(outside, known))]
+        return taken
+    return [
+        *taken,
+        Problem("space.outside", f"expected {HELP}, got {outside!r}", nearest(outside, known)),
+    ]
 
 
 def outside_merges(outside: str, anatomy: Anatomy, slots: Sequence[Slot]) -> dict[Any, Merge]:
