@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
@@ -171,6 +173,23 @@ class LayerWalk(CubeSpace):
         """All layers from one, for each that can be taken."""
         layers = range(self.anatomy.num_layers)
         return [self.codec.genome({f"step_{i}": name for i in layers}) for name in self._taken]
+
+    def where_it_matters(
+        self, number: int, point: Sequence[float], generator: np.random.Generator
+    ) -> Genome:
+        """A walk that is still under way at a step, and arrives: after going back often enough."""
+        layers = self.anatomy.num_layers
+        if layers < 2:
+            return super().where_it_matters(number, point, generator)
+        detours = max(0, math.ceil((number + 1 - layers) / 2))
+        moves = [""] + [BACK, ""] * detours + [""] * (layers - 1)
+        taken = list(self._taken)
+        steps: dict[str, Value] = {
+            f"step_{i}": move or taken[int(generator.integers(len(taken)))]
+            for i, move in enumerate(moves)
+        }
+        walk = self.codec.genome(steps)
+        return [*walk[: len(moves)], *point[len(moves) :]]
 
     def _walk(self, steps: Sequence[Value]) -> tuple[list[Slot], int]:
         """The layers taken, and where the walk ends."""
