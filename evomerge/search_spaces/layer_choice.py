@@ -77,7 +77,7 @@ class LayerChoice(CubeSpace):
             slots += [Slot.of_valid(layer=i, layers={}, merges=merges) for i in group]
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 

@@ -116,7 +116,7 @@ class LayerSwap(CubeSpace):
             slots.append(Slot.of_valid(layer=layer, layers={}, merges={"default": merge}))
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 

@@ -129,7 +129,7 @@ class LayerWalk(CubeSpace):
         slots, _ = self._walk(self.codec.values(genome))
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 

@@ -33,7 +33,9 @@ def outside_problems(outside: str, experts: Sequence[str]) -> list[Problem]:
     ]
 
 
-def outside_merges(outside: str, anatomy: Anatomy, slots: Sequence[Slot]) -> dict[Any, Merge]:
+def outside_merges(
+    outside: str, anatomy: Anatomy, experts: Sequence[str], slots: Sequence[Slot]
+) -> dict[Any, Merge]:
     """A recipe's `outside`, where its default is the base alone.
 
     `ends` takes the merge of the layer's norms, which is that of whatever a file does not split.
@@ -43,7 +45,9 @@ def outside_merges(outside: str, anatomy: Anatomy, slots: Sequence[Slot]) -> dic
     if outside == BASE:
         return {}
     if outside == UNIFORM:
-        uniform = Merge.of_valid(operator="linear", sources=None, parameters={"normalize": True})
+        # By name: sources that are left out would be the default's, which is the base alone.
+        mean = tuple(sorted(experts))
+        uniform = Merge.of_valid(operator="linear", sources=mean, parameters={"normalize": True})
         return dict.fromkeys([*before, *after], uniform)
     if outside == ENDS:
         first, last = (_whole(slot) for slot in (slots[0], slots[-1]))
