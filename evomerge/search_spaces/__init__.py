@@ -66,7 +66,7 @@ def parse_space(document: Document) -> SpaceConfig:
         ConfigurationError: with every problem and its line.
     """
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
-    if kind not in SPACES:
+    if not isinstance(kind, str) or kind not in SPACES:
         hint = nearest(str(kind), SPACES)
         raise ConfigurationError(Problem(document.where(("kind",)), f"unknown kind {kind!r}", hint))
     return parse(SPACES[kind].config, document)

@@ -6,6 +6,8 @@ from evomerge.documents import Misfit
 
 Amount = int | float  # a whole number counts; a fraction is a share, and 1.0 is all
 
+MOST = 100.0  # times the layers, of models that repeat them
+
 
 def counted(amount: Amount, total: int) -> int:
     """How many of `total` are meant."""

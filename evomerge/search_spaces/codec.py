@@ -153,7 +153,7 @@ class Codec:
         if unknown := sorted(values.keys() - self._index.keys()):
             raise ValueError(f"no gene {unknown[0]!r}")
         genome = [
-            _coordinate(gene, values[gene.name]) if gene.name in values else CENTER
+            coordinate_of(gene, values[gene.name]) if gene.name in values else CENTER
             for gene in self.genes
         ]
         found = self.values(genome)
@@ -249,7 +249,7 @@ def _can_hold(condition: Condition, genes: Mapping[str, Gene]) -> bool:
 
 def _can_be(gene: Gene, value: Value) -> bool:
     try:
-        _coordinate(gene, value)
+        coordinate_of(gene, value)
     except ValueError:
         return False
     return True
@@ -303,7 +303,7 @@ def _chosen(count: Count, coordinates: NDArray[np.float64]) -> list[bool]:
     return found
 
 
-def _coordinate(gene: Gene, value: Value) -> float:
+def coordinate_of(gene: Gene, value: Value) -> float:
     """Where a gene stands that has a value.
 
     Raises:

@@ -14,7 +14,7 @@ from evomerge.merging import OPERATORS
 from evomerge.recipe import Merge
 from evomerge.search_spaces.config import count_problems
 from evomerge.search_spaces.merged_option import MergedOption, OptionConfig
-from evomerge.search_spaces.searched import Varied, parameter_misfits
+from evomerge.search_spaces.searched import Varied, as_said, parameter_misfits
 
 Merges = dict[Any, Merge]  # of a slot, by component
 COMPONENTS = ("attention", "mlp", "norm", "other")
@@ -72,6 +72,9 @@ class ContentsConfig(BaseModel):
                     what = "a model is called so: call the merge otherwise"
                     problems.append(Problem(f"space.layers.merges.{name}", what))
         elif self.choose == "several" and len(experts) > 1:
+            what = "a gene of every layer is called so: call the expert otherwise"
+            for name in sorted({*experts} & self.search.keys()):
+                problems.append(Problem(f"experts.{name}", what))
             low = OPERATORS[self.operator].min_sources
             high = OPERATORS[self.operator].max_sources
             if low > 2 or (high is not None and high < len(experts)):
@@ -241,7 +244,7 @@ class Several:
         merge = Merge.of_valid(
             operator=self._config.operator,
             sources=tuple(self._experts[i] for i in chosen),
-            parameters=dict(zip(self._parameters, values[count:], strict=False)),
+            parameters=dict(zip(self._parameters, map(as_said, values[count:]), strict=False)),
         )
         return {"default": merge}
 
@@ -254,7 +257,10 @@ class Several:
         found: dict[int, Value] = {i: e in sources for i, e in enumerate(self._experts)}
         if len(sources) > 1:
             for i, name in enumerate(self._parameters):
-                found[len(self._experts) + i] = merge.parameters.get(name)  # type: ignore[assignment]
+                value = merge.parameters.get(name)
+                if value is None or isinstance(value, dict):
+                    raise ValueError(f"one {name} is needed, and the recipe has {value}")
+                found[len(self._experts) + i] = value
         return found
 
     def alone(self, expert: str) -> dict[int, Value] | None:

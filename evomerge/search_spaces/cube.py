@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from evomerge.genes import Gene
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
+from evomerge.search_spaces.fulfilled import fulfilled
 
 
 class CubeSpace(ABC):
@@ -61,6 +63,12 @@ class CubeSpace(ABC):
     def active(self, genome: Genome) -> list[bool]:
         """Which genes matter where the genome stands."""
         return self.codec.active(self.codec.values(genome))
+
+    def where_it_matters(
+        self, number: int, point: Sequence[float], generator: np.random.Generator
+    ) -> Genome:
+        """A point beside this one at which a gene matters, as far as conditions go."""
+        return fulfilled(self.codec, point, number, generator)
 
     def encode_values(self, recipe: Recipe, values: dict[str, Any]) -> Genome:
         """The genome with these values, if it decodes to the recipe.

@@ -63,13 +63,12 @@ def _matters(
 ) -> bool:
     refuted: dict[object, int] = {}
     for trial in range(TRIES):
-        point = (
-            space.sample(generator)
-            if trial % 4 or not designs
-            else list(designs[(trial // 4) % len(designs)])
-        )
+        point = _trial(space, number, designs, generator, trial)
         other = list(point)
-        other[number] = float((point[number] + generator.uniform(0.2, 0.8)) % 1.0)
+        if trial % 3:
+            other[number] = float((point[number] + generator.uniform(0.2, 0.8)) % 1.0)
+        else:  # from end to end: a flag among many that are counted is surely set, and surely not
+            point[number], other[number] = 0.0, 1.0
         if space.violations(point) or space.violations(other):
             continue
         one, two = space.decode(point), space.decode(other)
@@ -84,6 +83,25 @@ def _matters(
                 return True
             refuted[kind] = refuted.get(kind, 0) + 1
     return False
+
+
+def _trial(
+    space: CubeSpace,
+    number: int,
+    designs: Sequence[list[float]],
+    generator: np.random.Generator,
+    trial: int,
+) -> list[float]:
+    """A design, a corner of the cube, or a random point; mostly one at which the gene matters."""
+    if designs and trial % 4 == 0:
+        point = list(designs[(trial // 4) % len(designs)])
+    else:
+        point = space.sample(generator)
+    if trial % 4 == 1:
+        point = [float(x >= 0.5) for x in point]
+    if trial % 2:
+        point = list(space.where_it_matters(number, point, generator))
+    return point
 
 
 def _differences(
@@ -165,15 +183,22 @@ def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
 
 @lru_cache(maxsize=8)
 def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
-    """Models of a few random tensors, by name."""
+    """Models of a few random tensors, by name; one of them has hardly moved.
+
+    Some operators have another rule for what hardly moves.
+    """
     import torch
 
     made = {}
+    first: dict[str, torch.Tensor] = {}
     for number, name in enumerate(names):
         draw = torch.Generator().manual_seed(number)
         state = {
             tensor: torch.randn(SIDE, SIDE, generator=draw)
             for tensor in ("layers.0.weight", "layers.1.weight", "head.weight")
         }
+        first = first or state
+        if number:
+            state["layers.1.weight"] = first["layers.1.weight"] + 1e-4 * state["layers.1.weight"]
         made[name] = open_checkpoint(state, name=name)
     return made

@@ -226,9 +226,8 @@ class DepthProfile(CubeSpace):
                 # Hand-written values need not lie on a curve.
                 if np.abs(line.basis @ knots - along).max() > 1e-6:
                     raise ValueError(f"{line.parameter}: the recipe's values lie on no such curve")
-                exact = [round(float(knot), KNOT_DECIMALS) + 0.0 for knot in knots]
-                names = [_named(line, voice, gene) for gene in line.genes]
-                values |= dict(zip(names, exact, strict=True))
+                for gene, knot in zip(line.genes, knots, strict=True):
+                    values[_named(line, voice, gene)] = _within(knot, *self._range(line, gene))
         return self.codec.genome(values)
 
     def designs(self) -> list[Genome]:
@@ -266,6 +265,8 @@ class DepthProfile(CubeSpace):
             counts = dict.fromkeys(parts, curve.knots or 2)
         lines = []
         for name, spots in parts.items():
+            if not spots:
+                continue  # a model without MLPs has no curve for them
             depths = np.array([self._depth(spot, curve) for spot in spots])
             genes: tuple[str, ...] = ("first", "growth")
             if curve.straight is not None:
@@ -303,6 +304,17 @@ def _filter_of(spot: Spot) -> str:
 
 def _curve_of(spot: Spot) -> str:
     return spot.component if spot.component in ("attention", "mlp") else "other"
+
+
+def _within(knot: float, low: float, high: float) -> float:
+    """A knot that was read off, which the codec rounds; what lies at an end of its range is there.
+
+    Ends need not be such round numbers as all other knots are.
+    """
+    for end in (low, high):
+        if abs(knot - end) < 1e-6:
+            return end
+    return float(knot)
 
 
 def _named(line: _Line, voice: str, gene: str) -> str:

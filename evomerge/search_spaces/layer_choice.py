@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -76,7 +77,7 @@ class LayerChoice(CubeSpace):
             slots += [Slot.of_valid(layer=i, layers={}, merges=merges) for i in group]
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 
@@ -108,6 +109,6 @@ class LayerChoice(CubeSpace):
                 for number in range(len(self._groups))
                 for i, value in own.items()
             }
-            if values:
+            with suppress(ValueError):  # the ranges may leave an expert alone out
                 found.append(self.codec.genome(values))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ class LayerPruning(CubeSpace):
                 slots.append(Slot.of_valid(layer=layer, layers={}, merges=merges))
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 
@@ -122,11 +123,13 @@ class LayerPruning(CubeSpace):
         With the base's layers alone, and with each set of experts at several scales where the space
         has such: for three experts these are GPTailor's 129 first trials.
         """
-        found = []
+        found: list[Genome] = []
         for order in removal_orders(self.anatomy.num_layers):
             values = self._removing(set(order[: self._num_removed]))
-            found += [values | contents for contents in self._uniform_contents()]
-        return [self.codec.genome(values) for values in found]
+            for contents in self._uniform_contents():
+                with suppress(ValueError):  # not every scale lies in every range
+                    found.append(self.codec.genome(values | contents))
+        return found
 
     # --- inside -----------------------------------------------------------------------------------
 

@@ -15,13 +15,15 @@ from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import AtLeast, Constraint, Count, Flag, Gene, Integer, OneOf, Real, Value
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
-from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
+from evomerge.search_spaces.amounts import MOST, Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.cube import CubeSpace, base_alone
 from evomerge.search_spaces.outside import BASE, outside_merges, outside_problems
 from evomerge.search_spaces.searched import Bounds
 
+# 17! orders are as many as coordinates between 0 and 1 can tell apart.
+MOST_ORDERED = 16
 SCALED = {"input": "input_scale", "branches": "branch_scale"}
 
 
@@ -57,7 +59,7 @@ class LayerStackConfig(SpaceConfig):
     kind: Literal["layer_stack"]
     arrange: Literal["in_a_row", "by_position"] = "in_a_row"
     models: Literal["experts", "all"] = "experts"
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=int(MOST))
     scales: Scales | None = None
     layers: tuple[Amount, Amount] = (0.5, 2.0)
     keep_base: bool = True
@@ -70,15 +72,26 @@ class LayerStackConfig(SpaceConfig):
 
     def _misfits(self) -> Iterator[Misfit]:
         for place, amount in enumerate(self.layers):
-            yield from amount_misfits(amount, ("layers", place), most=math.inf)
+            yield from amount_misfits(amount, ("layers", place), most=MOST)
         if self.arrange == "in_a_row" and not self.keep_base:
             yield Misfit(("keep_base",), "goes with `arrange: by_position`")
         if self.arrange == "by_position" and self.repeats > 1:
             yield Misfit(("repeats",), "goes with `arrange: in_a_row`")
 
     def check_experts(self, experts: Sequence[str]) -> list[Problem]:
-        """Names that are nobody's."""
-        return outside_problems(self.outside, experts)
+        """Names that are nobody's, or a gene's; and more models than can be put in order."""
+        problems = outside_problems(self.outside, experts)
+        if self.arrange == "in_a_row":
+            return problems
+        for name in ("order", "scale"):
+            if name in experts:
+                what = "a gene of every place is called so: call the expert otherwise"
+                problems.append(Problem(f"experts.{name}", what))
+        count = len(experts) + (self.models == "all")
+        if count > MOST_ORDERED:
+            what = f"{count} models in every place are more than can be put in order"
+            problems.append(Problem("space.arrange", what, f"{MOST_ORDERED} at most"))
+        return problems
 
 
 class LayerStack(CubeSpace):
@@ -116,7 +129,7 @@ class LayerStack(CubeSpace):
     def _stack(self, slots: list[Slot]) -> Recipe:
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 
@@ -175,8 +188,11 @@ class InARow(LayerStack):
             for label in self._labels
             for gene in self._scale_gene(f"scale.{label}", OneOf(label, (True,)))
         ]
-        most = min(self._depth[1], len(flags))
-        constraint: list[Constraint] = [Count(tuple(self._labels), self._depth[0], most)]
+        least, most = self._depth[0], min(self._depth[1], len(flags))
+        if least >= most == len(flags):
+            what = f"{least} or more of {len(flags)} in a row leave nothing to choose"
+            raise ConfigurationError(Problem("space.layers", what, "fewer, or more `repeats`"))
+        constraint: list[Constraint] = [Count(tuple(self._labels), least, most)]
         self.codec = Codec([*flags, *scales], constraint)
 
     def decode(self, genome: Genome) -> Recipe:
@@ -306,7 +322,11 @@ class ByPosition(LayerStack):
                     low, high = self._config.scales.range
                     values[f"layer_{layer}.scale"] = min(max(1.0, low), high)
             found.append(self.codec.genome(values))
-        return found
+        return [genome for genome in found if not self.violations(genome)]
+
+    def active(self, genome: Genome) -> list[bool]:
+        """Which genes matter, when what is too much has been left out."""
+        return self.codec.active(self._values(genome))
 
     def _values(self, genome: Genome) -> list[Value]:
         """The genes' values; of too many layers those are left out whose coordinates are lowest."""

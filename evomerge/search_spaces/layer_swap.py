@@ -59,6 +59,8 @@ class LayerSwapConfig(SpaceConfig):
             name = getattr(self, key)
             if name is not None and name not in experts:
                 problems.append(Problem(f"space.{key}", "no such expert", nearest(name, experts)))
+        if self.outer is not None and self.outer == self.inner:
+            problems.append(Problem("space.inner", f"{self.inner!r} is the outer expert already"))
         return problems
 
     def pair(self, experts: Sequence[str]) -> tuple[str, str]:
@@ -91,6 +93,8 @@ class LayerSwap(CubeSpace):
         if not genes:
             raise ConfigurationError(Problem("space", "every cut has one place: nothing to search"))
         self.codec = Codec(genes)
+        if told := self.violations([0.0] * len(genes)):
+            raise ConfigurationError(Problem("space", f"even the least cuts: {told[0]}"))
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe with these cuts."""
@@ -112,7 +116,7 @@ class LayerSwap(CubeSpace):
             slots.append(Slot.of_valid(layer=layer, layers={}, merges={"default": merge}))
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 
@@ -123,7 +127,11 @@ class LayerSwap(CubeSpace):
             ValueError: no genome says it.
         """
         self.check_template(recipe)
-        kinds = [slot.merges["default"].sources for slot in recipe.slots or () if slot.merges]
+        kinds = [
+            slot.merges["default"].sources
+            for slot in recipe.slots or ()
+            if "default" in slot.merges
+        ]
         bottom = next((i for i, k in enumerate(kinds) if k != (self._outer,)), len(kinds))
         top = next((i for i, k in enumerate(kinds[::-1]) if k != (self._outer,)), len(kinds))
         both = (self._outer, self._inner)
@@ -131,8 +139,11 @@ class LayerSwap(CubeSpace):
         transition = next((i for i, k in enumerate(inside) if k != both), len(inside))
         if not bottom or not transition:
             transition = next((i for i, k in enumerate(inside[::-1]) if k != both), transition)
-        found = {"bottom": bottom, "top": top, "transition": transition}
-        return self._best_fit(recipe, found)
+        found = {"bottom": bottom, "top": top}
+        if bottom or top:  # without a border, any transition says the same
+            found["transition"] = transition
+        free = {gene.name for gene in self.genes}
+        return self.encode_values(recipe, {k: v for k, v in found.items() if k in free})
 
     def violations(self, genome: Genome) -> list[str]:
         """Also cuts that leave the inner expert no layer of its own."""
@@ -158,8 +169,3 @@ class LayerSwap(CubeSpace):
         for gene, value in zip(self.genes, self.codec.values(genome), strict=True):
             known[gene.name] = int(value)
         return known["bottom"], known["top"], known["transition"]
-
-    def _best_fit(self, recipe: Recipe, found: dict[str, int]) -> Genome:
-        """The genome of these cuts; where there is no border, any transition says the same."""
-        free = {gene.name for gene in self.genes}
-        return self.encode_values(recipe, {k: v for k, v in found.items() if k in free})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
@@ -15,7 +16,7 @@ from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Choice, Gene, Value, Values
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
-from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
+from evomerge.search_spaces.amounts import MOST, Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.cube import CubeSpace, base_alone
@@ -42,7 +43,7 @@ class LayerWalkConfig(SpaceConfig):
 
     @model_validator(mode="after")
     def _known(self) -> LayerWalkConfig:
-        misfits = list(amount_misfits(self.steps, ("steps",), most=math.inf))
+        misfits = list(amount_misfits(self.steps, ("steps",), most=MOST))
         for name, option in self.merges.items():
             if option.search:
                 misfits.append(
@@ -58,6 +59,9 @@ class LayerWalkConfig(SpaceConfig):
         problems = outside_problems(self.outside, experts)
         for name in {SKIP, BACK} & set(experts):
             problems.append(Problem(f"experts.{name}", "is a step of the walk: call it otherwise"))
+        for name in self.merges.keys() & set(experts):
+            what = "a model is called so: call the merge otherwise"
+            problems.append(Problem(f"space.merges.{name}", what))
         for name, option in self.merges.items():
             found = option.problems(experts)
             problems += [Problem(f"space.merges.{name}", p.what, p.hint) for p in found]
@@ -110,6 +114,9 @@ class LayerWalk(CubeSpace):
         moves = (*self._taken, *([SKIP] if config.skip else []), *([BACK] if config.back else []))
         names = [f"step_{i}" for i in range(steps)]
         first = tuple(move for move in moves if move != BACK)
+        if len(first) < 2:
+            what = f"the first step can only take {first[0]}'s layer" if first else "no steps"
+            raise ConfigurationError(Problem("space", what, "allow `skip`, or name merges"))
         genes: list[Gene] = []
         for i, name in enumerate(names):
             # Nobody is anywhere else before the first steps: a shorter walk cannot be over.
@@ -122,7 +129,7 @@ class LayerWalk(CubeSpace):
         slots, _ = self._walk(self.codec.values(genome))
         return self.recipe(
             base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, slots),
+            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
             slots=tuple(slots),
         )
 
@@ -166,6 +173,23 @@ class LayerWalk(CubeSpace):
         """All layers from one, for each that can be taken."""
         layers = range(self.anatomy.num_layers)
         return [self.codec.genome({f"step_{i}": name for i in layers}) for name in self._taken]
+
+    def where_it_matters(
+        self, number: int, point: Sequence[float], generator: np.random.Generator
+    ) -> Genome:
+        """A walk that is still under way at a step, and arrives: after going back often enough."""
+        layers = self.anatomy.num_layers
+        if layers < 2:
+            return super().where_it_matters(number, point, generator)
+        detours = max(0, math.ceil((number + 1 - layers) / 2))
+        moves = [""] + [BACK, ""] * detours + [""] * (layers - 1)
+        taken = list(self._taken)
+        steps: dict[str, Value] = {
+            f"step_{i}": move or taken[int(generator.integers(len(taken)))]
+            for i, move in enumerate(moves)
+        }
+        walk = self.codec.genome(steps)
+        return [*walk[: len(moves)], *point[len(moves) :]]
 
     def _walk(self, steps: Sequence[Value]) -> tuple[list[Slot], int]:
         """The layers taken, and where the walk ends."""

@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
-from evomerge.errors import Problem
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Count, Flag, Gene, Value
 from evomerge.merging import OPERATORS
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
 from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
-from evomerge.search_spaces.config import SpaceConfig
+from evomerge.search_spaces.config import SpaceConfig, count_problems
 from evomerge.search_spaces.cube import CubeSpace, base_alone
 from evomerge.search_spaces.designs import plain_merges
 from evomerge.search_spaces.searched import FixedValue, Searched, operator_misfits
@@ -98,7 +98,9 @@ class MasksConfig(SpaceConfig):
     def check_experts(self, experts: Sequence[str]) -> list[Problem]:
         """Too few or too many."""
         inner = self.weights()
-        return [] if inner is None else inner.check_experts(experts)
+        if inner is None:
+            return count_problems(self.operator, experts)
+        return inner.check_experts(experts)
 
 
 class Masks(CubeSpace):
@@ -126,6 +128,10 @@ class Masks(CubeSpace):
         }
         total = len(self._spots)
         least, most = max(1, counted(mask.least, total)), min(total, counted(mask.most, total))
+        if not least <= most or least == total:
+            what = f"{least} to {most} of {total} switches leave nothing to choose"
+            raise ConfigurationError(Problem("space.mask", what))
+        self._most = most
         flags: list[Gene] = [Flag(n) for names in self._switches.values() for n in names]
         self._num_flags = len(flags)
         constraints = [Count(names, least, most) for names in self._switches.values()]
@@ -162,14 +168,16 @@ class Masks(CubeSpace):
         if recipe.slots is None or not recipe.keeps_layers(self.anatomy.num_layers):
             raise ValueError("the recipe has no slots, or rearranges layers")
         flags: dict[str, Value] = {}
-        weightless = [v for v in self._voices if v and not self._weight(recipe.default)[v]]
+        # Of an expert without weight, so many are on as may be.
+        weightless = [v for v in self._voices if v and not self._weight(recipe.default).get(v)]
         for i, spot in enumerate(self._spots):
             merge = recipe.slots[spot.slots[0]].merges.get(spot.component)  # type: ignore[call-overload]
             weight = {} if merge is None else merge.parameters.get("weight")
             for voice in self._voices:
                 lost = isinstance(weight, dict) and weight.get(voice) == 0.0
                 is_off = merge is not None and (merge.operator is not None or lost)
-                flags[self._switches[voice][i]] = voice in weightless or not is_off
+                on = i < self._most if voice in weightless else not is_off
+                flags[self._switches[voice][i]] = on
         genome = self.codec.genome(flags)
         if self._inner is not None:
             whole = Recipe.of_valid(**{**dict(recipe), "slots": None, "outside": {}, "tensors": {}})

@@ -14,7 +14,7 @@ from evomerge.genes import Condition, Gene, Real, Value
 from evomerge.merging import OPERATORS
 from evomerge.recipe import Merge
 from evomerge.search_spaces.config import count_problems
-from evomerge.search_spaces.searched import FixedValue, Searched, operator_misfits
+from evomerge.search_spaces.searched import FixedValue, Searched, as_said, operator_misfits
 from evomerge.search_spaces.shares import best_pair, genes_of, scores_of, shares
 
 # What a layer is split into where its parts have parameters of their own; the rest is norms.
@@ -108,7 +108,7 @@ class MergedOption:
         for name, searched in self._config.search.items():
             rows, voices = self._rows(searched), self._voices(searched)
             table: list[Any] = [
-                list(values[start + r * len(voices) : start + (r + 1) * len(voices)])
+                [as_said(value) for value in values[start + r * len(voices) :][: len(voices)]]
                 for r in range(len(rows))
             ]
             start += len(rows) * len(voices)
@@ -155,6 +155,8 @@ class MergedOption:
             if any(value is None for value in rows):
                 raise ValueError(f"no {name}")
             flat += self._flat(searched, rows, merges["default"].sources or ())
+        if self.merges(flat) != merges:
+            raise ValueError("something else is said of the merge")
         return dict(enumerate(flat))
 
     def alone(self, expert: str) -> dict[int, Value] | None:
@@ -162,7 +164,9 @@ class MergedOption:
         if self._config.operator != "linear" or list(self._config.search) != ["weight"]:
             return None
         weight = {name: float(name == expert) for name in self._experts}
-        merge = Merge(operator="linear", parameters={**self._config.fixed, "weight": weight})
+        parameters: dict[str, Any] = {**self._config.fixed, "weight": weight}
+        sources = tuple(sorted(self._experts))
+        merge = Merge(operator="linear", sources=sources, parameters=parameters)
         try:
             return self.read({PARTS[part]: merge for part in self._parts})
         except ValueError:
@@ -172,12 +176,12 @@ class MergedOption:
         low, high = searched.range or (0.0, 1.0)
         if searched.values == "pair":
             first, second = (self._experts.index(source) for source in sources)
-            each = [row[sources[1]] for row in rows]
+            each = [_of(row, sources[1]) for row in rows]
             scores = scores_of(first, second, each, len(self._experts), low, high)
             return [float(score) for score in scores.ravel()]
         if "expert" not in searched.per:
             return rows
-        table = [[row[expert] for expert in self._experts] for row in rows]
+        table = [[_of(row, expert) for expert in self._experts] for row in rows]
         if searched.values == "raw":
             return [value for row in table for value in row]
         matrix = np.array(table, dtype=np.float64)
@@ -191,3 +195,14 @@ class MergedOption:
         if "expert" not in searched.per:
             return ("",)
         return self._experts[:-1] if searched.values == "simplex" else self._experts
+
+
+def _of(row: Any, source: str) -> float:
+    """A source's number among those of all.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(row, dict) or source not in row:
+        raise ValueError(f"no number for {source}")
+    return float(row[source])

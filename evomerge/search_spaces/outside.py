@@ -20,12 +20,22 @@ HELP = (
 def outside_problems(outside: str, experts: Sequence[str]) -> list[Problem]:
     """What is wrong with a file's `outside`."""
     known = [BASE, *experts, UNIFORM, ENDS]
+    taken = [
+        Problem(f"experts.{name}", "means something else in `outside`: call the expert otherwise")
+        for name in (BASE, UNIFORM, ENDS)
+        if name in experts
+    ]
     if outside in known:
-        return []
-    return [Problem("space.outside", f"expected {HELP}, got {outside!r}", nearest(outside, known))]
+        return taken
+    return [
+        *taken,
+        Problem("space.outside", f"expected {HELP}, got {outside!r}", nearest(outside, known)),
+    ]
 
 
-def outside_merges(outside: str, anatomy: Anatomy, slots: Sequence[Slot]) -> dict[Any, Merge]:
+def outside_merges(
+    outside: str, anatomy: Anatomy, experts: Sequence[str], slots: Sequence[Slot]
+) -> dict[Any, Merge]:
     """A recipe's `outside`, where its default is the base alone.
 
     `ends` takes the merge of the layer's norms, which is that of whatever a file does not split.
@@ -35,7 +45,9 @@ def outside_merges(outside: str, anatomy: Anatomy, slots: Sequence[Slot]) -> dic
     if outside == BASE:
         return {}
     if outside == UNIFORM:
-        uniform = Merge.of_valid(operator="linear", sources=None, parameters={"normalize": True})
+        # By name: sources that are left out would be the default's, which is the base alone.
+        mean = tuple(sorted(experts))
+        uniform = Merge.of_valid(operator="linear", sources=mean, parameters={"normalize": True})
         return dict.fromkeys([*before, *after], uniform)
     if outside == ENDS:
         first, last = (_whole(slot) for slot in (slots[0], slots[-1]))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real
+from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real, Value
 from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge
@@ -22,6 +22,8 @@ from evomerge.search_spaces.spots import Apart, first_fits
 
 Bounds = tuple[float, float]
 FixedValue = float | bool | str
+# Of the highest and the lowest logit: beyond, recipes' nine digits could not tell them apart.
+FARTHEST = {"softmax": 200, "pair": 20}
 
 
 class Varied(BaseModel):
@@ -117,8 +119,13 @@ class Searched(Varied):
             yield Misfit(("values",), f"{self.values} goes with no gate and no log scale")
         if self.values == "simplex" and self.range is not None:
             yield Misfit(("range",), "a simplex has none")
-        if self.values in ("softmax", "pair") and self.range and not all(map(is_step, self.range)):
-            yield Misfit(("range",), "logits go in steps of 0.0001")
+        if self.values in FARTHEST and self.range is not None:
+            if not all(map(is_step, self.range)):
+                yield Misfit(("range",), "logits go in steps of 0.0001")
+            farthest, apart = FARTHEST[self.values], self.range[1] - self.range[0]
+            if apart > farthest:
+                what = f"logits that are {apart:g} apart leave the lower one nothing that counts"
+                yield Misfit(("range",), what, f"at most {farthest}")
 
 
 def filter_misfits(filters: tuple[str, ...]) -> Iterator[Misfit]:
@@ -172,6 +179,8 @@ def parameter_misfits(
         yield Misfit(where, f"{operator} has no such parameter", nearest(name, declared))
         return
     parameter = declared[name]
+    if varied.scale == "log" and parameter.kind != "real":
+        yield Misfit((*where, "scale"), f"is a {parameter.kind}, so has no log scale")
     if parameter.kind in ("flag", "choice"):
         if varied.range is not None:
             yield Misfit(where, f"is a {parameter.kind}, so has no range")
@@ -179,20 +188,32 @@ def parameter_misfits(
         return
     if varied.options is not None:
         yield Misfit((*where, "options"), "is a number: give its range")
-    if varied.range is None:
-        if shares != "simplex":
-            yield Misfit((*where, "range"), "is needed: [low, high]")
-        return
-    low, high = varied.range
-    if parameter.kind == "integer" and (low != int(low) or high != int(high)):
-        yield Misfit((*where, "range"), f"{name} is a whole number, got {list(varied.range)}")
     bounds = (
         -math.inf if parameter.low is None else parameter.low,
         math.inf if parameter.high is None else parameter.high,
     )
+    if varied.range is None:
+        if shares != "simplex":
+            yield Misfit((*where, "range"), "is needed: [low, high]")
+        yield from _share_bounds(shares, 0.0, bounds, where)
+        return
+    low, high = varied.range
+    if parameter.kind == "integer" and (low != int(low) or high != int(high)):
+        yield Misfit((*where, "range"), f"{name} is a whole number, got {list(varied.range)}")
     if shares == "raw" and (low < bounds[0] or high > bounds[1]):
         what = f"{list(varied.range)} leaves the operator's [{bounds[0]:g}, {bounds[1]:g}]"
         yield Misfit((*where, "range"), what)
+    yield from _share_bounds(shares, low, bounds, where)
+
+
+def _share_bounds(
+    shares: As, low: float, bounds: Bounds, where: tuple[str | int, ...]
+) -> Iterator[Misfit]:
+    """Shares that the operator does not take: they go from 0 to 1, with a sign where genes have."""
+    lowest = -1.0 if shares == "normalised" and low < 0 else 0.0
+    if shares != "raw" and (lowest < bounds[0] or bounds[1] < 1):
+        what = f"shares from {lowest:g} to 1 leave the operator's [{bounds[0]:g}, {bounds[1]:g}]"
+        yield Misfit((*where, "values"), what)
 
 
 def _option_misfits(
@@ -218,6 +239,8 @@ def per_expert_misfits(
     declared = {parameter.name: parameter for parameter in OPERATORS[operator].parameters}
     if name not in declared or "expert" not in searched.per:
         return
+    if searched.gate is not None and name != "weight":
+        yield Misfit((*where, "gate"), f"turns experts off by their weight, and this is {name}")
     if searched.values == "pair":
         if not declared[name].per_source or OPERATORS[operator].max_sources != 2:
             what = f"a pair is for weights of operators of two models, which {operator} is not"
@@ -244,6 +267,11 @@ def fixed_misfits(
         if problem.where.startswith("parameters."):
             key = problem.where.removeprefix("parameters.")
             yield Misfit(("fixed", key), problem.what, problem.hint)
+
+
+def as_said(value: Value) -> Value:
+    """A gene's value as recipes have it, where whole numbers are floats as well."""
+    return float(value) if type(value) is int else value
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

@@ -18,6 +18,7 @@ As = Literal["raw", "normalised", "softmax", "simplex", "pair"]
 
 UNITS = 1_000_000  # a share is a whole number of millionths
 STEP = 10_000  # a logit is a whole number of ten-thousandths
+TRIES = 4000  # of points beside one that is a millionth off
 
 
 def shares(kind: As, genes: Matrix) -> Matrix:
@@ -75,16 +76,32 @@ def genes_of(kind: As, coefficients: Matrix, low: float, high: float) -> Matrix:
         room = np.where(units > 0, high / units, np.where(units < 0, low / units, np.inf))
     scale = room.min(axis=1, keepdims=True)
     found = units * scale
-    if (found < low - 1e-9).any() or (found > high + 1e-9).any():
+    exact = 2 * scale  # as far as units are
+    if (found < low - exact).any() or (found > high + exact).any():
         raise ValueError(f"no multiple of the experts' weights lies in [{low:g}, {high:g}]")
-    clipped: Matrix = np.clip(found, low, high)
-    return clipped
+    return _settled(np.clip(found, low, high), units, scale, low, high)
+
+
+def _settled(genes: Matrix, units: Matrix, scale: Matrix, low: float, high: float) -> Matrix:
+    """Genes moved, by less than two millionths, so that their shares are exactly these units.
+
+    At the ends of the range, the multiple that was found may be rounded to others; some point
+    beside it is not, and is found by trying.
+    """
+    found = genes.copy()
+    for row in np.flatnonzero((shares("normalised", genes) != units / UNITS).any(axis=1)):
+        moves = np.random.default_rng(0).uniform(-2, 2, (TRIES, genes.shape[1]))
+        tried = np.clip(genes[row] + moves * scale[row], low, high)
+        fits = (shares("normalised", tried) == units[row] / UNITS).all(axis=1)
+        if fits.any():
+            found[row] = tried[fits.argmax()]
+    return found
 
 
 def _units(values: Matrix) -> Matrix:
     """Whole millionths whose magnitudes sum to one million; the largest errors give way."""
     exact = values * UNITS
-    whole = np.rint(exact)
+    whole = np.rint(exact) + 0.0  # never -0.0, which reads otherwise
     missing = UNITS - np.abs(whole).sum(axis=1)
     if not missing.any():
         return whole

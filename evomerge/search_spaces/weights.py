@@ -16,7 +16,8 @@ from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.genes import Beyond, Gene, Real, Value
 from evomerge.merging import OPERATORS
-from evomerge.recipe import Recipe
+from evomerge.merging.check import check_merge
+from evomerge.recipe import Merge, Recipe
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import CENTER, Codec
 from evomerge.search_spaces.config import SpaceConfig, count_problems
@@ -26,6 +27,7 @@ from evomerge.search_spaces.grid import Grid, Row, RowValue, alike
 from evomerge.search_spaces.searched import (
     FixedValue,
     Searched,
+    as_said,
     check_filters,
     matching,
     operator_misfits,
@@ -63,6 +65,9 @@ class WeightsConfig(SpaceConfig):
         members = [expert for group in self.expert_groups.values() for expert in group]
         for expert in sorted({e for e in members if members.count(e) > 1}):
             yield Misfit(("expert_groups",), f"{expert} is in two groups")
+        for group, own in self.expert_groups.items():
+            if not own:
+                yield Misfit(("expert_groups", group), "names no expert")
 
     def check_experts(self, experts: Sequence[str]) -> list[Problem]:
         """Too few or too many, or groups of others."""
@@ -73,15 +78,23 @@ class WeightsConfig(SpaceConfig):
                 for m in members
                 if m not in experts
             ]
+            if group in experts and group not in self._grouped:
+                what = "an expert that is not in the group is called so: call it otherwise"
+                problems.append(Problem(f"space.expert_groups.{group}", what))
         for name, searched in self.search.items():
             if searched.values != "raw" and len(self.voices(experts)) < 2:
                 what = f"a {searched.values} share of one is always 1: nothing to search"
                 problems.append(Problem(f"space.search.{name}.values", what))
         return problems
 
+    @property
+    def _grouped(self) -> dict[str, str]:
+        """Each member's group."""
+        return {member: group for group, all_ in self.expert_groups.items() for member in all_}
+
     def voices(self, experts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Who has genes of their own: groups, and experts in none; and who follows them."""
-        grouped = {member: group for group, all_ in self.expert_groups.items() for member in all_}
+        grouped = self._grouped
         found: dict[str, tuple[str, ...]] = {}
         for expert in experts:
             name = grouped.get(expert, expert)
@@ -95,6 +108,7 @@ class _Block:
 
     parameter: str
     searched: Searched
+    is_whole: bool  # an integer
     spots: list[Spot]
     names: list[list[str]]  # of genes, by spot and voice
     numbers: list[list[int | None]] = field(default_factory=list)  # of genes; None: fixed
@@ -119,7 +133,9 @@ class Weights(CubeSpace):
         super().__init__(template, anatomy)
         self._config = config
         self._voices = config.voices(self.experts)
-        self._blocks = [self._block(name, searched) for name, searched in config.search.items()]
+        blocks = [self._block(name, searched) for name, searched in config.search.items()]
+        # Weights that switch experts off come before what then does not matter.
+        self._blocks = sorted(blocks, key=lambda block: block.searched.gate is None)
         self._fix()
         self.codec = Codec(self._declare())
         rows = [
@@ -153,17 +169,31 @@ class Weights(CubeSpace):
             wanted += own
             values |= self._values_of(block, own)
         genome = self.codec.genome(values)
-        again: list[RowValue] = []
         coded = self.codec.values(genome)
+        theirs = iter(wanted)
         for block in self._blocks:
-            again += self._rows(block, coded)
-        for row, mine, theirs in zip(self._grid.rows, again, wanted, strict=True):
-            gated = any(block.gates for block in self._blocks if block.parameter == row.parameter)
-            if not gated and not alike(mine, theirs):
-                raise ValueError(
-                    f"{row.parameter}: the recipe has {theirs} where this space has {mine}"
-                )
+            for i, mine in enumerate(self._rows(block, coded)):
+                self._check_row(block, i, mine, next(theirs), coded)
         return genome
+
+    def _check_row(
+        self, block: _Block, spot: int, mine: RowValue, theirs: RowValue, values: Sequence[Value]
+    ) -> None:
+        """Compare what the space says at a spot with what a recipe says.
+
+        Raises:
+            ValueError: they differ where it matters: not of an expert that is off.
+        """
+        if block.gates:
+            mine, theirs = dict(mine), dict(theirs)
+            for voice, members in enumerate(self._voices.values()):
+                number, threshold = block.gates.get((spot, voice), (None, 0.0))
+                if number is not None and abs(float(values[number])) < threshold:
+                    for member in members:
+                        del mine[member], theirs[member]
+        if not alike(mine, theirs):
+            name = ".".join(filter(None, (block.parameter, block.spots[spot].name)))
+            raise ValueError(f"{name}: the recipe has {theirs} where this space has {mine}")
 
     def designs(self) -> list[Genome]:
         """Each expert alone and the uniform merge, as far as the space can say them."""
@@ -191,7 +221,8 @@ class Weights(CubeSpace):
             [".".join(filter(None, (parameter, voice, spot.name))) for voice in voices]
             for spot in spots
         ]
-        return _Block(parameter, searched, spots, names)
+        is_whole = OPERATORS[self._config.operator].parameter(parameter).kind == "integer"
+        return _Block(parameter, searched, is_whole, spots, names)
 
     def _fix(self) -> None:
         """Take out the genes that the file fixes.
@@ -212,6 +243,15 @@ class Weights(CubeSpace):
             elif block.searched.values != "raw":
                 what = f"{block.searched.values} coefficients are bound together"
                 problems.append(Problem(where, f"one cannot be fixed: {what}"))
+            merge = Merge(
+                operator=self._config.operator,
+                sources=self.experts,
+                parameters={block.parameter: value},
+            )
+            problems += [
+                Problem(where, problem.what, problem.hint)
+                for problem in check_merge(merge, self.template.base)
+            ]
             for i, row in enumerate(block.names):
                 for j, name in enumerate(row):
                     if name in found:
@@ -268,6 +308,8 @@ class Weights(CubeSpace):
                 for i, row in enumerate(table)
             ]
         searched = block.searched
+        if block.is_whole:
+            table = [[as_said(value) for value in row] for row in table]
         if block.gates:
             table = [list(row) for row in table]
         for (i, j), (number, threshold) in block.gates.items():
@@ -310,6 +352,10 @@ class Weights(CubeSpace):
             table = [[row[members[0]] for members in self._voices.values()] for row in rows]
         else:
             table = [[row] for row in rows]
+        if searched.gate is not None and searched.range is not None:
+            low, high = searched.range
+            off = min(max(0.0, low), high)  # whatever is nearest to 0 is off, if anything is
+            table = [[value or off for value in row] for row in table]
         if searched.values != "raw":
             low, high = searched.range or (0.0, 1.0)
             matrix = np.array(table, dtype=np.float64)
