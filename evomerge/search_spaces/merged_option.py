@@ -13,6 +13,7 @@ from evomerge.errors import Problem
 from evomerge.genes import Condition, Gene, Real, Value
 from evomerge.merging import OPERATORS
 from evomerge.recipe import Merge
+from evomerge.search_spaces.codec import coordinate_of
 from evomerge.search_spaces.config import count_problems
 from evomerge.search_spaces.searched import FixedValue, Searched, as_said, operator_misfits
 from evomerge.search_spaces.shares import best_pair, genes_of, scores_of, shares
@@ -78,10 +79,8 @@ class MergedOption:
         self._experts = tuple(experts)
         split = any("component" in searched.per for searched in config.search.values())
         self._parts = list(PARTS) if split else ["rest"]
-        self.num_genes = sum(
-            len(self._rows(searched)) * len(self._voices(searched))
-            for searched in config.search.values()
-        )
+        self._own = self.genes("", None)
+        self.num_genes = len(self._own)
 
     def genes(self, prefix: str, when: Condition | None) -> list[Gene]:
         """Parameter by parameter, part by part, expert by expert."""
@@ -155,6 +154,8 @@ class MergedOption:
             if any(value is None for value in rows):
                 raise ValueError(f"no {name}")
             flat += self._flat(searched, rows, merges["default"].sources or ())
+        for gene, value in zip(self._own, flat, strict=True):
+            coordinate_of(gene, value)  # another merge may have the range for it
         if self.merges(flat) != merges:
             raise ValueError("something else is said of the merge")
         return dict(enumerate(flat))
@@ -180,6 +181,8 @@ class MergedOption:
             scores = scores_of(first, second, each, len(self._experts), low, high)
             return [float(score) for score in scores.ravel()]
         if "expert" not in searched.per:
+            if any(isinstance(row, dict) for row in rows):
+                raise ValueError("one number for all experts is needed")
             return rows
         table = [[_of(row, expert) for expert in self._experts] for row in rows]
         if searched.values == "raw":

@@ -280,3 +280,15 @@ def test_a_place_that_was_too_much_has_no_order() -> None:
     for layer in range(4):
         held = [slot for slot in recipe.slots or () if slot.layer == layer]
         assert active[f"layer_{layer}.order"] == (len(held) > 1)
+
+
+def test_of_two_merges_by_one_operator_the_one_is_read_whose_range_has_the_value() -> None:
+    low = {"operator": "linear", "search": {"weight": {"range": [0.1, 0.2]}}}
+    high = {"operator": "linear", "search": {"weight": {"range": [0.8, 0.9]}}}
+    fixed = {"operator": "linear", "fixed": {"weight": 0.5}}
+    layers = {"experts": False, "merges": {"low": low, "high": high, "fixed": fixed}}
+    space = made({"kind": "layer_choice", "layers": layers}, THREE, llama(3))
+    assert space.designs() == []
+    genome = [0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.5, 0.5]
+    back = space.encode(space.decode(genome))
+    assert [space.codec.values(back)[i] for i in (0, 3, 6)] == ["low", "high", "fixed"]
