@@ -16,12 +16,22 @@ from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.depth_profile import DepthProfile, DepthProfileConfig
 from evomerge.search_spaces.layer_choice import LayerChoice, LayerChoiceConfig
 from evomerge.search_spaces.layer_pruning import LayerPruning, LayerPruningConfig
-from evomerge.search_spaces.layer_stack import LayerStackConfig, make_layer_stack
+from evomerge.search_spaces.layer_stack import LayerStackConfig
 from evomerge.search_spaces.layer_swap import LayerSwap, LayerSwapConfig
 from evomerge.search_spaces.layer_walk import LayerWalk, LayerWalkConfig
 from evomerge.search_spaces.masks import Masks, MasksConfig
 from evomerge.search_spaces.niches import Niches, NichesConfig
+from evomerge.search_spaces.stack_by_position import ByPosition
+from evomerge.search_spaces.stack_in_a_row import InARow
 from evomerge.search_spaces.weights import Weights, WeightsConfig
+
+
+def make_layer_stack(
+    config: LayerStackConfig, template: Recipe, anatomy: Anatomy
+) -> InARow | ByPosition:
+    """The space with the file's arrangement."""
+    kind = InARow if config.arrange == "in_a_row" else ByPosition
+    return kind(config, template, anatomy)
 
 
 class Kind(NamedTuple):
