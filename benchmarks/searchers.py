@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.genes import Real
 from evomerge.pareto import hypervolume
-from evomerge.records import Estimate, Evaluation, Facts, Real, Score
+from evomerge.records import Estimate, Evaluation, Facts, Score
 from evomerge.searchers import make_searcher
 
 Array = NDArray[np.float64]

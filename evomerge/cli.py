@@ -305,6 +305,7 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     from evomerge.experiment.wire import wire
     from evomerge.merging.costs import in_short
     from evomerge.search_spaces.dead import check_genes
+    from evomerge.search_spaces.limits import seldom_kept
     from evomerge.tables import anatomy_table, relatedness_table
 
     config = _read_experiment(experiment, allow_code)
@@ -329,6 +330,8 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
         console.print(f"{len(genes)} gene{'s' if len(genes) > 1 else ''} ({names}{more})")
     with _view() as view:
         check_genes(parts.space, view.progress)
+    if warning := seldom_kept(parts.space):
+        console.print(f"warning: {warning}")
     console.print("valid")
 
 

@@ -120,7 +120,7 @@ def dropping(monkeypatch: pytest.MonkeyPatch) -> list[Dropping]:
     """Searches are over Dropping; those that were made."""
     made: list[Dropping] = []
 
-    def make(config: Any, template: Recipe, anatomy: Anatomy) -> Dropping:
+    def make(config: Any, template: Recipe, anatomy: Anatomy, models: Any) -> Dropping:
         made.append(Dropping(config, template, anatomy))
         return made[-1]
 

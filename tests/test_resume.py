@@ -352,3 +352,19 @@ def test_the_command_line_resumes_and_any_number_of_workers_agrees(
         assert more.returncode == 0, said
         digests.add(outcome_of(out)["digest"])
     assert digests == {undisturbed["digest"]}
+
+
+def test_a_run_is_not_resumed_with_another_space() -> None:
+    """Where a whole number counts and a fraction is a share, 1 and 1.0 are not the same."""
+    from evomerge.experiment.run import differences
+
+    stack = {"kind": "layer_stack", "layers": [1.0, 2.0]}
+    assert differences({"space": stack}, {"space": dict(stack)}) == []
+    changed = {"space": {**stack, "layers": [1, 2]}}
+    assert [key for key, _, _ in differences({"space": stack}, changed)] == ["space.layers"]
+    # A run that was made before a key was there is one with the key's default.
+    old = {"kind": "weights", "operator": "ties", "layers_per_group": 1, "fixed": {}}
+    old["search"] = {"weight": {"per": ["expert"], "range": [0.0, 1.0]}}
+    new = {"kind": "weights", "operator": "ties", "search": old["search"], "expert_groups": {}}
+    assert differences({"space": old, "seed": 0}, {"space": new, "seed": 0}) == []
+    assert differences({"space": old, "seed": 0}, {"space": new, "seed": 1}) == [("seed", 0, 1)]

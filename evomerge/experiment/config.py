@@ -454,6 +454,8 @@ def absolute_model(reference: str, folder: Path) -> str:
         return reference
     kind = RUN if reference.startswith(RUN) else ""
     text = reference.removeprefix(kind)
+    if kind and not text:
+        return reference  # says nothing; whoever reads it says so
     near = (folder / Path(text).expanduser()).resolve()
     if kind and "/" not in text and not Path(str(near).partition("#")[0]).exists():
         return f"{kind}{Path('runs', text).resolve()}"

@@ -87,7 +87,7 @@ def describe_space(parts: Parts) -> dict[str, Any]:
         told[label] = recipe_lines(recipe)
         moved.append(bytes_moved(recipe, parts.models.checkpoints, parts.models.anatomy))
     if moved:
-        told["bytes moved per candidate"] = f"{max(moved) / 1e6:,.1f} MB at most"
+        told["bytes moved by such a candidate"] = f"{max(moved) / 1e6:,.1f} MB"
     return told
 
 

@@ -25,6 +25,7 @@ from evomerge.measurement import Measurer, notify
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
 from evomerge.protocols import Observer
+from evomerge.recipe import canonical_json
 from evomerge.records import Candidate
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
@@ -183,14 +184,9 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
         meta = {"identity": parts.identity, "evomerge": version("evomerge")}
         return Ledger.create(path, meta, parts.num_items, parts.costs)
     ledger = Ledger(path, costs=parts.costs)
-    recorded, now = leaves(of_today(ledger.meta["identity"])), leaves(parts.identity)
     problems = [
-        Problem(
-            f"{path.parent} {key}",
-            f"the run there has {recorded.get(key)}, this experiment {now.get(key)}",
-        )
-        for key in sorted({*recorded, *now})
-        if recorded.get(key) != now.get(key)
+        Problem(f"{path.parent} {key}", f"the run there has {was}, this experiment {is_now}")
+        for key, was, is_now in differences(ledger.meta["identity"], parts.identity)
     ]
     if problems:
         ledger.close()
@@ -198,6 +194,21 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
             [*problems, Problem("", "choose another --out, or remove that folder")]
         )
     return ledger
+
+
+def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where two identities differ: the key, and both values."""
+    one, other = leaves(of_today(recorded)), leaves(of_today(now))
+    found = []
+    for key in sorted({*one, *other}):
+        was, is_now = one.get(key), other.get(key)
+        # Of a space, 1 is a number of layers, and 1.0 is all of them.
+        same = was == is_now
+        if key.startswith("space."):
+            same = canonical_json(was) == canonical_json(is_now)
+        if not same:
+            found.append((key, was, is_now))
+    return found
 
 
 def of_today(identity: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,10 @@ def run_model(reference: str, progress: Progress | None = None) -> Path:
     recipe = candidate.recipe
     if recipe is None:  # whom the search scored has one
         raise ConfigurationError(f"{folder}: candidate {candidate.id} has no recipe")
+    if any(slot.input_scale != 1.0 for slot in recipe.slots or ()):
+        what = f"candidate {candidate.id} scales its layers' inputs, which no merge can go on from"
+        hint = "name another one (run:FOLDER#17), or search scales of `branches`"
+        raise ConfigurationError(Problem(reference, what, hint))
     target = cache_folder() / "merged" / candidate.fingerprint
     if (target / MARK).is_file():
         return target

@@ -131,9 +131,6 @@ class Stack:
         # A block that stands in several slots is written where it stands first.
         slots = {block: assigned.index(block) for block in fresh}
         inside = {slots[block]: block.tensors() for block in fresh}
-        contents = {block: block.content for block in fresh}
-        for block in fresh:  # what is in them is not known until all is written
-            block.content = None
         held, self._outside = self._outside, {}
         count = 0
         for group, effective in plan.items():
@@ -147,7 +144,7 @@ class Stack:
             for name, origin in zip(group.names, group.origins, strict=True)
             if self._anatomy.slot_of(name, origin) is None
         }
-        for block, content in contents.items():
+        for block, content in fresh.items():  # known only now that all is written
             block.content = content
         self._blocks = [*self._own, *self._kept(assigned)]
         self._arrange(_modules(assigned), config)
@@ -183,8 +180,11 @@ class Stack:
 
     def _assigned(
         self, read: list[int], contents: list[Content]
-    ) -> tuple[list[_Block], list[_Block]]:
-        """A block for each slot, with its content to be, and those that do not hold it yet."""
+    ) -> tuple[list[_Block], dict[_Block, Content]]:
+        """A block for each slot; and those that do not hold it yet, with what they have to hold.
+
+        Of the latter nothing is known meanwhile. Copying may run out of memory half-way.
+        """
         wanted = list(zip(read, contents, strict=True))
         chosen: dict[tuple[int, Content], _Block] = {}
         free = list(self._blocks)
@@ -194,22 +194,24 @@ class Stack:
                     chosen[key] = block
                     free.remove(block)
                     break
-        fresh = []
+        fresh: dict[_Block, Content] = {}
+        made: list[_Block] = []
         for layer, content in dict.fromkeys(wanted):
             if (layer, content) in chosen:
                 continue
             same_layer = [block for block in free if block.layer == layer]
             passing = [block for block in same_layer if not block.recurs]
-            room = len(self._blocks) - len(self._own) < self._room
+            room = len(self._blocks) + len(made) - len(self._own) < self._room
             if passing or (same_layer and not room):
                 block = (passing or same_layer)[0]
                 free.remove(block)
+                block.content = None
             else:
                 block = _Block(layer, copy.deepcopy(self._own[layer].module))
-                self._blocks.append(block)
-            block.content = content
+                made.append(block)
             chosen[layer, content] = block
-            fresh.append(block)
+            fresh[block] = content
+        self._blocks += made
         return [chosen[key] for key in wanted], fresh
 
     def _kept(self, assigned: list[_Block]) -> list[_Block]:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from evomerge.documents import Misfit
+from typing import Annotated
 
-Amount = int | float  # a whole number counts; a fraction is a share, and 1.0 is all
+from pydantic import BeforeValidator
+
+from evomerge.documents import Misfit
+from evomerge.errors import ConfigurationError, Problem
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, got a flag")
+    return value
+
+
+# A whole number counts; a fraction is a share, and 1.0 is all.
+Amount = Annotated[int | float, BeforeValidator(_no_flag)]
 
 MOST = 100.0  # times the layers, of models that repeat them
 
 
 def counted(amount: Amount, total: int) -> int:
-    """How many of `total` are meant."""
-    return amount if isinstance(amount, int) else round(amount * total)
+    """How many of `total` are meant.
+
+    Raises:
+        ConfigurationError: far more than anybody can want.
+    """
+    count = amount if isinstance(amount, int) else round(amount * total)
+    if count > MOST * max(1, total):
+        raise ConfigurationError(Problem("space", f"{count} of {total}: more than {MOST:g} times"))
+    return count
 
 
 def amount_misfits(amount: Amount, where: tuple[str | int, ...], *, most: float) -> list[Misfit]:

@@ -25,7 +25,6 @@ from evomerge.genes import (
     OneOf,
     Real,
     Value,
-    Values,
 )
 
 CENTER = 0.5  # where a gene stands that does not matter
@@ -103,16 +102,6 @@ class Codec:
             if holds:
                 known[gene.name] = value
         return active
-
-    def named(self, genome: Sequence[float]) -> Values:
-        """The values of the genes that matter, by name."""
-        values = self.values(genome)
-        matters = self.active(values)
-        return {
-            gene.name: value
-            for gene, value, active in zip(self.genes, values, matters, strict=True)
-            if active
-        }
 
     def violations(self, genome: Any) -> list[str]:
         """What makes it no point of the cube, and which constraints it breaks."""

@@ -47,8 +47,11 @@ class ContentsConfig(BaseModel):
             for key in ("base", "merges"):
                 if getattr(self, key):
                     yield Misfit((key,), "goes with `choose: one`")
-        if self.choose != "several" and self.search:
-            yield Misfit(("search",), "goes with `choose: several`")
+            if "experts" in self.model_fields_set:
+                yield Misfit(("experts",), "goes with `choose: one`")
+        if self.choose != "several":
+            for key in {"operator", "search"} & self.model_fields_set:
+                yield Misfit((key,), "goes with `choose: several`")
         if self.choose == "one" and not (self.experts or self.merges):
             yield Misfit(("merges",), "nothing to choose from: name some, or leave the experts in")
         if self.choose == "several":

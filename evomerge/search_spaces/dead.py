@@ -12,7 +12,7 @@ from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.protocols import Progress, SearchSpace
-from evomerge.recipe import Merge, ModelSource, Recipe, Slot
+from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.search_spaces.cube import CubeSpace
 from evomerge.search_spaces.limits import Limited
 
@@ -146,11 +146,6 @@ def _differences(
         if changed and changed not in seen:
             seen.add(changed)
             yield (first.operator, changed), first, second
-
-
-def _form(slot: Slot) -> tuple[object, ...]:
-    """All of a slot but its merges."""
-    return slot.layer, slot.layers, slot.input_scale, slot.branch_scale
 
 
 def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:

@@ -275,8 +275,9 @@ class DepthProfile(CubeSpace):
                 genes = tuple(
                     ".".join(filter(None, (name, f"knot_{k}"))) for k in range(counts[name])
                 )
-                basis = _between(depths, counts[name])
-            if curve.filters:  # a filter's tensors need not lie near every knot
+                many = counts[name] > 4 * (self.anatomy.num_layers + 2)
+                basis = np.zeros((0, 1)) if many else _between(depths, counts[name])
+            if curve.filters and len(basis):  # a filter's tensors need not lie near every knot
                 near = [bool(column.any()) for column in basis.T]
                 genes = tuple(g for g, is_near in zip(genes, near, strict=True) if is_near)
                 basis = basis[:, near]

@@ -121,7 +121,7 @@ class LayerPruning(CubeSpace):
         """Late layers removed, or middle ones, or alternating ones.
 
         With the base's layers alone, and with each set of experts at several scales where the space
-        has such: for three experts these are GPTailor's 129 first trials.
+        has such: for three experts that makes 129, as many as GPTailor's first trials.
         """
         found: list[Genome] = []
         for order in removal_orders(self.anatomy.num_layers):
@@ -195,9 +195,9 @@ class LayerPruning(CubeSpace):
 
 
 def removal_orders(num_layers: int) -> list[list[int]]:
-    """Layers in the order in which to remove them: the last first; the middle first; every other.
+    """Layers in the order in which to remove them, three times.
 
-    The last layer itself goes last in the latter two, as the first does: they matter most.
+    The last first; the middle first; every other one from the end, those with odd numbers first.
     """
     last_first = list(range(num_layers - 1, -1, -1))
     middle = (num_layers - 1) / 2

@@ -55,6 +55,9 @@ class LayerSwapConfig(SpaceConfig):
         if len(experts) < 2:
             return [Problem("experts", f"layers are swapped between two, got {len(experts)}")]
         problems = outside_problems(self.outside, experts)
+        if len(experts) > 2 and self.outer is None and self.inner is None:
+            what = f"layers are swapped between two of the {len(experts)}: name them"
+            problems.append(Problem("space.outer, space.inner", what))
         for key in ("outer", "inner"):
             name = getattr(self, key)
             if name is not None and name not in experts:

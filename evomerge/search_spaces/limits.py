@@ -124,6 +124,17 @@ class Limited:
         ]
 
 
+def seldom_kept(space: SearchSpace, tries: int = 200) -> str:
+    """A warning where no design and no random point keeps the limits; empty where some do."""
+    if not isinstance(space, Limited) or space.designs():
+        return ""
+    generator = np.random.default_rng(0)
+    found = [space.violations(space.sample(generator)) for _ in range(tries)]
+    if not all(found):
+        return ""
+    return f"none of {tries} random candidates keeps the limits: {found[0][0]}"
+
+
 def _apart(cost: float, limit: float) -> str:
     """Both in short, or in full where they would read the same."""
     shown, allowed = in_short(cost), in_short(limit)

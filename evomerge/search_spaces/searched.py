@@ -91,6 +91,8 @@ class Searched(Varied):
 
     def _misfits(self) -> Iterator[Misfit]:
         yield from self.range_misfits()
+        if len(set(self.per)) < len(self.per):
+            yield Misfit(("per",), f"says something twice: {', '.join(self.per)}")
         if self.layer_groups is not None and self.layers_per_group is not None:
             yield Misfit(("layer_groups",), "expected one of layers_per_group and layer_groups")
         if (self.layer_groups or self.layers_per_group) and not self.by_layer:

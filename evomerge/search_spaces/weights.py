@@ -58,6 +58,9 @@ class WeightsConfig(SpaceConfig):
 
     def _misfits(self) -> Iterator[Misfit]:
         yield from operator_misfits(self.operator, self.search, self.fixed)
+        by_layer = any(searched.by_layer for searched in self.search.values())
+        if self.layers_per_group > 1 and not by_layer:
+            yield Misfit(("layers_per_group",), "means nothing without `layer` in a per")
         for name, searched in self.search.items():
             if searched.values == "pair":
                 what = "pairs are chosen layer by layer: see layer_choice"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -182,9 +182,9 @@ def test_a_deep_recipe_costs_a_fraction_of_a_millisecond(tmp_path: Path) -> None
     deep = recipe(slots=[{"layer": layer % 40} for layer in range(40)])
     seconds = []
     for _ in range(50):
-        start = perf_counter()
+        start = process_time()
         costs(deep)
-        seconds.append(perf_counter() - start)
+        seconds.append(process_time() - start)
     assert min(seconds) < 0.0003
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_states import recipe_of
@@ -11,6 +14,7 @@ from evomerge.errors import CandidateError, ModelError
 from evomerge.merging.materialise import Merger
 from evomerge.merging.resident import Resident
 from evomerge.merging.targets import targets_of
+from evomerge.recipe import Recipe
 from evomerge.results.export import export_model
 
 MODELS = ("base", "a", "b")
@@ -221,3 +225,55 @@ def test_what_is_nowhere_in_the_module_is_told():
     assert "x.weight: the module has no such tensor" in told, "it could be either"
     assert "y.weight: the module has no such tensor" in told
     assert "two.weight: the module needs it" in told
+
+
+def test_memory_that_runs_out_while_layers_are_copied_leaves_no_false_ones(
+    tiny_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.merging import stack
+
+    models = {
+        name: open_checkpoint(tiny_zoo / name, name=name) for name in ("base", "sort", "back")
+    }
+
+    def stacked(*layers: tuple[str, int]) -> Recipe:
+        return Recipe.model_validate(
+            {
+                "base": "base",
+                "models": {name: name for name in models},
+                "default": {"operator": "passthrough", "sources": ["base"]},
+                "slots": [
+                    {"layer": layer, "merges": {"default": {"sources": [model]}}}
+                    for model, layer in layers
+                ],
+            }
+        )
+
+    all_back = [("back", layer) for layer in range(6)]
+    resident = Resident.open(models, "base")
+    resident.write(stacked(*(("sort", layer) for layer in range(6)), ("back", 5)))
+    copied = []
+
+    class Scarce:
+        """Copies once, and then has no memory."""
+
+        @staticmethod
+        def deepcopy(value: object, *memo: object) -> object:
+            copied.append(value)
+            if len(copied) > 1:
+                raise torch.OutOfMemoryError("no room")
+            return copy.deepcopy(value, *memo)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stack, "copy", Scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            resident.write(stacked(*all_back, ("sort", 0), ("base", 0), ("base", 1), ("base", 2)))
+    last = stacked(*all_back, ("base", 0))
+    fresh = Resident.open(models, "base")
+    tokens = torch.arange(1, 12)[None]
+    answers = []
+    for one in (resident, fresh):
+        one.write(last)
+        with torch.no_grad():
+            answers.append(one.module(tokens).logits)
+    assert torch.equal(*answers)

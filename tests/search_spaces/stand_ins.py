@@ -12,6 +12,7 @@ from evomerge.files import catalogue_folder
 from evomerge.merging import OPERATORS
 from evomerge.recipe import Recipe
 from evomerge.search_spaces import make_space, parse_space
+from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.niches import Niches, NichesConfig
 
@@ -40,6 +41,13 @@ def llama(num_layers: int) -> Anatomy:
             places[name] = Place(layer, component)
             roles[name] = f"model.layers.*.{tensor}"
     return Anatomy(places, num_layers, roles, dict.fromkeys(places, 1))
+
+
+def named(codec: Codec, genome: list[float]) -> dict[str, Any]:
+    """The values of the genes that matter, by name."""
+    values = codec.values(genome)
+    matters = zip(codec.genes, values, codec.active(values), strict=True)
+    return {gene.name: value for gene, value, active in matters if active}
 
 
 def template_of(experts: list[str], seed: int = 0) -> Recipe:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import llama, space_of
+from stand_ins import named as named_of
 
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError
@@ -76,7 +77,7 @@ def test_a_tensor_has_the_value_of_the_first_filter_in_its_name(point: st.DataOb
     space = SPACES["groups"]
     count = len(space.genes)
     genome = point.draw(st.lists(st.floats(0, 1), min_size=count, max_size=count))
-    value = space.codec.named(genome)
+    value = named_of(space.codec, genome)
     recipe = space.decode(genome)
     for tensor, place in ANATOMY.places.items():
         depth = place.layer if place.layer is not None else 0 if "embed" in tensor else 5
@@ -94,7 +95,7 @@ def test_a_filter_has_a_curve_of_its_own(point: st.DataObject) -> None:
     space = SPACES["from the first layer"]
     count = len(space.genes)
     genome = point.draw(st.lists(st.floats(0, 1), min_size=count, max_size=count))
-    value = space.codec.named(genome)
+    value = named_of(space.codec, genome)
     recipe = space.decode(genome)
     for tensor, place in ANATOMY.places.items():
         part = first_of(tensor, FILTERS)

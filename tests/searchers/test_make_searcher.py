@@ -56,7 +56,7 @@ def test_all_problems_are_told_at_once() -> None:
         ({"x0": [0.5, 0.5]}, (), "expected 3 values in [0, 1], got 2"),
         ({"x0": [0.5, 0.5, 1.5]}, (), "expected 3 values in [0, 1], got 3"),
         ({"x0": "designs"}, (), "use x0: center"),
-        ({"x0": "centre"}, (), "should be 'center' or 'designs'"),
+        ({"x0": "centre"}, (), "should be 'center', 'designs' or"),
     ],
 )
 def test_a_first_mean_fits_the_space(
