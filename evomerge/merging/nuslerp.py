@@ -132,7 +132,7 @@ NUSLERP = Operator(
             "straight_above",
             "real",
             1.0,
-            "where the cosine of two vectors, without its sign, is larger, go along a straight line",
+            "where the size of two vectors' cosine is larger, go along a straight line",
             low=0.0,
             high=1.0,
         ),

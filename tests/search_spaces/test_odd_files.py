@@ -196,9 +196,20 @@ def test_a_model_of_one_layer(name: str) -> None:
     assert space is None or points(space)
 
 
+def file_for(name: str, experts: list[str]) -> dict[str, Any]:
+    """Of more than two experts a swap wants to know which."""
+    return {**KINDS[name], **({"outer": experts[-1]} if name == "layer_swap" else {})}
+
+
 @pytest.mark.parametrize("name", sorted(KINDS.keys() - {"by_position"}))
 def test_twenty_six_experts(name: str) -> None:
-    assert points(made(KINDS[name], [f"expert_{i}" for i in range(26)], llama(4)))
+    experts = [f"expert_{i}" for i in range(26)]
+    assert points(made(file_for(name, experts), experts, llama(4)))
+
+
+def test_a_swap_of_three_experts_says_which() -> None:
+    _, problems = attempt(SWAP, THREE, llama(6))
+    assert "between two of the 3: name them" in str(problems[0])
 
 
 ODD = ["embedding", "layer", "layer_0", "mlp", "x.y", "skip", "go back.", "removed_0", "mask", "1"]
@@ -206,7 +217,7 @@ ODD = ["embedding", "layer", "layer_0", "mlp", "x.y", "skip", "go back.", "remov
 
 @pytest.mark.parametrize("name", KINDS)
 def test_names_that_look_like_something_else(name: str) -> None:
-    assert points(made(KINDS[name], ODD, llama(4)))
+    assert points(made(file_for(name, ODD), ODD, llama(4)))
 
 
 def test_an_expert_without_weight_may_be_off_in_many_layers() -> None:
