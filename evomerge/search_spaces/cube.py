@@ -14,6 +14,7 @@ from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.fulfilled import fulfilled
+from evomerge.search_spaces.outside import outside_merges
 
 
 class CubeSpace(ABC):
@@ -91,6 +92,14 @@ class CubeSpace(ABC):
             mine, theirs = getattr(self.template, name), getattr(recipe, name)
             if mine != theirs:
                 raise ValueError(f"{name}: the recipe has {theirs!r} where this space has {mine!r}")
+
+    def of_layers(self, slots: Sequence[Slot], outside: str) -> Recipe:
+        """The recipe of these layers, over the base; `outside` as the files have it."""
+        return self.recipe(
+            base_alone(self.template.base),
+            outside=outside_merges(outside, self.anatomy, self.experts, slots),
+            slots=tuple(slots),
+        )
 
     def recipe(
         self,

@@ -17,8 +17,8 @@ from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.contents import ContentsConfig, make_contents
-from evomerge.search_spaces.cube import CubeSpace, base_alone
-from evomerge.search_spaces.outside import BASE, outside_merges, outside_problems
+from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.outside import BASE, outside_problems
 from evomerge.search_spaces.spots import group_name, layer_groups
 
 
@@ -75,11 +75,7 @@ class LayerChoice(CubeSpace):
             own = values[number * self._width : (number + 1) * self._width]
             merges = self._contents.merges(own)
             slots += [Slot.of_valid(layer=i, layers={}, merges=merges) for i in group]
-        return self.recipe(
-            base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
-            slots=tuple(slots),
-        )
+        return self.of_layers(slots, self._config.outside)
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe of such layers.

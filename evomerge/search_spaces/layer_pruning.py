@@ -30,8 +30,8 @@ from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.contents import ContentsConfig, make_contents
-from evomerge.search_spaces.cube import CubeSpace, base_alone
-from evomerge.search_spaces.outside import BASE, outside_merges, outside_problems
+from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.outside import BASE, outside_problems
 
 # GPTailor's first trials: three orders of removal, and these scales for each set of experts.
 SCALES = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -98,11 +98,7 @@ class LayerPruning(CubeSpace):
                 start = self._num_removals + layer * self._width
                 merges = self._contents.merges(values[start : start + self._width])
                 slots.append(Slot.of_valid(layer=layer, layers={}, merges=merges))
-        return self.recipe(
-            base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
-            slots=tuple(slots),
-        )
+        return self.of_layers(slots, self._config.outside)
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe of so many layers.

@@ -14,8 +14,8 @@ from evomerge.genes import Gene, Real, Value
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search_spaces.amounts import MOST, Amount, amount_misfits, counted
 from evomerge.search_spaces.config import SpaceConfig
-from evomerge.search_spaces.cube import CubeSpace, base_alone
-from evomerge.search_spaces.outside import BASE, outside_merges, outside_problems
+from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.outside import BASE, outside_problems
 from evomerge.search_spaces.searched import Bounds
 
 # 17! orders are as many as coordinates between 0 and 1 can tell apart.
@@ -123,11 +123,7 @@ class LayerStack(CubeSpace):
         return [] if scales is None else [Real(name, *scales.range, when=when)]
 
     def _stack(self, slots: list[Slot]) -> Recipe:
-        return self.recipe(
-            base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
-            slots=tuple(slots),
-        )
+        return self.of_layers(slots, self._config.outside)
 
     def _model_of(self, slot: Slot) -> str:
         """Whose layer a slot holds.

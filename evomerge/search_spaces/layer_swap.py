@@ -16,8 +16,8 @@ from evomerge.records import Genome
 from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
-from evomerge.search_spaces.cube import CubeSpace, base_alone
-from evomerge.search_spaces.outside import outside_merges, outside_problems
+from evomerge.search_spaces.cube import CubeSpace
+from evomerge.search_spaces.outside import outside_problems
 
 CUTS = ("bottom", "top", "transition")
 
@@ -117,11 +117,7 @@ class LayerSwap(CubeSpace):
             else:
                 merge = inner
             slots.append(Slot.of_valid(layer=layer, layers={}, merges={"default": merge}))
-        return self.recipe(
-            base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
-            slots=tuple(slots),
-        )
+        return self.of_layers(slots, self._config.outside)
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe with such cuts.

@@ -19,9 +19,9 @@ from evomerge.records import Genome
 from evomerge.search_spaces.amounts import MOST, Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig
-from evomerge.search_spaces.cube import CubeSpace, base_alone
+from evomerge.search_spaces.cube import CubeSpace
 from evomerge.search_spaces.merged_option import MergedOption, OptionConfig
-from evomerge.search_spaces.outside import UNIFORM, outside_merges, outside_problems
+from evomerge.search_spaces.outside import UNIFORM, outside_problems
 
 SKIP, BACK = "skip it", "go back"  # with blanks, as nobody calls a model
 
@@ -127,11 +127,7 @@ class LayerWalk(CubeSpace):
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of the layers that the walk takes."""
         slots, _ = self._walk(self.codec.values(genome))
-        return self.recipe(
-            base_alone(self.template.base),
-            outside=outside_merges(self._config.outside, self.anatomy, self.experts, slots),
-            slots=tuple(slots),
-        )
+        return self.of_layers(slots, self._config.outside)
 
     def violations(self, genome: Genome) -> list[str]:
         """Also walks that leave the model the wrong way, do not arrive, or take nothing."""
