@@ -394,7 +394,7 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
 
 
 _SEARCHER_OPTIONS = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
-_ESTIMATOR_OPTIONS = {kind: estimator.Options for kind, estimator in ESTIMATORS.items()}
+_ESTIMATOR_OPTIONS = {kind: estimator.options for kind, estimator in ESTIMATORS.items()}
 _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
 
 
