@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field, field_validator
+
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, nearest
 from evomerge.fitness.estimators.column import ColumnReading, RandomItems, Side
@@ -54,11 +56,41 @@ class PerColumn:
         )
 
 
+class ShrinkageOptions(EstimatorOptions):
+    """What is drawn together, and how much of the past is used.
+
+    of: any other reading; it says what a candidate's own answers are worth.
+    memory: the newest scores that count; the cost rises with the cube of it.
+    """
+
+    of: Mapping[str, Any] = Field(default_factory=lambda: {"kind": "subset"})
+    memory: int = Field(default=512, ge=8)
+
+    @field_validator("of")
+    @classmethod
+    def _is_reading(cls, of: Mapping[str, Any]) -> Mapping[str, Any]:
+        return check_reading(of)
+
+
+def _shrinkage(
+    objectives: Sequence[Objective], items: Items, seed: int, options: ShrinkageOptions
+) -> Reading:
+    from evomerge.fitness.estimators.shrinkage import Shrinkage
+
+    of = make_reading(options.of, objectives, items, seed)
+    return Shrinkage(objectives, of, options.memory)
+
+
 READINGS: dict[str, ReadingKind] = {
     "subset": ReadingKind(
         "random items: the plain mean of the answers",
         EstimatorOptions,
         PerColumn(RandomItems, needs_references=False),
+    ),
+    "shrinkage": ReadingKind(
+        "another estimator, with scores drawn towards those of like genomes",
+        ShrinkageOptions,
+        _shrinkage,
     ),
 }
 

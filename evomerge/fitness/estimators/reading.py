@@ -135,7 +135,7 @@ class ByTask:
     def _column(self, cohort: Cohort, task: str, column: str) -> ColumnReading:
         """The reading of one column; made once, or anew when there is twice as much history."""
         key: tuple[object, ...] = ()
-        history = cohort.history[: _settled(len(cohort.history))] if self.needs_history else ()
+        history = cohort.history[: settled(len(cohort.history))] if self.needs_history else ()
         if self._needs_references:
             key = (*(c.fingerprint for c in cohort.references), len(history))
         known = self._made.get((task, column))
@@ -174,6 +174,6 @@ def _places(ids: Sequence[int]) -> NDArray[np.int64]:
     return places
 
 
-def _settled(count: int) -> int:
+def settled(count: int) -> int:
     """The largest power of two up to a count: what is learnt from history is learnt anew then."""
     return 1 << count.bit_length() - 1 if count else 0
