@@ -14,8 +14,9 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
+from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.fitness import make_estimator, make_task
+from evomerge.fitness.config import FitnessConfig
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
