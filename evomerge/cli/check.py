@@ -44,7 +44,7 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     console.print(anatomy_table(parts.models.anatomy))
     if parts.models.relatedness.relations:
         console.print(relatedness_table(parts.models.relatedness))
-    for warning in parts.models.warnings:
+    for warning in parts.warnings:
         console.print(f"warning: {warning}")
     if parts.limits:
         of_base = parts.costs.of_base(parts.template)
