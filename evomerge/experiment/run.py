@@ -81,7 +81,7 @@ def run_experiment(
             notify(watchers, "progress", what, done, total)
 
         parts = wire(config, in_memory, progress)
-        for warning in parts.models.warnings:
+        for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.

@@ -23,6 +23,7 @@ import numpy as np
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
 from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
+from evomerge.fitness.contamination import benchmark_of
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.lm_eval_files import (
@@ -86,6 +87,7 @@ class LmEvalTask:
         self.name = name
         self.batch_size = batch_size
         self.clock = ForwardClock()
+        self._is_registered = folder is None
         self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
             task, folder, num_fewshot=num_fewshot, allow_code=allow_code
@@ -133,6 +135,11 @@ class LmEvalTask:
             content["turned"] = True
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def benchmark(self) -> str | None:
+        """The public benchmark that the items are of; None for other data."""
+        return benchmark_of(self._task.dump_config(), is_registered=self._is_registered)
 
     @property
     def forward_s(self) -> float:
