@@ -35,6 +35,7 @@ class LmEvalOptions(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    shared_prefix: bool | None = None
     higher_is_better: bool | None = None
 
     @model_validator(mode="after")

@@ -57,6 +57,9 @@ class LmEvalTask:
         limit: use the first documents only.
         chat_template: make a conversation of each prompt, by the tokenizer's chat template.
         fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
+        shared_prefix: compute what a question's choices share once, which changes the last bits of
+            log-likelihoods; by default where it saves a fifth of the tokens. Models that cannot
+            are asked one choice a row.
         higher_is_better: what the score's sign follows; what the task says by default.
         allow_code: whether the task may run code: `!function`, or what the model writes.
 
@@ -77,6 +80,7 @@ class LmEvalTask:
         limit: int | None = None,
         chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
+        shared_prefix: bool | None = None,
         higher_is_better: bool | None = None,
         allow_code: bool = False,
     ) -> None:
@@ -85,6 +89,7 @@ class LmEvalTask:
         folder = None if path is None else Path(path)
         self.name = name
         self.batch_size = batch_size
+        self.shared_prefix = shared_prefix
         self.clock = ForwardClock()
         self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
@@ -131,6 +136,8 @@ class LmEvalTask:
             content["chat"] = self._has_turns
         if self._is_turned:
             content["turned"] = True
+        if self.shared_prefix is not False and not self.items_have_one_request:
+            content["shared_prefix"] = self.shared_prefix
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -159,6 +166,11 @@ class LmEvalTask:
         if not np.isfinite(columns["score"]).all():
             raise CandidateError(f"{self.name}: {self.metric} is not finite")
         return Responses(self.name, np.asarray(asked, np.int64), columns, texts)
+
+    @property
+    def items_have_one_request(self) -> bool:
+        """Whether each item asks the model once; only choices are several questions."""
+        return bool(self._task.OUTPUT_TYPE != "multiple_choice")
 
     # --- what lm-eval does ------------------------------------------------------------------------
 

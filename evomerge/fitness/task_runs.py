@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from evomerge.fitness.forward import Tokens
 from evomerge.fitness.generation import PromptPlan, generate
 from evomerge.fitness.likelihoods import ContinuationPlan, log_likelihoods
 from evomerge.fitness.prompts import Encoder
+from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, attention_window
 from evomerge.records import ItemId
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 Columns = dict[str, NDArray[np.float32]]
 Plan = TypeVar("Plan")
 
+_LikelihoodPlan = tuple[
+    ContinuationPlan, list[int], ChoicePlan | None
+]  # bounds: of items' requests
+
+_JUDGED = 64  # items by which it is decided whether prefixes are shared
+_WORTH = 0.8  # share of the tokens that may remain
 _KEPT_PLANS = 32  # item sets whose batches are kept
 _KEPT_SCORES = 500_000  # scored answers that are kept
 
@@ -37,14 +45,16 @@ class LikelihoodRun:
         self.encoder = encoder
         self.gold = task.gold()
         self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
-        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
+        self._plans = _Kept[_LikelihoodPlan](self._plan)
+        self._trees = _Kept[_LikelihoodPlan](partial(self._plan, trees=True))
+        self._takes_trees = TreeProbe()
         self._scores: dict[tuple[Any, ...], float] = {}
 
     def respond(
         self, module: torch.nn.Module, items: tuple[ItemId, ...]
     ) -> tuple[Columns, tuple[str, ...] | None]:
         """Columns of the responses, as `LmEvalTask` tells; no texts."""
-        plan, bounds, choices = self._plans(items)
+        plan, bounds, choices = self._plan_for(module, items)
         sums, greedy = log_likelihoods(module, plan, self.task.clock)
         columns: Columns = {}
         if choices is not None:
@@ -77,13 +87,34 @@ class LikelihoodRun:
             scores.append(value)
         return column(scores)
 
-    def _plan(
-        self, items: tuple[ItemId, ...]
-    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
+    def _plan_for(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> _LikelihoodPlan:
+        if self._wants_trees and self._takes_trees(module):
+            made = self._trees(items)
+            window = attention_window(self.encoder.config)
+            if window is None or made[0].depth <= window:
+                return made
+        return self._plans(items)
+
+    @cached_property
+    def _wants_trees(self) -> bool:
+        """Whether what the task's items share is worth it: decided by its first items, for all."""
+        wanted = self.task.shared_prefix
+        if wanted is not None or self.task.items_have_one_request:
+            return bool(wanted)
+        apart = together = 0
+        for item in self.task.items[:_JUDGED]:
+            keys = {context + continuation[:-1] for context, continuation in self._encoded(item)}
+            apart += sum(map(len, keys))
+            together += len(TokenTree.of(list(keys)).tokens)
+        return together <= _WORTH * apart
+
+    def _plan(self, items: tuple[ItemId, ...], trees: bool = False) -> _LikelihoodPlan:
         pairs = [self._encoded(item) for item in items]
         bounds = [0, *itertools.accumulate(map(len, pairs))]
         flat = [pair for of_item in pairs for pair in of_item]
-        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
+        plan = ContinuationPlan(
+            flat, self.task.batch_size, self.encoder.max_length, bounds if trees else None
+        )
         if self.gold is None:
             return plan, bounds, None
         right, texts = self.gold

@@ -184,7 +184,9 @@ def test_choices_are_lm_evals_to_the_last_bit(resident, num_fewshot):
         resident, ASSETS, "assets_pick", batch_size=16, num_fewshot=num_fewshot
     )
     for metric in ("acc", "acc_norm"):
-        task = asset("pick", batch_size=16, num_fewshot=num_fewshot, metric=metric)
+        task = asset(
+            "pick", batch_size=16, num_fewshot=num_fewshot, metric=metric, shared_prefix=False
+        )
         ours = task.respond(resident, task.items)
         assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
         assert 0 < ours.columns["score"].mean() < 1
