@@ -33,6 +33,8 @@ class LmEvalOptions(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    shared_prefix: bool | None = None
     higher_is_better: bool | None = None
 
     @model_validator(mode="after")
