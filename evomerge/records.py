@@ -228,6 +228,10 @@ class Measurements:
             )
         return columns[column][np.asarray(items, dtype=np.int64)].astype(np.float64)
 
+    def columns(self, fingerprint: str, task: str) -> tuple[str, ...]:
+        """The columns of the answers to a task, as far as there are any."""
+        return tuple(self._columns.get((fingerprint, task), ()))
+
     def cost(self, candidate: Candidate, name: str) -> float:
         """What a candidate's merged model costs; a pure function of its recipe.
 

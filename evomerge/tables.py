@@ -35,6 +35,22 @@ def front_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def estimates_table(rows: Sequence[Mapping[str, Any]], limit: int = 12) -> Table:
+    """The best candidates by another estimator, beside what the run had thought of them."""
+    title = "By the estimator, ± one standard error; recorded in brackets"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate")
+    for name in rows[0]["score"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[:limit]:
+        recorded = row["recorded"]
+        cells = [f"{_cell(e)} ({brief(recorded[name])})" for name, e in row["score"].items()]
+        table.add_row(str(row["candidate"]), *cells)
+    if len(rows) > limit:
+        table.caption = f"and {len(rows) - limit} more: --json"
+    return table
+
+
 def final_table(final: Mapping[str, Any]) -> Table:
     """The final table: holdout values with standard errors, and what the search had thought."""
     best = final["best"]

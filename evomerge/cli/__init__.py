@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
 from evomerge.cli.look_up import doctor, operators, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
@@ -35,6 +36,8 @@ VERBS = (  # in the order of the help
     resume,
     status,
     front,
+    estimate,
+    replay,
     export,
     merge,
     score,
