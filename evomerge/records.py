@@ -310,11 +310,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A candidate that was told, and the items on which that rests: task -> item ids."""
+
+    candidate: Candidate
+    items: Mapping[str, Sequence[ItemId]]
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The candidates of one ask, and what an estimator may compare them with.
 
-    `incumbents` are the best that were told when the cohort was asked, best first, so that racing
-    does not depend on what arrives first. All estimates are pure functions of `measurements`.
+    `incumbents` are the best that were told when the cohort was asked, best first, and `history`
+    is everything that was told then, for estimators that learn from it: so an estimate does not
+    depend on what arrives first. `references` are models that answered all search items: the base,
+    each expert, and their uniform merge. All estimates are pure functions of `measurements`.
     """
 
     index: int
@@ -322,6 +332,7 @@ class Cohort:
     measurements: Measurements
     incumbents: tuple[Candidate, ...] = ()
     references: tuple[Candidate, ...] = ()
+    history: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from evomerge.recipe import canonical_json
 from evomerge.records import Candidate
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
-from evomerge.results.references import grid_cohort, measure_references
+from evomerge.results.references import grid_cohort, measure_references, models_of
 from evomerge.search_spaces import parse_space
 
 LEDGER = "ledger.sqlite"
@@ -117,7 +117,7 @@ def search_and_finish(
         ledger=ledger,
         in_flight=parts.config.in_flight or max(population, cohort_size),
         cohort_size=cohort_size,
-        references=references,
+        references=models_of(references),
         observers=watchers,
     )
     phase("search")

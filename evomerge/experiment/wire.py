@@ -15,9 +15,10 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
-from evomerge.fitness import make_estimator, make_task
+from evomerge.fitness import make_task
 from evomerge.fitness.config import FitnessConfig
 from evomerge.fitness.contamination import contamination_warning
+from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs

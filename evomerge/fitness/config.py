@@ -18,7 +18,7 @@ from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
 
-_ESTIMATOR_OPTIONS = {kind: estimator.Options for kind, estimator in ESTIMATORS.items()}
+_ESTIMATOR_OPTIONS = {kind: estimator.options for kind, estimator in ESTIMATORS.items()}
 _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
 
 

@@ -24,6 +24,7 @@ from evomerge.fitness.lm_eval_guard import (
 
 FEWSHOT_SEED = 1234  # what lm-eval's own evaluation draws few-shot examples with
 
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
 
 
@@ -253,14 +254,9 @@ def _check(task: Any, file: Path, allow_code: bool) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         problems.append(Problem(str(file), "not supported yet: a task with images or sound"))
-    if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood", "generate_until"):
-        problems.append(
-            Problem(
-                f"{file} output_type",
-                f"not supported yet: {task.OUTPUT_TYPE}",
-                "valid: generate_until, loglikelihood, multiple_choice",
-            )
-        )
+    if task.OUTPUT_TYPE not in OUTPUT_TYPES:
+        what, hint = f"not supported: {task.OUTPUT_TYPE}", nearest(task.OUTPUT_TYPE, OUTPUT_TYPES)
+        problems.append(Problem(f"{file} output_type", what, hint))
     if problems:
         raise ConfigurationError(problems)
 

@@ -1,0 +1,131 @@
+"""The readings that there are, and how each is made from its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from evomerge.documents import Document, parse
+from evomerge.errors import ConfigurationError, nearest
+from evomerge.fitness.estimators.column import ColumnReading, RandomItems, Side
+from evomerge.fitness.estimators.estimate import EstimatorOptions, Items
+from evomerge.fitness.estimators.reading import ByTask, Reading
+from evomerge.records import Objective
+
+MakeReading = Callable[[Sequence[Objective], Items, int, Any], Reading]  # (..., seed, options)
+
+
+@dataclass(frozen=True)
+class ReadingKind:
+    """A reading that can be named in a fitness file; its options say how, not how many items."""
+
+    summary: str
+    options: type[EstimatorOptions]
+    make: MakeReading
+
+
+@dataclass(frozen=True)
+class PerColumn:
+    """Makes the same reading for every column: `column(side, seed=, num_items=, **options)`."""
+
+    column: Any
+    needs_references: bool = True
+    needs_history: bool = False
+
+    def __call__(
+        self, objectives: Sequence[Objective], items: Items, seed: int, options: Any
+    ) -> Reading:
+        """A reading of all tasks."""
+
+        def make(_task: str, side: Side, seed: int, num_items: int) -> ColumnReading:
+            reading: ColumnReading = self.column(
+                side, seed=seed, num_items=num_items, **dict(options)
+            )
+            return reading
+
+        return ByTask(
+            objectives,
+            items,
+            make,
+            seed,
+            needs_references=self.needs_references,
+            needs_history=self.needs_history,
+        )
+
+
+class ShrinkageOptions(EstimatorOptions):
+    """What is drawn together, and how much of the past is used.
+
+    of: any other reading; it says what a candidate's own answers are worth.
+    memory: the newest scores that count; the cost rises with the cube of it.
+    """
+
+    of: Mapping[str, Any] = Field(default_factory=lambda: {"kind": "subset"})
+    memory: int = Field(default=512, ge=8)
+
+    @field_validator("of")
+    @classmethod
+    def _is_reading(cls, of: Mapping[str, Any]) -> Mapping[str, Any]:
+        return check_reading(of)
+
+
+def _shrinkage(
+    objectives: Sequence[Objective], items: Items, seed: int, options: ShrinkageOptions
+) -> Reading:
+    from evomerge.fitness.estimators.shrinkage import Shrinkage
+
+    of = make_reading(options.of, objectives, items, seed)
+    return Shrinkage(objectives, of, options.memory)
+
+
+READINGS: dict[str, ReadingKind] = {
+    "subset": ReadingKind(
+        "random items: the plain mean of the answers",
+        EstimatorOptions,
+        PerColumn(RandomItems, needs_references=False),
+    ),
+    "shrinkage": ReadingKind(
+        "another estimator, with scores drawn towards those of like genomes",
+        ShrinkageOptions,
+        _shrinkage,
+    ),
+}
+
+
+def make_reading(
+    config: Mapping[str, Any], objectives: Sequence[Objective], items: Items, seed: int
+) -> Reading:
+    """The reading that a mapping with a `kind` describes.
+
+    Raises:
+        ConfigurationError: its kind or its options are unknown.
+    """
+    options = dict(config)
+    kind = str(options.pop("kind", "subset"))
+    if kind not in READINGS:
+        raise ConfigurationError(f"unknown estimator {kind!r} ({nearest(kind, READINGS)})")
+    parsed = parse(READINGS[kind].options, Document(options))
+    return READINGS[kind].make(objectives, items, seed, parsed)
+
+
+def check_reading(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same mapping, if it describes a reading.
+
+    Raises:
+        ValueError: it does not, as pydantic's validators say it.
+    """
+    kind = config.get("kind")
+    if kind not in READINGS:
+        raise ValueError(f"unknown kind {kind!r} ({nearest(str(kind), READINGS)})")
+    rest = {key: value for key, value in config.items() if key != "kind"}
+    for key in ("items", "rotate", "incumbents"):
+        if key in rest:
+            raise ValueError(f"`{key}` is for whoever asks for this reading to say")
+    try:
+        parse(READINGS[str(kind)].options, Document(rest))
+    except ConfigurationError as error:
+        raise ValueError("; ".join(map(str, error.problems))) from None
+    return config
