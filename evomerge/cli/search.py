@@ -147,7 +147,9 @@ def _drive(config: Any, out: Path) -> None:
 
 
 def _print_final(console: Console, final: dict[str, Any]) -> None:
-    from evomerge.tables import final_table, summary
+    from evomerge.tables import final_table, gains_table, summary
 
     console.print(final_table(final))
+    if (gains := gains_table(final)) is not None:
+        console.print(gains)
     console.print(summary(final), highlight=False)

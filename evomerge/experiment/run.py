@@ -137,10 +137,16 @@ def finish(
 ) -> None:
     """Choose, open the holdout, and record the final table."""
     ledger = search.ledger
-    finale = Finale(
-        ledger, measurer, parts.objectives, parts.split, parts.select, parts.config.seed
-    )
     evaluations = ledger.evaluations()
+    finale = Finale(
+        ledger,
+        measurer,
+        parts.objectives,
+        parts.split,
+        parts.select,
+        parts.config.seed,
+        told={id_: e.score for id_, e in evaluations.items() if e.score is not None},
+    )
     table = choose_and_report(
         finale,
         ranked=best_first(list(evaluations.values())),
