@@ -67,8 +67,8 @@ def reestimate(run: Recorded, config: Mapping[str, Any], progress: Progress | No
             if candidate.fingerprint not in known:
                 skipped.append(candidate.id)
                 continue
-            items = known[candidate.fingerprint]
-            estimates = reading.estimates(cohort, [candidate], items)[candidate.id]
+            own = known[candidate.fingerprint]
+            estimates = reading.estimates(cohort, [candidate], own)[candidate.id]
             rows.append(_row(candidate, recorded, estimates))
     if not rows:
         what = "no candidate has answered what the estimator asks for"

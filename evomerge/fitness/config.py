@@ -14,6 +14,7 @@ from evomerge.documents import Document, Misfit, Strict, check_options, collect,
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.fitness.estimators.kinds import HISTORY
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
@@ -186,8 +187,28 @@ def read_fitness(document: Document) -> FitnessConfig:
         document = replace(document, data={**document.data, "tasks": tasks})
         for name in tasks:
             check_options(problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval")
+    if isinstance(document.data, dict) and isinstance(document.data.get("estimator"), dict):
+        estimator = _absolute_pools(document.data["estimator"], folder)
+        document = replace(document, data={**document.data, "estimator": estimator})
     check_options(problems, document, ("estimator",), _ESTIMATOR_OPTIONS, "full")
     config = collect(problems, partial(parse, FitnessConfig, document))
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
+
+
+def _absolute_pools(estimator: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An estimator's entry with the files of its response pools, however deep, made absolute."""
+
+    def absolute(path: Any) -> Any:
+        is_file = isinstance(path, str) and path != HISTORY
+        return str((folder / path).resolve()) if is_file else path
+
+    found = {}
+    for key, value in estimator.items():
+        if key == "pool":
+            pools = value.items() if isinstance(value, dict) else ()
+            found[key] = {t: absolute(path) for t, path in pools} if pools else absolute(value)
+        else:
+            found[key] = _absolute_pools(value, folder) if isinstance(value, dict) else value
+    return found
