@@ -86,9 +86,7 @@ def checkpoint(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
         "candidates": config.budget.candidates,
         "items": run.ledger.spent(last) + finalists,
         "holdout": final["best"]["holdout_mean"]["value"],
-        "best_reference": max(
-            row["holdout_mean"]["value"] for row in final["references"].values()
-        ),
+        "best_reference": max(row["holdout_mean"]["value"] for row in final["references"].values()),
         "seconds": time.monotonic() - start,
     }
 
