@@ -143,6 +143,8 @@ class ExperimentConfig(Strict):
         for objective in data["fitness"]["objectives"].values():
             if objective["cost"] is None:
                 del objective["cost"]
+            if not objective["agreement"]:
+                del objective["agreement"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:
