@@ -14,7 +14,7 @@ from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue, read_fitness
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.wire import make_tasks, resolve, task_entries
+from evomerge.experiment.wire import make_tasks, objectives_over, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.merging.costs import Costs
@@ -113,7 +113,7 @@ def score_model(
     return score_recipe(
         recipe,
         entries,
-        config.all_objectives(),
+        objectives_over(config, tasks),
         items,
         costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,

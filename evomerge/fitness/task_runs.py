@@ -120,7 +120,10 @@ class LikelihoodRun:
             return plan, bounds, None
         right, texts = self.gold
         choices = ChoicePlan(
-            [right[item] for item in items], [texts[item] for item in items], self.task.metric
+            [right[item] for item in items],
+            [texts[item] for item in items],
+            [len(of_item) for of_item in pairs],
+            self.task.metric,
         )
         return plan, bounds, choices
 
