@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from test_lm_eval_task import (
 
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import FitnessConfig, read_fitness
+from evomerge.experiment.config import FitnessConfig, read_experiment, read_fitness
 from evomerge.experiment.groups import expand_groups
+from evomerge.experiment.run import read_run_config, run_experiment
 from evomerge.experiment.wire import make_tasks, objectives_over, task_entries
+from evomerge.files import catalogue_folder
 from evomerge.fitness.lm_eval_groups import find_group
+from evomerge.ledger import Ledger
 
 
 def fitness(task: str, path: Path = ASSETS, **options: Any) -> FitnessConfig:
@@ -134,6 +139,46 @@ def test_names_do_not_collide():
     other = {"task": "assets_copy", "path": str(ASSETS)}
     with pytest.raises(ConfigurationError, match="mine/assets_pick stands twice"):
         expand_groups({"mine": entry, "mine/assets_pick": other})
+
+
+EXPERIMENT = """
+base: {zoo}/base
+experts: {{sort: {zoo}/sort, back: {zoo}/back}}
+space: per_expert
+fitness:
+  tasks:
+    both: {{task: both, path: {folder}, limit: 24}}
+  objectives: {{both: both}}
+  split: {{search: 8, fresh: 8, holdout: 8}}
+  finalists: 1
+searcher: {{kind: random}}
+budget: {{candidates: {candidates}}}
+pool: {{workers: 0}}
+"""
+
+
+def test_a_run_with_a_group_is_resumed(tiny_zoo, tmp_path):
+    folder = tmp_path / "tasks"
+    shutil.copytree(catalogue_folder("fitness") / "tasks" / "tiny", folder)
+    members = "[evomerge_tiny_sort_choice, evomerge_tiny_back]"
+    (folder / "both.yaml").write_text(f"group: both\ntask: {members}\n")
+
+    def run(candidates: int) -> Ledger:
+        file = tmp_path / "experiment.yaml"
+        file.write_text(EXPERIMENT.format(zoo=tiny_zoo, folder=folder, candidates=candidates))
+        run_experiment(read_experiment(file), tmp_path / "run")
+        return Ledger(tmp_path / "run" / "ledger.sqlite", read_only=True)
+
+    with contextlib.closing(run(2)) as ledger:
+        before = len(list(ledger.events("measured")))
+        assert set(ledger.measurements.num_items) == {
+            "both/evomerge_tiny_sort_choice",
+            "both/evomerge_tiny_back",
+        }
+    again = read_run_config(tmp_path / "run")
+    assert again.fitness.tasks.keys() == {"both"}
+    with contextlib.closing(run(3)) as ledger:
+        assert len(list(ledger.events("measured"))) > before
 
 
 @pytest.mark.slow
