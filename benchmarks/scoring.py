@@ -1,7 +1,7 @@
 """How long a candidate takes to merge and to score, beside lm-eval's `simple_evaluate`.
 
     python benchmarks/scoring.py                 # the tiny family
-    python benchmarks/scoring.py --smollm2       # SmolLM2 too, about three minutes more
+    python benchmarks/scoring.py --smollm2       # SmolLM2 too, some five minutes more
 
 A candidate is a task arithmetic with weights of its own, merged and scored as a worker does, after
 a first one that prepared what is kept. `simple_evaluate` scores the same merged model on the same
@@ -213,7 +213,7 @@ def main() -> None:
         large = Side("smollm2", folder, {"sentiment": "evomerge_smollm2_sentiment"}, 16)
         sides["smollm2"] = (large, 12)
         for number in (32, 100):
-            compare(large, "smollm2", "sentiment", range(number), 1)
+            compare(large, "smollm2", "sentiment", range(number), 2)
     print(
         f"\n{'family':9}{'questions':>10}{'apart':>10}{'together':>10}{'ratio':>8}"
         f"{'apart ms':>12}{'together ms':>12}{'ratio':>8}{'equal':>9}{'difference':>12}"
