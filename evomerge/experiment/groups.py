@@ -13,7 +13,6 @@ from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.fitness.lm_eval_groups import TaskGroup, find_group
-from evomerge.protocols import Task
 from evomerge.records import Objective
 
 Entries = Mapping[str, Mapping[str, Any]]  # task -> its entry in a fitness file
@@ -43,19 +42,19 @@ def expand_groups(entries: Entries) -> dict[str, dict[str, Any]]:
 
 
 def spread_weights(
-    objectives: Iterable[Objective], entries: Entries, tasks: Mapping[str, Task]
+    objectives: Iterable[Objective], entries: Entries, num_items: Mapping[str, int]
 ) -> tuple[Objective, ...]:
     """The objectives over the tasks of groups, instead of over the groups.
 
     Args:
         objectives: over the entries.
         entries: before `expand_groups`.
-        tasks: made of the entries after it.
+        num_items: of the tasks of the entries after it.
     """
     groups = {name: group for name in entries if (group := _group_of(entries[name])) is not None}
     if not groups:
         return tuple(objectives)
-    shares = {name: _shares(name, group, tasks) for name, group in groups.items()}
+    shares = {name: _shares(name, group, num_items) for name, group in groups.items()}
     spread = []
     for objective in objectives:
         weights = {
@@ -88,11 +87,11 @@ def _of_group(name: str, entry: Mapping[str, Any], group: TaskGroup) -> dict[str
     return made
 
 
-def _shares(name: str, group: TaskGroup, tasks: Mapping[str, Task]) -> dict[str, float]:
+def _shares(name: str, group: TaskGroup, num_items: Mapping[str, int]) -> dict[str, float]:
     """Task -> its share of the group's weight."""
     sizes: dict[str, float] = {}
     for leaf in group.leaves:
         task = f"{name}/{leaf.task}"
-        sizes[task] = sizes.get(task, 0) + (len(tasks[task].items) if group.by_size else 1)
+        sizes[task] = sizes.get(task, 0) + (num_items[task] if group.by_size else 1)
     total = sum(sizes.values())
     return {task: size / total for task, size in sizes.items()}

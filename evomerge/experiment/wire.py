@@ -14,9 +14,12 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
+from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.experiment.groups import expand_groups, spread_weights
-from evomerge.fitness import make_estimator, make_task
+from evomerge.fitness import make_task
+from evomerge.fitness.config import FitnessConfig
+from evomerge.fitness.contamination import contamination_warning
+from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
@@ -76,6 +79,12 @@ class Parts:
     def num_items(self) -> dict[str, int]:
         """Task -> length of a response column."""
         return {name: max(task.items) + 1 for name, task in self.tasks.items()}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of the models, and of the tasks."""
+        told = contamination_warning(self.objectives, self.tasks)
+        return self.models.warnings if told is None else (*self.models.warnings, told)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def wire(
     tasks = make_tasks(
         task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
     )
-    objectives = objectives_over(config.fitness, tasks)
+    objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,
@@ -229,9 +238,12 @@ def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[s
     return {n: {**e, "allow_code": True} if allow_code else e for n, e in expanded.items()}
 
 
-def objectives_over(config: FitnessConfig, tasks: Mapping[str, Task]) -> tuple[Objective, ...]:
-    """The objectives of a fitness file over the tasks that were made of its entries."""
-    return spread_weights(config.all_objectives(), _resolved(config), tasks)
+def objectives_over(config: FitnessConfig, num_items: Mapping[str, int]) -> tuple[Objective, ...]:
+    """The objectives of a fitness file over the tasks that are made of its entries.
+
+    num_items: task -> number of its items, where groups are among the entries.
+    """
+    return spread_weights(config.all_objectives(), _resolved(config), num_items)
 
 
 def _resolved(config: FitnessConfig) -> dict[str, dict[str, Any]]:

@@ -27,8 +27,7 @@ from evomerge.fitness.lm_eval_guard import (
 FEWSHOT_SEED = 1234  # what lm-eval's own evaluation draws few-shot examples with
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-
-_FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
+FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
 
 
 def open_task(
@@ -99,6 +98,15 @@ def registered_file(task: str) -> Path | None:
         if line.search(file.read_text(encoding="utf-8", errors="replace")):
             return file
     return None
+
+
+def is_registered(path: Path | None) -> bool:
+    """Whether a task or a group of that path is of lm-eval's registry."""
+    import lm_eval.tasks
+
+    return path is None or path.resolve().is_relative_to(
+        Path(lm_eval.tasks.__file__).resolve().parent
+    )
 
 
 @lru_cache(maxsize=1)
@@ -206,7 +214,7 @@ def _anchor(config: dict[str, Any], file: Path) -> None:
         }
         config["dataset_kwargs"] = kwargs | anchored
     data = config.get("dataset_path")
-    if isinstance(data, str) and data not in _FILE_FORMATS and (file.parent / data).exists():
+    if isinstance(data, str) and data not in FILE_FORMATS and (file.parent / data).exists():
         config["dataset_path"] = str((file.parent / data).resolve())
     if problems:
         raise ConfigurationError(problems)
@@ -248,7 +256,7 @@ def code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
 def _read_into_memory(config: dict[str, Any], scratch: str) -> None:
     """Read local files afresh, so that no stale copy in the user's data cache is ever used."""
     kwargs = config.get("dataset_kwargs")
-    if config.get("dataset_path") in _FILE_FORMATS and isinstance(kwargs, dict):
+    if config.get("dataset_path") in FILE_FORMATS and isinstance(kwargs, dict):
         config["dataset_kwargs"] = {"cache_dir": scratch, "keep_in_memory": True} | kwargs
 
 

@@ -23,10 +23,12 @@ import numpy as np
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
+from evomerge.fitness.contamination import benchmark_of
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
+    is_registered,
     open_task,
     scores_by_own_code,
 )
@@ -109,6 +111,7 @@ class LmEvalTask:
         self.batch_size = batch_size
         self.shared_prefix = shared_prefix
         self.clock = ForwardClock()
+        self._is_registered = is_registered(folder)
         self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
             task, folder, num_fewshot=num_fewshot, overrides=overrides, allow_code=allow_code
@@ -165,6 +168,11 @@ class LmEvalTask:
             content["shared_prefix"] = self.shared_prefix
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def benchmark(self) -> str | None:
+        """The public benchmark that the items are of; None for other data."""
+        return benchmark_of(self._task.dump_config(), is_registered=self._is_registered)
 
     @property
     def forward_s(self) -> float:

@@ -20,11 +20,14 @@ from test_lm_eval_task import (
 
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import FitnessConfig, read_experiment, read_fitness
+from evomerge.experiment.config import read_experiment
 from evomerge.experiment.groups import expand_groups
+from evomerge.experiment.recorded import read_run
 from evomerge.experiment.run import read_run_config, run_experiment
 from evomerge.experiment.wire import make_tasks, objectives_over, task_entries
 from evomerge.files import catalogue_folder
+from evomerge.fitness.config import FitnessConfig, read_fitness
+from evomerge.fitness.lm_eval_files import is_registered
 from evomerge.fitness.lm_eval_groups import find_group
 from evomerge.ledger import Ledger
 
@@ -37,6 +40,10 @@ def fitness(task: str, path: Path = ASSETS, **options: Any) -> FitnessConfig:
         "objectives": {"all": {"tasks": {"mine": 3, "more": 1}}, "one": "mine"},
     }
     return read_fitness(Document(data))
+
+
+def sizes(tasks: dict[str, Any]) -> dict[str, int]:
+    return {name: len(task.items) for name, task in tasks.items()}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def test_the_weighted_mean_is_lm_evals_group_score(resident, group, limit):
     options = {"batch_size": 16} if limit is None else {"batch_size": 16, "limit": limit}
     config = fitness(group, **options)
     tasks = make_tasks(task_entries(config, allow_code=False))
-    both, one = objectives_over(config, tasks)
+    both, one = objectives_over(config, sizes(tasks))
     means = {
         name: task.respond(resident, task.items).columns["score"].astype(np.float64).mean()
         for name, task in tasks.items()
@@ -82,7 +89,7 @@ def test_a_file_of_entries_without_groups_is_left_as_it_is():
     entries = task_entries(config, allow_code=False)
     assert entries == config.tasks
     tasks = make_tasks(entries)
-    assert objectives_over(config, tasks) == config.all_objectives()
+    assert objectives_over(config, sizes(tasks)) == config.all_objectives()
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -99,10 +106,12 @@ def test_a_tag_weighs_its_tasks_alike(tmp_path):
     folder = write(tmp_path, first=first, second=second, top="group: top\ntask: [both, first]\n")
     config = fitness("both", folder)
     tasks = make_tasks(task_entries(config, allow_code=False))
-    weights = objectives_over(config, tasks)[1].weights
+    weights = objectives_over(config, sizes(tasks))[1].weights
     assert weights == {"mine/first": 0.5, "mine/second": 0.5}
     config = fitness("top", folder)  # the first stands twice, and counts twice
-    weights = objectives_over(config, make_tasks(task_entries(config, allow_code=False)))[1].weights
+    weights = objectives_over(config, sizes(make_tasks(task_entries(config, allow_code=False))))[
+        1
+    ].weights
     assert weights == {"mine/first": 2 / 3, "mine/second": 1 / 3}
 
 
@@ -152,6 +161,7 @@ fitness:
   split: {{search: 8, fresh: 8, holdout: 8}}
   finalists: 1
 searcher: {{kind: random}}
+cohort: 2
 budget: {{candidates: {candidates}}}
 pool: {{workers: 0}}
 """
@@ -177,8 +187,12 @@ def test_a_run_with_a_group_is_resumed(tiny_zoo, tmp_path):
         }
     again = read_run_config(tmp_path / "run")
     assert again.fitness.tasks.keys() == {"both"}
-    with contextlib.closing(run(3)) as ledger:
+    with contextlib.closing(run(4)) as ledger:
         assert len(list(ledger.events("measured"))) > before
+    again = read_run(tmp_path / "run")
+    (objective,) = again.objectives
+    assert set(objective.weights.values()) == {0.5}
+    assert again.split.search.keys() == objective.weights.keys()
 
 
 @pytest.mark.slow
@@ -190,3 +204,6 @@ def test_groups_of_lm_evals_registry():
     assert find_group("hellaswag", None) is None
     tag = find_group("ai2_arc", None)
     assert [leaf.task for leaf in tag.leaves] == ["arc_challenge", "arc_easy"]
+    assert is_registered(tag.leaves[0].path)
+    assert is_registered(None)
+    assert not is_registered(ASSETS / "pick.yaml")
