@@ -14,6 +14,7 @@ from scipy import stats
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.run import LEDGER, read_run_config
+from evomerge.experiment.wire import objectives_over
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items
@@ -82,12 +83,12 @@ def read_run(folder: Path) -> Recorded:
     ]
     if not cohorts:
         raise ConfigurationError(f"{folder}: no candidate has a score yet")
-    fitness = config.fitness
+    fitness, num_items = config.fitness, ledger.meta["num_items"]
     return Recorded(
         folder=folder,
-        objectives=fitness.all_objectives(),
+        objectives=objectives_over(fitness, num_items),
         split=split_items(
-            {task: range(ledger.meta["num_items"][task]) for task in fitness.tasks},
+            {task: range(number) for task, number in num_items.items()},
             fitness.split.search,
             fitness.split.fresh,
             fitness.split.holdout,

@@ -223,9 +223,10 @@ def test_sharing_is_chosen_where_it_saves(resident):
 
     assert all([shares(), shares(num_fewshot=2), shares(shared_prefix=True)])
     assert not shares(shared_prefix=False)
-    sums = asset("finish")  # one request an item: nothing is shared
-    run = sums._run(resident.tokenizer, resident.module.config)
-    assert run._plan_for(resident.module, (0, 1))[0].depth == 0
+    for shared in (None, True):  # one request an item: nothing is shared
+        sums = asset("finish", shared_prefix=shared)
+        run = sums._run(resident.tokenizer, resident.module.config)
+        assert run._plan_for(resident.module, (0, 1))[0].depth == 0
 
 
 def test_the_head_sees_scored_places_alone(resident):
