@@ -149,7 +149,7 @@ def test_variances_alone_above_500_genes(num_genes: int, diagonal: Any, expected
 # --- noise ----------------------------------------------------------------------------------------
 
 
-def distance_at_the_end(noise: float, seed: int, **options: Any) -> float:
+def distance_at_the_end(error: float, seed: int, **options: Any) -> float:
     """Squared distance of the recommendation from a bowl's optimum, seen through noise."""
     generator = np.random.default_rng(seed)
     best = generator.uniform(0.2, 0.8, 6)
@@ -159,7 +159,7 @@ def distance_at_the_end(noise: float, seed: int, **options: Any) -> float:
         told = []
         for genome in searcher.ask(100):
             value = 1 - float(((np.array(genome) - best) ** 2).sum())
-            estimate = Estimate(value + noise * generator.normal(), noise, 30)
+            estimate = Estimate(value + error * generator.normal(), error, 30)
             told.append(Evaluation(next(ids), genome, Score({"f": estimate})))
         searcher.tell(told)
     return float(((np.array(searcher.recommend()) - best) ** 2).sum())
