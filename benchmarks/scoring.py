@@ -50,9 +50,9 @@ def models_of(family: str) -> dict[str, str]:
     return {name: str(zoo_path(f"zoo:{family}/{name}")) for name in ZOOS[family].models}
 
 
-def candidate(models: dict[str, str], turn: int) -> Recipe:
+def candidate(models: dict[str, str], turn: int, num_experts: int | None = None) -> Recipe:
     """Another task arithmetic each turn."""
-    experts = [name for name in models if name != "base"]
+    experts = [name for name in models if name != "base"][:num_experts]
     weights = {name: 0.2 + 0.01 * (turn + i) for i, name in enumerate(experts)}
     default = {"operator": "task_arithmetic", "sources": experts, "parameters": {"weight": weights}}
     return Recipe.model_validate({"base": "base", "models": models, "default": default})
@@ -66,6 +66,7 @@ class Side:
         from lm_eval.tasks import TaskManager
 
         self.models = models_of(family)
+        self.num_experts = len(self.models) - 1
         self._folder, self._names, self._turn = folder, tasks, 0
         entry = {"path": str(folder), "batch_size": batch_size}
         entries = {name: {"task": task, **entry} for name, task in tasks.items()}
@@ -85,7 +86,8 @@ class Side:
     def ours(self, task: str, items: range) -> tuple[float, Outcome]:
         """Seconds for another candidate, and what came of it."""
         self._turn += 1
-        job = Job(self._turn, 0, candidate(self.models, self._turn), {task: tuple(items)})
+        recipe = candidate(self.models, self._turn, self.num_experts)
+        job = Job(self._turn, 0, recipe, {task: tuple(items)})
         start = time.perf_counter()
         outcome = self.worker.run(job)
         assert outcome.failure is None, outcome.failure
@@ -122,20 +124,23 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def compare(side: Side, family: str, task: str, items: range, turns: int) -> None:
-    """A line of the first table."""
+def compare(side: Side, family: str, task: str, items: range, turns: int, theirs_too: int) -> None:
+    """A line of the first table; `theirs_too` is the number of turns of simple_evaluate."""
     side.ours(task, items)
     ours = bare = theirs = math.inf
-    for _ in range(turns):
+    for turn in range(turns):
         seconds, outcome = side.ours(task, items)
         if seconds < ours:
             ours, best = seconds, outcome
+        if turn >= theirs_too:
+            continue
         theirs = min(theirs, side.theirs(task, items))
         bare = min(bare, side.theirs(task, items, bootstrap_iters=0))
     rest = ours - best.merge_s - best.forward_s
     print(
-        f"{family:9}{task:12}{len(items):7}{best.merge_s * 1e3:9.1f}{best.forward_s * 1e3:10.1f}"
-        f"{rest * 1e3:8.1f}{theirs * 1e3:17.0f}{theirs / ours:8.1f}{bare / ours:14.1f}"
+        f"{family:9}{task:12}{side.num_experts:8}{len(items):7}"
+        f"{best.merge_s * 1e3:9.1f}{best.forward_s * 1e3:10.1f}{rest * 1e3:8.1f}"
+        f"{theirs * 1e3:17.0f}{theirs / ours:8.1f}{bare / ours:14.1f}"
         f"{1 - best.forward_s / ours:10.1%}",
         flush=True,
     )
@@ -199,7 +204,8 @@ def main() -> None:
     os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
     print(
-        f"{'family':9}{'task':12}{'items':>7}{'merge ms':>9}{'model ms':>10}{'rest ms':>8}"
+        f"{'family':9}{'task':12}{'experts':>8}{'items':>7}"
+        f"{'merge ms':>9}{'model ms':>10}{'rest ms':>8}"
         f"{'simple_evaluate':>17}{'ratio':>8}{'no bootstrap':>14}{'outside':>10}"
     )
     folder = catalogue_folder("fitness") / "tasks" / "tiny"
@@ -207,13 +213,13 @@ def main() -> None:
     sides = {"tiny": (tiny, 100)}
     for task in ("sort", "sort_choice"):
         for number in (32, tiny.num_items(task)):
-            compare(tiny, "tiny", task, range(number), arguments.turns)
+            compare(tiny, "tiny", task, range(number), arguments.turns, arguments.turns)
     if arguments.smollm2:
         folder = zoo_path("zoo:smollm2/tasks/sentiment.yaml").parent
         large = Side("smollm2", folder, {"sentiment": "evomerge_smollm2_sentiment"}, 16)
         sides["smollm2"] = (large, 12)
-        for number in (32, 100):
-            compare(large, "smollm2", "sentiment", range(number), 2)
+        for large.num_experts, number in ((2, 32), (2, 100), (5, 100)):
+            compare(large, "smollm2", "sentiment", range(number), 3, 1)
     print(
         f"\n{'family':9}{'questions':>10}{'apart':>10}{'together':>10}{'ratio':>8}"
         f"{'apart ms':>12}{'together ms':>12}{'ratio':>8}{'equal':>9}{'difference':>12}"

@@ -19,7 +19,9 @@ from test_lm_eval_task import (
 )
 from torch import nn
 
+from evomerge.documents import Document
 from evomerge.errors import CandidateError
+from evomerge.experiment.config import parse_experiment
 from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, TreeRows, attention_window
 
 SIZES = {
@@ -249,6 +251,23 @@ def test_sharing_is_part_of_what_a_task_is():
     prints = [asset("pick", shared_prefix=shared).fingerprint for shared in (None, False, True)]
     assert len(set(prints)) == 3
     assert len({asset("copy", shared_prefix=shared).fingerprint for shared in (None, False)}) == 1
+
+
+def test_a_run_of_old_goes_on_without_sharing():
+    """Its experiment does not have the key, and its items' fingerprint is that of `false`."""
+
+    def identity(**options: bool) -> dict:
+        data = {
+            "base": "zoo:tiny/base",
+            "experts": {"sort": "zoo:tiny/sort"},
+            "space": "per_expert",
+            "fitness": {"tasks": {"t": {"task": "x", **options}}, "objectives": {"t": "t"}},
+            "searcher": {"kind": "random"},
+            "budget": {"candidates": 1},
+        }
+        return parse_experiment(Document(data)).identity()
+
+    assert identity() == identity(shared_prefix=False) == identity(shared_prefix=True)
 
 
 def test_a_broken_model_fails_where_prefixes_are_shared():
