@@ -91,11 +91,15 @@ def strata_of(references: Floats, most: int) -> Positions:
     if num_models == 0:
         return np.zeros(num_items, dtype=np.int64)
     expected = references.mean(axis=0)
-    patterns, pattern = np.unique(references, axis=1, return_inverse=True)
-    if patterns.shape[1] <= most:
-        rank = np.empty(patterns.shape[1], dtype=np.int64)
-        rank[np.argsort(patterns.mean(axis=0), kind="stable")] = np.arange(len(rank))
-        return rank[pattern.reshape(-1)]
+    pattern = np.zeros(num_items, dtype=np.int64)
+    for row in references:  # rows that tell items apart, one after the other
+        values, value = np.unique(row, return_inverse=True)
+        _, pattern = np.unique(pattern * len(values) + value.reshape(-1), return_inverse=True)
+    _, first = np.unique(pattern, return_index=True)  # an item of each pattern
+    if len(first) <= most:
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(expected[first], kind="stable")] = np.arange(len(rank))
+        return rank[pattern]
     edges = np.quantile(expected, np.linspace(0, 1, most + 1)[1:-1])
     _, dense = np.unique(np.searchsorted(edges, expected, side="right"), return_inverse=True)
     return dense.astype(np.int64)
