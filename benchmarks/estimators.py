@@ -66,10 +66,11 @@ READINGS: dict[str, Make] = {
     "p-irt": PIrt,
     "gp-irt": GpIrt,
     "mp-irt": MpIrt,
+    "mp-irt, residuals": functools.partial(MpIrt, residuals=True),
     "gmp-irt": GmpIrt,
     "gp-irt, anchors": functools.partial(GpIrt, anchors=True),
 }
-HALVED = ("random", "stratified", "aipw", "mp-irt")
+HALVED = ("random", "stratified", "aipw", "p-irt", "mp-irt", "mp-irt, residuals")
 
 
 @dataclass(frozen=True)

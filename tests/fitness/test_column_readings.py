@@ -312,6 +312,14 @@ def test_kmeans_is_as_good_as_another_librarys() -> None:
     assert np.median(ours) < 1.15 * theirs
 
 
+def test_fixed_centres_stay() -> None:
+    points = np.random.default_rng(0).normal(0, 1, (50, 2))
+    fixed = np.array([[3.0, 3.0], [0.5, 0.0]])
+    centres = nested_kmeans(points, np.ones(50), fixed, 5, np.random.default_rng(1))
+    assert np.array_equal(centres[:2], fixed)
+    assert len(centres) == 5
+
+
 def test_weights_are_the_clusters_shares() -> None:
     """Three items each of kind 0 and 2 of kind 1; two answers of kind 0 share its weight."""
     side = Side(np.array([[0, 0, 0, 1, 1], [0, 0, 0, 1, 0.9]]))
@@ -385,6 +393,23 @@ def test_p_irt_by_its_formula(world: tuple[Floats, Side, ItemPool]) -> None:
     lam = pool.error**2 / (pool.error**2 + pool.variance / (4 * 30))
     assert value["gp"] == pytest.approx(lam * anchors + (1 - lam) * p_irt, abs=1e-9)
     assert value["gmp"] == pytest.approx(0.5 * anchors + 0.5 * value["mp"], abs=1e-9)
+
+
+def test_variance_of_p_irt_by_finite_differences(world: tuple[Floats, Side, ItemPool]) -> None:
+    """theta's covariance through the unseen items' mean, and the held-out misfit of their share."""
+    candidates, side, pool = world
+    seen, unseen = np.arange(0, 120, 4), np.setdiff1d(np.arange(120), np.arange(0, 120, 4))
+    theta, covariance = ability(pool.items, seen, candidates[0][seen])
+    steps = 1e-5 * np.eye(len(theta))
+    above, below = (
+        np.array([pool.items.probabilities(theta + sign * s, unseen).sum() / 120 for s in steps])
+        for sign in (1, -1)
+    )
+    slope = (above - below) / 2e-5
+    assert pool.misfit is not None
+    expected = slope @ covariance @ slope + (1 - 30 / 120) ** 2 * pool.misfit
+    reading = PIrt(side, seed=0, num_items=120, pool=pool)
+    assert reading.read(seen, candidates[0][seen])[1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_mp_irt_without_answers_is_the_mean_of_the_experts(

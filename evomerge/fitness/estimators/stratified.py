@@ -64,9 +64,9 @@ class Stratified:
         means = np.bincount(group, answers, len(weights)) / counts
         squares = np.bincount(group, (answers - means[group]) ** 2, len(weights))
         freedom = counts - 1
-        # The posterior mean of a variance under an inverse gamma prior, hence the 2.
+        # Posterior means of variances under inverse gamma priors, hence the 2.
         pooled = (squares.sum() + PRIOR_ANSWERS * prior) / (freedom.sum() + PRIOR_ANSWERS - 2)
-        variances = (squares + PRIOR_ANSWERS * pooled) / (freedom + PRIOR_ANSWERS)
+        variances = (squares + PRIOR_ANSWERS * pooled) / (freedom + PRIOR_ANSWERS - 2)
         return float(weights @ means), float((weights**2 * variances / counts).sum())
 
     def _groups(self, seen: Positions) -> tuple[Positions, Floats]:
