@@ -64,6 +64,9 @@ def all_kinds(side: Side, pool: ItemPool, seed: int = 3) -> dict[str, ColumnRead
             made[f"{name}-irt {anchors}"] = make(
                 side, seed=seed, num_items=side.num_items, pool=pool, anchors=anchors
             )
+    made["mp-irt residuals"] = MpIrt(
+        side, seed=seed, num_items=side.num_items, pool=pool, residuals=True
+    )
     return made
 
 
@@ -208,6 +211,51 @@ def test_unbiased_and_covered_by_its_interval(name: str) -> None:
     standard_error = gaps.std(axis=2) / 300**0.5
     assert (np.abs(gaps.mean(axis=2)) < 3.7 * standard_error).all()  # 14 tests at once
     assert ((covered.mean(axis=(0, 2)) > 0.92) & (covered.mean(axis=(0, 2)) < 0.98)).all()
+
+
+@pytest.mark.parametrize(("linear", "num_seeds"), [(True, 200), (False, 25)])
+def test_intervals_of_differences_hold_the_truth_and_are_narrow(
+    linear: bool, num_seeds: int
+) -> None:
+    """Of two like models on 40 common items: paired, so narrower than two intervals would be."""
+    generator = np.random.default_rng(3)
+    chance = expit(np.linspace(-0.5, 0.5, 46)[:, None] - generator.normal(0, 2, 600))
+    answers = (generator.random(chance.shape) < chance).astype(np.float64)
+    side = Side(answers[:3], (0, 1, 2))
+    options = {} if linear else {"pool": fit_pool(answers[6:], num_dimensions=1)}
+    for name, make in (PATTERNS if linear else POOLED).items():
+        covered, shares = [], []
+        for seed in range(num_seeds):
+            reading = make(side, seed=seed, num_items=600, **options)
+            seen = reading.order([40], 0)
+            for i, j in ((3, 4), (3, 5), (4, 5)):
+                first, second = answers[i][seen], answers[j][seen]
+                gap, variance = reading.compare(seen, first, second)
+                off = gap - (answers[i].mean() - answers[j].mean())
+                covered.append(abs(off) <= 1.96 * variance**0.5)
+                apart = reading.read(seen, first)[1] + reading.read(seen, second)[1]
+                shares.append(variance / apart)
+        # An anchors' interval is a model's: it may be off further.
+        assert np.mean(covered) > (0.92 if name in UNBIASED else 0.86), name
+        assert np.mean(covered) < 0.98 or name not in UNBIASED, name
+        assert np.mean(shares) < (0.8 if name == "random" else 1.0), name
+
+
+def test_residuals_of_the_experts_are_inherited() -> None:
+    """A weak family that was taught half of the items: their difficulty no longer matters."""
+    abilities = np.r_[np.random.default_rng(1).normal(0, 1, 60), np.full(3, -2.0)][:, None]
+    answers, _, _ = simulate(63, 300, 9, abilities)
+    taught = np.random.default_rng(0).random(300) < 0.5
+    family = np.where(taught, 1.0, answers[60:])
+    pool = fit_pool(answers[:60], num_dimensions=1)
+    side = Side(family[:2], (0, 1))
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(60):
+        for residuals in gaps:
+            reading = MpIrt(side, seed=seed, num_items=300, pool=pool, residuals=residuals)
+            seen = reading.order([60], 0)
+            gaps[residuals].append(reading.read(seen, family[2][seen])[0] - family[2].mean())
+    assert np.mean(np.abs(gaps[True])) < 0.8 * np.mean(np.abs(gaps[False]))
 
 
 def test_aipw_is_exactly_unbiased_over_all_samples() -> None:
