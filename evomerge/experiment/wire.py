@@ -14,8 +14,11 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
-from evomerge.fitness import make_estimator, make_task
+from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.fitness import make_task
+from evomerge.fitness.config import FitnessConfig
+from evomerge.fitness.contamination import contamination_warning
+from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
@@ -75,6 +78,12 @@ class Parts:
     def num_items(self) -> dict[str, int]:
         """Task -> length of a response column."""
         return {name: max(task.items) + 1 for name, task in self.tasks.items()}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of the models, and of the tasks."""
+        told = contamination_warning(self.objectives, self.tasks)
+        return self.models.warnings if told is None else (*self.models.warnings, told)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.documents import Document, Misfit, parse, refuse
 from evomerge.errors import ConfigurationError, nearest
-from evomerge.fitness.estimators import ESTIMATORS
-from evomerge.protocols import Estimator, Task
-from evomerge.records import ItemId, Objective
+from evomerge.protocols import Task
 
 PYTHON_TASK = "python"  # a function that a caller of evomerge.search holds; no file can name it
 
@@ -35,6 +33,8 @@ class LmEvalOptions(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    shared_prefix: bool | None = None
     higher_is_better: bool | None = None
 
     @model_validator(mode="after")
@@ -85,21 +85,3 @@ def make_task(name: str, config: Mapping[str, Any]) -> Task:
     made = getattr(import_module(TASKS[kind].module), TASKS[kind].name)
     task: Task = made(name, **options, allow_code=allow_code)
     return task
-
-
-def make_estimator(
-    config: Mapping[str, Any],
-    objectives: Sequence[Objective],
-    items: Mapping[str, Sequence[ItemId]],
-    seed: int,
-) -> Estimator:
-    """The estimator that a fitness file describes, over the search items of each task.
-
-    Raises:
-        ConfigurationError: its kind or its options are unknown, or ask for more items than are.
-    """
-    options = dict(config)
-    kind = options.pop("kind", "full")
-    if kind not in ESTIMATORS:
-        raise ConfigurationError(f"unknown estimator {kind!r} ({nearest(kind, ESTIMATORS)})")
-    return ESTIMATORS[kind].make(objectives, items, seed, options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from evomerge.fitness.forward import Tokens
 from evomerge.fitness.generation import PromptPlan, generate
 from evomerge.fitness.likelihoods import ContinuationPlan, log_likelihoods
 from evomerge.fitness.prompts import Encoder
+from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, attention_window
 from evomerge.records import ItemId
 
 if TYPE_CHECKING:
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 Columns = dict[str, NDArray[np.float32]]
 Plan = TypeVar("Plan")
 
+_LikelihoodPlan = tuple[
+    ContinuationPlan, list[int], ChoicePlan | None
+]  # bounds: of items' requests
+
+_JUDGED = 64  # items by which it is decided whether prefixes are shared
+_WORTH = 0.8  # share of the tokens that may remain
 _KEPT_PLANS = 32  # item sets whose batches are kept
 _KEPT_SCORES = 500_000  # scored answers that are kept
 
@@ -37,14 +46,16 @@ class LikelihoodRun:
         self.encoder = encoder
         self.gold = task.gold()
         self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
-        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
+        self._plans = Kept[_LikelihoodPlan](self._plan)
+        self._trees = Kept[_LikelihoodPlan](partial(self._plan, trees=True))
+        self._takes_trees = TreeProbe()
         self._scores: dict[tuple[Any, ...], float] = {}
 
     def respond(
         self, module: torch.nn.Module, items: tuple[ItemId, ...]
     ) -> tuple[Columns, tuple[str, ...] | None]:
         """Columns of the responses, as `LmEvalTask` tells; no texts."""
-        plan, bounds, choices = self._plans(items)
+        plan, bounds, choices = self._plan_for(module, items)
         sums, greedy = log_likelihoods(module, plan, self.task.clock)
         columns: Columns = {}
         if choices is not None:
@@ -77,13 +88,34 @@ class LikelihoodRun:
             scores.append(value)
         return column(scores)
 
-    def _plan(
-        self, items: tuple[ItemId, ...]
-    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
+    def _plan_for(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> _LikelihoodPlan:
+        if self._wants_trees and self._takes_trees(module):
+            made = self._trees(items)
+            window = attention_window(self.encoder.config)
+            if window is None or made[0].depth <= window:
+                return made
+        return self._plans(items)
+
+    @cached_property
+    def _wants_trees(self) -> bool:
+        """Whether what the task's items share is worth it: decided by its first items, for all."""
+        wanted = self.task.shared_prefix
+        if wanted is not None or self.task.items_have_one_request:
+            return bool(wanted)
+        apart = together = 0
+        for item in self.task.items[:_JUDGED]:
+            keys = {context + continuation[:-1] for context, continuation in self._encoded(item)}
+            apart += sum(map(len, keys))
+            together += len(TokenTree.of(list(keys)).tokens)
+        return together <= _WORTH * apart
+
+    def _plan(self, items: tuple[ItemId, ...], trees: bool = False) -> _LikelihoodPlan:
         pairs = [self._encoded(item) for item in items]
         bounds = [0, *itertools.accumulate(map(len, pairs))]
         flat = [pair for of_item in pairs for pair in of_item]
-        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
+        plan = ContinuationPlan(
+            flat, self.task.batch_size, self.encoder.max_length, bounds if trees else None
+        )
         if self.gold is None:
             return plan, bounds, None
         right, texts = self.gold
@@ -107,30 +139,35 @@ class GenerationRun:
     def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
         self.task = task
         self.encoder = encoder
-        longest = task.settings.max_new_tokens
+        longest = task.max_new_tokens
         if longest >= encoder.max_length:
             what = f"max_gen_toks: {longest} leaves no room in {encoder.max_length} positions"
-            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
+            hint = "the task's option `max_new_tokens` makes answers shorter"
+            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what, hint))
         self.stop = encoder.stop_rule(task.settings.until)
-        self._plans = _Kept[PromptPlan](self._plan)
-        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float]] = {}
+        self._plans = Kept[PromptPlan](self._plan)
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, int]] = {}
 
     def respond(
         self, module: torch.nn.Module, items: tuple[ItemId, ...]
     ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Scores and answers of the items."""
+        """Columns of the responses, as `LmEvalTask` tells, and the answers of the items."""
         answers = generate(module, self._plans(items), self.stop, self.task.clock)
         if len(self._answers) > _KEPT_SCORES:
             self._answers.clear()
-        texts, scores = [], []
+        texts, scores, names = [], [], []
         for key in zip(items, answers, strict=True):
             if key not in self._answers:
                 text = self.stop.text(key[1])
-                self._answers[key] = (text, self.task.score(key[0], [text]))
-            text, score = self._answers[key]
+                name = _name_of(self.task.filtered(key[0], text))
+                self._answers[key] = (text, self.task.score(key[0], [text]), name)
+            text, score, name = self._answers[key]
             texts.append(text)
             scores.append(score)
-        return {"score": column(scores)}, tuple(texts)
+            names.append(name)
+        lengths = column([len(answer) for answer in answers])
+        columns = {"score": column(scores), "length": lengths, "answer": column(names)}
+        return columns, tuple(texts)
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
         tokenizer = self.encoder.tokenizer
@@ -142,13 +179,13 @@ class GenerationRun:
             prompts,
             order,
             self.task.batch_size,
-            self.task.settings.max_new_tokens,
+            self.task.max_new_tokens,
             self.encoder.max_length,
             self.encoder.pad_id,
         )
 
 
-class _Kept(Generic[Plan]):
+class Kept(Generic[Plan]):
     """Plans by item set; the one that was not used for longest is forgotten."""
 
     def __init__(self, make: Callable[[tuple[ItemId, ...]], Plan]) -> None:
@@ -156,6 +193,7 @@ class _Kept(Generic[Plan]):
         self._plans: OrderedDict[tuple[ItemId, ...], Plan] = OrderedDict()
 
     def __call__(self, items: tuple[ItemId, ...]) -> Plan:
+        """The plan for some items, made at the first call."""
         if items not in self._plans:
             self._plans[items] = self._make(items)
             if len(self._plans) > _KEPT_PLANS:
@@ -167,3 +205,8 @@ class _Kept(Generic[Plan]):
 def column(values: Sequence[float]) -> NDArray[np.float32]:
     """Scores as a response's column."""
     return np.asarray(values, np.float32)
+
+
+def _name_of(answer: str) -> int:
+    """24 bits of the answer's BLAKE2b hash: whole numbers that a float32 holds exactly."""
+    return int.from_bytes(blake2b(answer.encode("utf-8", "replace"), digest_size=3).digest(), "big")

@@ -7,9 +7,8 @@ answers. Readings are pure functions of responses; who answers what, and when, i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
@@ -28,10 +27,12 @@ class Side:
 
     references: (models, items), every item answered.
     experts: the rows that are experts.
+    history: (candidates, items) what was measured of earlier candidates, NaN where nothing was.
     """
 
-    references: Floats
+    references: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     experts: tuple[int, ...] = ()
+    history: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def num_items(self) -> int:
@@ -93,12 +94,13 @@ def window(ring: Positions, count: int, rotation: int) -> Positions:
 
 
 def mean_of(values: Floats) -> tuple[float, float]:
-    """The mean and its variance, s^2 / n (n - 1 in s^2; infinite for one value).
+    """The mean and its variance, s^2 / n, with n - 1 in s^2.
 
-    No correction for a finite population: the items stand for others of their kind.
+    Of a single value nothing can be told of the variance, and it is 0: a task with one item has
+    answered all of it. No correction for a finite population: items stand for others of their kind.
     """
     n = len(values)
-    return float(values.mean()), float(values.var(ddof=1)) / n if n > 1 else math.inf
+    return float(values.mean()), float(values.var(ddof=1)) / n if n > 1 else 0.0
 
 
 class Cached:
@@ -121,8 +123,7 @@ class Cached:
 class RandomItems:
     """The plain mean over items in random order: what every other reading is compared with."""
 
-    def __init__(self, side: Side, *, seed: int, num_items: int) -> None:
-        check_side(side, num_items)
+    def __init__(self, _side: Side, *, seed: int, num_items: int) -> None:
         self._ring = np.random.default_rng([seed, 0]).permutation(num_items)
 
     def order(self, counts: Sequence[int], rotation: int) -> Positions:

@@ -87,8 +87,22 @@ def calibrated(
     )
 
 
+def holds_parameters(path: Path) -> bool:
+    """Whether a file is of item parameters, and not of answers.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    if path.suffix.lower() == ".csv":
+        return False
+    content = _read_arrays(path)
+    return isinstance(content, dict) and "A" in content
+
+
 def read_responses(path: Path, num_items: int) -> Floats:
     """A response pool from a file: (models, items), NaN where nothing was answered.
+
+    num_items: of the task; the file may have more.
 
     Raises:
         ConfigurationError: the file cannot be read, or is of other items.
@@ -106,10 +120,10 @@ def read_responses(path: Path, num_items: int) -> Floats:
             content = content["responses"]
         found = content
     responses = _floats(path, "responses", found)
-    if responses.ndim != 2 or responses.shape[1] != num_items:
+    if responses.ndim != 2 or responses.shape[1] < num_items:
         raise ConfigurationError(
-            f"{path}: expected (models, {num_items}), one column for each item of the task, "
-            f"got shape {responses.shape}"
+            f"{path}: expected (models, {num_items} or more), one column for each item of the "
+            f"task, got shape {responses.shape}"
         )
     if np.nanmin(responses, initial=0) < 0 or np.nanmax(responses, initial=1) > 1:
         raise ConfigurationError(f"{path}: expected answers in [0, 1], or empty")
@@ -130,11 +144,11 @@ def read_items(path: Path, num_items: int) -> Items:
         got = ", ".join(sorted(content)) if isinstance(content, dict) else "a list"
         raise ConfigurationError(f"{path}: expected the arrays A and B, got {got}")
     a, b = (_floats(path, name, content[name]) for name in "AB")
-    if a.ndim != 3 or a.shape[0] != 1 or a.shape[2] != num_items:
+    if a.ndim != 3 or a.shape[0] != 1 or a.shape[2] < num_items:
         raise ConfigurationError(
-            f"{path}: A: expected (1, dimensions, {num_items}), got shape {a.shape}"
+            f"{path}: A: expected (1, dimensions, {num_items} or more), got shape {a.shape}"
         )
-    d = a.shape[1]
+    d, num_items = a.shape[1:]
     if b.shape not in ((1, d, num_items), (1, 1, num_items)):
         raise ConfigurationError(
             f"{path}: B: expected (1, {d}, {num_items}) or (1, 1, {num_items}), got shape {b.shape}"
