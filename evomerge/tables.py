@@ -85,6 +85,9 @@ def summary(final: Mapping[str, Any]) -> str:
         lines.append("The interval contains 0: on these items the two cannot be told apart.")
     if "winners_curse" in best:
         lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
+    if "failed_items" in best:
+        failed = ", ".join(f"{count} of {task}" for task, count in best["failed_items"].items())
+        lines.append(f"Items that the best could not answer, which count as the worst: {failed}.")
     return "\n".join([*lines, *_cost_lines(final)])
 
 

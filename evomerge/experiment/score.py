@@ -17,6 +17,7 @@ from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
+from evomerge.measurement import checked, wanted_columns
 from evomerge.merging.costs import Costs
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.protocols import Progress
@@ -61,7 +62,7 @@ def score_recipe(
         asked = {task: tuple(ids) for task, ids in wanted.items() if ids}
         if not asked:
             continue
-        outcome = worker.run(Job(number, 0, recipe, asked))
+        outcome = checked(worker.run(Job(number, 0, recipe, asked)), wanted_columns(objectives))
         if outcome.failure is not None:
             raise ModelError(Problem("the model cannot be scored", outcome.failure.reason))
         for responses in outcome.responses:

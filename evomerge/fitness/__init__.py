@@ -36,6 +36,7 @@ class LmEvalOptions(BaseModel):
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
     higher_is_better: bool | None = None
+    worst: float | None = Field(default=None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _turns_need_a_chat(self) -> LmEvalOptions:

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
+from evomerge.fitness.item_failures import responses_of
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     open_task,
@@ -35,6 +36,10 @@ from evomerge.fitness.prompts import Encoder, GreedySettings, max_length
 from evomerge.fitness.task_runs import GenerationRun, LikelihoodRun, column
 from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
+
+UNIT_METRICS = frozenset(
+    {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}
+)
 
 
 class LmEvalTask:
@@ -58,6 +63,8 @@ class LmEvalTask:
         chat_template: make a conversation of each prompt, by the tokenizer's chat template.
         fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
         higher_is_better: what the score's sign follows; what the task says by default.
+        worst: the score of an item that could not be answered, while others could; where the
+            metric is an accuracy or an exact match, it is known.
         allow_code: whether the task may run code: `!function`, or what the model writes.
 
     Raises:
@@ -78,6 +85,7 @@ class LmEvalTask:
         chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
         higher_is_better: bool | None = None,
+        worst: float | None = None,
         allow_code: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -105,6 +113,11 @@ class LmEvalTask:
         # Per item, lm-eval's perplexity is the log-likelihood: more is better.
         usual = 1.0 if told or self.metric == "perplexity" else -1.0
         self._sign = -usual if self._is_turned else usual
+        # A worst score exists where scores are known to lie between 0 and 1.
+        bounds = sorted((0.0, self._sign))
+        self.worst = bounds[0] if self.metric in UNIT_METRICS else None
+        if worst is not None:
+            self.worst = worst
         self._requests: dict[int, dict[ItemId, list[Any]]] = {}  # by the id of the tokenizer
         self._runs: dict[tuple[int, int], LikelihoodRun | GenerationRun] = {}
 
@@ -147,7 +160,7 @@ class LmEvalTask:
         """Responses in the order of `items`.
 
         Raises:
-            CandidateError: a logit or a score is not finite.
+            CandidateError: no item can be answered; or one cannot, and there is no worst score.
             ConfigurationError: the task does not fit the tokenizer or the model's length.
         """
         asked = tuple(int(item) for item in items)
@@ -155,10 +168,10 @@ class LmEvalTask:
         if module.training:
             module.eval()
         run = self._run(tokenizer, module.config)
-        columns, texts = run.respond(module, asked) if asked else ({"score": column([])}, None)
-        if not np.isfinite(columns["score"]).all():
-            raise CandidateError(f"{self.name}: {self.metric} is not finite")
-        return Responses(self.name, np.asarray(asked, np.int64), columns, texts)
+        if not asked:
+            return Responses(self.name, np.zeros(0, np.int64), {"score": column([])})
+        columns, texts, failures = run.respond(module, asked)
+        return responses_of(self.name, asked, columns, failures, self.worst, texts)
 
     # --- what lm-eval does ------------------------------------------------------------------------
 
@@ -187,6 +200,16 @@ class LmEvalTask:
         with self._guard:
             value = self._results(item, answers)[self.metric]
         return self._sign * float(value)
+
+    def score_or_reason(self, item: ItemId, answers: Sequence[Any]) -> tuple[float, str]:
+        """The metric of one item, or NaN and why it has none: filters and metrics may choke."""
+        try:
+            score = self.score(item, answers)
+        except (EvomergeError, MemoryError):
+            raise
+        except Exception as error:
+            return float("nan"), f"{self.metric}: {type(error).__name__}: {error}"
+        return score, "" if np.isfinite(score) else f"{self.metric} is not finite"
 
     def gold(self) -> tuple[list[list[int]], list[list[str]]] | None:
         """Every item's right choices and choices; None where they cannot be told."""

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from evomerge.fitness.lm_eval_task import LmEvalTask
 
 Columns = dict[str, NDArray[np.float32]]
+Answered = tuple[Columns, tuple[str, ...] | None, dict[ItemId, str]]  # texts; item -> its failure
 Plan = TypeVar("Plan")
 
+NOT_FINITE = "a log-likelihood is not finite (NaN or infinite logits)"
 _KEPT_PLANS = 32  # item sets whose batches are kept
 _KEPT_SCORES = 500_000  # scored answers that are kept
 
@@ -40,12 +42,12 @@ class LikelihoodRun:
         self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
         self._scores: dict[tuple[Any, ...], float] = {}
 
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Columns of the responses, as `LmEvalTask` tells; no texts."""
+    def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
+        """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
         plan, bounds, choices = self._plans(items)
         sums, greedy = log_likelihoods(module, plan, self.task.clock)
+        finite = np.logical_and.reduceat(np.isfinite(sums), bounds[:-1])  # (items,)
+        failures = {items[place]: NOT_FINITE for place in np.flatnonzero(~finite)}
         columns: Columns = {}
         if choices is not None:
             best, columns["margin"], columns["choice"] = choices.compare(sums, greedy)
@@ -55,8 +57,10 @@ class LikelihoodRun:
             keys = list(zip(items, best, strict=True))
         else:
             keys = []
-        columns["score"] = self._score(items, keys, sums.tolist(), greedy.tolist(), bounds)
-        return columns, None
+        columns["score"] = self._score(
+            items, keys, sums.tolist(), greedy.tolist(), bounds, failures
+        )
+        return columns, None, failures
 
     def _score(
         self,
@@ -65,14 +69,22 @@ class LikelihoodRun:
         sums: list[float],
         greedy: list[bool],
         bounds: list[int],
+        failures: dict[ItemId, str],
     ) -> NDArray[np.float32]:
         scores = []
         for place, item in enumerate(items):
-            value = self._scores.get(keys[place]) if keys else None
+            # argmax picks NaN, so a broken model whose gold answer stands first would be perfect.
+            value = float("nan") if item in failures else None
+            if value is None and keys:
+                value = self._scores.get(keys[place])
             if value is None:
                 span = slice(bounds[place], bounds[place + 1])
-                value = self.task.score(item, list(zip(sums[span], greedy[span], strict=True)))
-                if keys:
+                value, reason = self.task.score_or_reason(
+                    item, list(zip(sums[span], greedy[span], strict=True))
+                )
+                if reason:
+                    failures[item] = reason
+                elif keys:
                     self._scores[keys[place]] = value
             scores.append(value)
         return column(scores)
@@ -113,24 +125,31 @@ class GenerationRun:
             raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
         self.stop = encoder.stop_rule(task.settings.until)
         self._plans = _Kept[PromptPlan](self._plan)
-        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float]] = {}
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, str]] = {}
 
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Scores and answers of the items."""
+    def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
+        """Scores and answers of the items, and what could not be answered."""
         answers = generate(module, self._plans(items), self.stop, self.task.clock)
         if len(self._answers) > _KEPT_SCORES:
             self._answers.clear()
-        texts, scores = [], []
-        for key in zip(items, answers, strict=True):
-            if key not in self._answers:
-                text = self.stop.text(key[1])
-                self._answers[key] = (text, self.task.score(key[0], [text]))
-            text, score = self._answers[key]
+        texts, scores, failures = [], [], {}
+        for item, answer in zip(items, answers, strict=True):
+            text, score, reason = "", float("nan"), "a logit is not finite"
+            if answer is not None:
+                text, score, reason = self._scored(item, answer)
+            if reason:
+                failures[item] = reason
             texts.append(text)
             scores.append(score)
-        return {"score": column(scores)}, tuple(texts)
+        return {"score": column(scores)}, tuple(texts), failures
+
+    def _scored(self, item: ItemId, answer: Tokens) -> tuple[str, float, str]:
+        """An answer's text, its score, and why it has none."""
+        key = (item, answer)
+        if key not in self._answers:
+            text = self.stop.text(answer)
+            self._answers[key] = (text, *self.task.score_or_reason(item, [text]))
+        return self._answers[key]
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
         tokenizer = self.encoder.tokenizer
