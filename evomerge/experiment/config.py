@@ -25,6 +25,7 @@ from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.fitness.options import needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.pools import PoolConfig
@@ -179,7 +180,8 @@ class FitnessConfig(Strict):
             hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
-            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, PYTHON_TASK}:
+            kind = entry.get("kind", "lm_eval")
+            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
                 misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
         refuse(self, misfits)
@@ -281,6 +283,8 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
+            if needs_code(entry.get("kind")):  # a file counts by its content, as all tasks do
+                entry["kind"] = f"python:{Path(entry['kind'].removeprefix('python:')).name}"
         if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
         if not self.limits.given():
@@ -361,12 +365,7 @@ def read_fitness(document: Document) -> FitnessConfig:
     problems: list[Problem] = []
     if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
         tasks = {
-            name: {**task, "path": str((folder / task["path"]).resolve())}
-            if isinstance(task, dict)
-            and isinstance(task.get("path"), str)
-            and not task["path"].startswith("zoo:")
-            else task
-            for name, task in document.data["tasks"].items()
+            name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
         }
         document = replace(document, data={**document.data, "tasks": tasks})
         for name in tasks:
@@ -376,6 +375,20 @@ def read_fitness(document: Document) -> FitnessConfig:
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
+
+
+def _absolute_task(task: Any, folder: Path) -> Any:
+    """Paths of data and of code are relative to the fitness file."""
+    if not isinstance(task, dict):
+        return task
+    made = dict(task)
+    if isinstance(path := task.get("path"), str) and not path.startswith("zoo:"):
+        made["path"] = str((folder / path).resolve())
+    kind = task.get("kind", "")
+    if needs_code(kind) and ":" in (code := kind.removeprefix("python:")):
+        file, _, name = code.rpartition(":")
+        made["kind"] = f"python:{(folder / file).resolve()}:{name}"
+    return made
 
 
 def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:

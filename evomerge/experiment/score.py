@@ -14,7 +14,7 @@ from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue, read_fitness
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.wire import make_tasks, resolve, task_entries
+from evomerge.experiment.wire import check_teachers, make_tasks, resolve, task_entries
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.measurement import checked, wanted_columns
@@ -94,6 +94,7 @@ def score_model(
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
     recipe = recipe_of(model)
+    check_teachers(tasks, tuple(recipe.models))
     checkpoints = open_recipe_models(
         recipe, progress=progress, allow_pickle_weights=allow_pickle_weights
     )

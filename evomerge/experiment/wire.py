@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,9 @@ from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
-from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
-from evomerge.fitness import make_estimator, make_task
+from evomerge.fitness import make_estimator, make_task, with_others
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
@@ -158,6 +158,7 @@ def wire(
     tasks = make_tasks(
         task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
     )
+    check_teachers(tasks, tuple(config.models()))
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,
@@ -216,6 +217,21 @@ def make_tasks(
     return tasks
 
 
+def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:
+    """Refuse tasks whose teacher is not there.
+
+    Raises:
+        ConfigurationError: naming them all.
+    """
+    problems = [
+        Problem(f"task {name} teacher", f"no model {teacher!r}", nearest(teacher, models))
+        for name, task in tasks.items()
+        if (teacher := getattr(task, "teacher", None)) is not None and teacher not in models
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
     """Each task's entry in the fitness file; whether code may run is the user's to say.
 
@@ -233,7 +249,8 @@ def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[s
             problems += [Problem(f"task {name}", str(p)) for p in error.problems]
     if problems:
         raise ConfigurationError(problems)
-    return entries
+    wanted = {task for objective in config.all_objectives() for task in objective.weights}
+    return with_others(entries, wanted)
 
 
 def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:

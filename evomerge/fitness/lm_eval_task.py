@@ -193,6 +193,10 @@ class LmEvalTask:
                     known[item] = self._instances(item, chat)
         return known[item]
 
+    def prompt(self, item: ItemId, tokenizer: Any) -> str:
+        """What the model is asked, without the answer; of several requests the first one's."""
+        return str(self.requests(item, tokenizer)[0].args[0])
+
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
         if self._expected is not None:
