@@ -79,7 +79,7 @@ def main() -> None:
     worker = Worker(parts.worker, "driver")
 
     def tell(what: str, **facts: Any) -> None:
-        print(json.dumps({"what": what, **facts}), flush=True)  # noqa: T201
+        print(json.dumps({"what": what, **facts}), flush=True)
 
     for label, recipe in reference_recipes(parts.template).items():
         tell(label, exact_match=interval(holdout_scores(worker, parts, recipe)))

@@ -20,6 +20,7 @@ from evomerge.errors import CandidateError, ConfigurationError, EvomergeError, P
 from evomerge.fitness.function_hash import function_hash
 from evomerge.fitness.item_failures import responses_of
 from evomerge.fitness.lm_eval_guard import ALLOW_CODE
+from evomerge.fitness.python_task import writes_in_place
 from evomerge.protocols import ResidentModel
 from evomerge.recipe import canonical_json
 from evomerge.records import ItemId, Responses
@@ -100,6 +101,8 @@ class PythonFileTask:
         module = model.module
         if module.training:
             module.eval()
+        state = module.state_dict()
+        before = writes_in_place(state)
         try:
             with torch.no_grad():
                 if self._called is not None:
@@ -112,6 +115,8 @@ class PythonFileTask:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
             raise CandidateError(f"{type(error).__name__}: {error} ({where})") from error
+        if writes_in_place(state) != before:
+            raise CandidateError("the code changed the model's tensors in place")
         if isinstance(result, Responses):
             return responses_of(
                 self.name, asked, result.columns, result.failures, self.worst, result.texts

@@ -95,7 +95,7 @@ class PythonFitness:
         if module.training:
             module.eval()
         state = module.state_dict()
-        before = _writes(state)
+        before = writes_in_place(state)
         wanted = {"items": items} if self.takes_items else {}
         try:
             with torch.no_grad():
@@ -105,7 +105,7 @@ class PythonFitness:
         except Exception as error:
             what = f"{type(error).__name__}: {error} ({self._line(error)})"
             raise CandidateError(f"fitness function failed: {what}") from error
-        if _writes(state) != before:
+        if writes_in_place(state) != before:
             raise CandidateError("the fitness function changed the model's tensors in place")
         return _read_scores(result)
 
@@ -198,7 +198,7 @@ def _read_scores(result: Any) -> dict[str, NDArray[np.float32]]:
     return scores
 
 
-def _writes(state: Mapping[str, Any]) -> int:
+def writes_in_place(state: Mapping[str, Any]) -> int:
     """A count that grows with every write in place that torch sees."""
     return sum(
         value._version
