@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
 MISFIT = "evomerge_misfit"  # pydantic's name for what `refuse` raises
 NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what keys may be
 SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+class Strict(BaseModel):
+    """Frozen, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,32 @@ def parse(model: type[Model], document: Document) -> Model:
         return model.model_validate(document.data)
     except ValidationError as error:
         raise ConfigurationError(problems_of(error, model, document)) from None
+
+
+def check_options(
+    problems: list[Problem],
+    document: Document,
+    location: tuple[str, ...],
+    models: Mapping[str, type[BaseModel]],
+    default: str = "",
+) -> None:
+    """Note what is wrong with the options beside a `kind`; an unknown kind is noted elsewhere."""
+    data: Any = document.data
+    for key in location:
+        data = data.get(key) if isinstance(data, dict) else None
+    kind = data.get("kind", default) if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind in models:
+        options = document.part(*location).without("kind")
+        collect(problems, partial(parse, models[kind], options))
+
+
+def collect(problems: list[Problem], action: Callable[[], T]) -> T | None:
+    """The action's result, or None with its problems noted."""
+    try:
+        return action()
+    except EvomergeError as error:
+        problems += error.problems
+        return None
 
 
 @dataclass(frozen=True)

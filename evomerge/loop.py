@@ -27,6 +27,7 @@ from evomerge.records import (
     Evaluation,
     Failure,
     Genome,
+    Told,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Search:
 
     open: deque[Cohort] = field(default_factory=deque)  # asked, not yet told
     incumbents: dict[CandidateId, Evaluation] = field(default_factory=dict)  # best first
+    history: list[Told] = field(default_factory=list)  # empty where the estimator needs none
     num_asked: int = 0
     num_cohorts: int = 0
     num_told: int = 0
@@ -154,6 +156,7 @@ def open_cohort(search: Search, candidates: Sequence[Candidate]) -> None:
             measurements=search.ledger.measurements,
             incumbents=tuple(search.ledger.candidates[id_] for id_ in best),
             references=search.references,
+            history=tuple(search.history),
         )
     )
     search.num_cohorts += 1
@@ -213,7 +216,10 @@ def tell(search: Search, evaluations: Sequence[Evaluation]) -> None:
 
 def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
     """The best of the old incumbents and the new candidates are the new incumbents."""
-    search.num_told += len(search.open.popleft().candidates)
+    cohort = search.open.popleft()
+    search.num_told += len(cohort.candidates)
+    if search.estimator.needs_history:
+        search.history += search.estimator.told(cohort)
     known = search.incumbents | {evaluation.id: evaluation for evaluation in evaluations}
     best = best_first([e for e in known.values() if e.score is not None])
     search.incumbents = {e.id: e for e in best[: max(1, search.estimator.num_incumbents)]}

@@ -19,6 +19,7 @@ from evomerge.records import (
     Request,
     Responses,
     Score,
+    Told,
 )
 
 if TYPE_CHECKING:
@@ -151,10 +152,11 @@ class PreparedTask(Protocol):
 class Estimator(Protocol):
     """Chooses what to measure and turns responses into scores; runs in the driver.
 
-    Both methods are pure functions of the cohort and its measurements.
+    All methods are pure functions of the cohort and its measurements.
     """
 
     num_incumbents: int  # how many incumbents it wants to measure beside a cohort
+    needs_history: bool  # whether it learns from what was told before
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """What to measure next; called when nothing of the cohort is outstanding.
@@ -165,6 +167,10 @@ class Estimator(Protocol):
 
     def scores(self, cohort: Cohort) -> Mapping[CandidateId, Score]:
         """Scores of the cohort's living candidates; may re-score incumbents."""
+        ...
+
+    def told(self, cohort: Cohort) -> list[Told]:
+        """Which of the cohort's candidates have a score, and on which items it rests."""
         ...
 
     def expected_items(self, num_candidates: int) -> int:

@@ -244,6 +244,10 @@ class Measurements:
             )
         return columns[column][np.asarray(items, dtype=np.int64)].astype(np.float64)
 
+    def columns(self, fingerprint: str, task: str) -> tuple[str, ...]:
+        """The columns of the answers to a task, as far as there are any."""
+        return tuple(self._columns.get((fingerprint, task), ()))
+
     def cost(self, candidate: Candidate, name: str) -> float:
         """What a candidate's merged model costs; a pure function of its recipe.
 
@@ -326,11 +330,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A candidate that was told, and the items on which that rests: task -> item ids."""
+
+    candidate: Candidate
+    items: Mapping[str, Sequence[ItemId]]
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The candidates of one ask, and what an estimator may compare them with.
 
-    `incumbents` are the best that were told when the cohort was asked, best first, so that racing
-    does not depend on what arrives first. All estimates are pure functions of `measurements`.
+    `incumbents` are the best that were told when the cohort was asked, best first, and `history`
+    is everything that was told then, for estimators that learn from it: so an estimate does not
+    depend on what arrives first. `references` are models that answered all search items: the base,
+    each expert, and their uniform merge. All estimates are pure functions of `measurements`.
     """
 
     index: int
@@ -338,6 +352,7 @@ class Cohort:
     measurements: Measurements
     incumbents: tuple[Candidate, ...] = ()
     references: tuple[Candidate, ...] = ()
+    history: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,22 @@ def front_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def estimates_table(rows: Sequence[Mapping[str, Any]], limit: int = 12) -> Table:
+    """The best candidates by another estimator, beside what the run had thought of them."""
+    title = "By the estimator, ± one standard error; recorded in brackets"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("candidate")
+    for name in rows[0]["score"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[:limit]:
+        recorded = row["recorded"]
+        cells = [f"{_cell(e)} ({brief(recorded[name])})" for name, e in row["score"].items()]
+        table.add_row(str(row["candidate"]), *cells)
+    if len(rows) > limit:
+        table.caption = f"and {len(rows) - limit} more: --json"
+    return table
+
+
 def final_table(final: Mapping[str, Any]) -> Table:
     """The final table: holdout values with standard errors, and what the search had thought."""
     best = final["best"]
@@ -51,7 +67,7 @@ def final_table(final: Mapping[str, Any]) -> Table:
         cells = [_cell(row["holdout"][name]) for name in names]
         if len(measured) > 1:
             cells.append(_cell(row["holdout_mean"]))
-        seen = row.get("search_mean")
+        seen = row.get("told_mean") or row.get("search_mean")
         table.add_row(label, *cells, f"{seen['value']:.3f}" if seen else "", style=style)
 
     for label, row in final["references"].items():
@@ -64,6 +80,32 @@ def final_table(final: Mapping[str, Any]) -> Table:
     if len(front) > MAX_FRONT_ROWS:
         table.add_row(f"{len(front) - MAX_FRONT_ROWS} more on the front")
     add(f"best: {_name(best)}", best, style="bold")
+    return table
+
+
+def gains_table(final: Mapping[str, Any]) -> Table | None:
+    """The best, objective by objective, each beside its own best reference; None for one alone."""
+    best, gains = final["best"], final.get("gains", {})  # older runs have none
+    if len(gains) < 2 or all(best["holdout"][name]["num_items"] == 1 for name in gains):
+        return None
+    title = "The best by objective, against the reference that is best there"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("objective", "reference"):
+        table.add_column(column)
+    for column in ("gain", "95 % interval", "search", "holdout", "curse"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, gain in gains.items():
+        holdout, curse = best["holdout"][name]["value"], best.get("winners_curses", {}).get(name)
+        seen = ("", "") if curse is None else (f"{holdout + curse:.3f}", f"{curse:+.3f}")
+        table.add_row(
+            name,
+            gain["reference"].replace("task_arithmetic", "arithmetic"),
+            f"{gain['value']:+.3f}",
+            f"[{gain['low']:+.3f}, {gain['high']:+.3f}]",
+            seen[0],
+            f"{holdout:.3f}",
+            seen[1],
+        )
     return table
 
 
@@ -83,12 +125,21 @@ def summary(final: Mapping[str, Any]) -> str:
         lines.append("The search found nothing as good: try a larger budget or another space.")
     elif low <= 0:
         lines.append("The interval contains 0: on these items the two cannot be told apart.")
-    if "winners_curse" in best:
-        lines.append(f"Winner's curse (search minus holdout): {best['winners_curse']:+.3f}.")
     if "failed_items" in best:
         failed = ", ".join(f"{count} of {task}" for task, count in best["failed_items"].items())
         lines.append(f"Items that the best could not answer, which count as the worst: {failed}.")
-    return "\n".join([*lines, *_cost_lines(final)])
+    return "\n".join([*lines, _curse_line(best), *_cost_lines(final)])
+
+
+def _curse_line(best: Mapping[str, Any]) -> str:
+    """How much better the search thought of its choice than the holdout does."""
+    if "winners_curse" not in best:
+        return "The searcher recommended the best without a score of its own: no winner's curse."
+    curse, holdout = best["winners_curse"], best["holdout_mean"]["value"]
+    return (
+        f"Winner's curse (search minus holdout): {curse:+.3f}; the search had said "
+        f"{holdout + curse:.3f}, the holdout says {holdout:.3f}."
+    )
 
 
 def _cost_lines(final: Mapping[str, Any]) -> list[str]:

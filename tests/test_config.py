@@ -10,7 +10,8 @@ import yaml
 
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import parse_experiment, read_experiment, read_fitness
+from evomerge.experiment.config import parse_experiment, read_experiment
+from evomerge.fitness.config import read_fitness
 
 
 def experiment(**changes: Any) -> dict[str, Any]:

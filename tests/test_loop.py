@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import LedgerDamaged
-from evomerge.fitness import make_estimator
+from evomerge.fitness.estimators import make_estimator
 from evomerge.genes import Real
 from evomerge.ledger import Ledger
 from evomerge.loop import Search, run_search

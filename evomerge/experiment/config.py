@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -14,23 +14,28 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from evomerge.documents import Document, Misfit, parse, read_yaml, refuse
-from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.documents import (
+    Document,
+    Misfit,
+    Strict,
+    check_options,
+    collect,
+    parse,
+    read_yaml,
+    refuse,
+)
+from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
-from evomerge.fitness import PYTHON_TASK, TASKS
-from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.fitness.config import FitnessConfig, read_fitness
 from evomerge.fitness.options import needs_code
-from evomerge.fitness.split import Amount
-from evomerge.merging.costs import Cost
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
-from evomerge.records import Budget, Objective
+from evomerge.records import Budget
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
@@ -39,157 +44,6 @@ from evomerge.searchers import SEARCHERS
 T = TypeVar("T")
 
 RUN = "run:"  # before the folder of a run whose candidate is the model
-
-
-class Strict(BaseModel):
-    """Frozen, and strict about keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ObjectiveConfig(Strict):
-    """What is good: a weighted mean over tasks of one response column, or a small cost."""
-
-    tasks: dict[str, float] = Field(default_factory=dict)
-    column: str = "score"
-    minimize: bool = False
-    cost: Cost | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, data: Any) -> Any:
-        """`name: task` and `tasks: [a, b]` stand for equal weights."""
-        if isinstance(data, str):
-            return {"tasks": {data: 1.0}}
-        if isinstance(data, Mapping) and isinstance(data.get("tasks"), list):
-            return {**data, "tasks": dict.fromkeys(data["tasks"], 1.0)}
-        return data
-
-    @model_validator(mode="after")
-    def _tasks_or_cost(self) -> ObjectiveConfig:
-        misfits = []
-        if self.cost is None and not self.tasks:
-            misfits.append(Misfit(("tasks",), "names no task", "or name a `cost`"))
-        if self.cost is not None:
-            what = "a cost is known without asking the model anything: remove it, or the cost"
-            beside = self.model_fields_set & {"tasks", "column"}
-            misfits += [Misfit((key,), what) for key in sorted(beside)]
-            if "minimize" in self.model_fields_set and not self.minimize:
-                misfits.append(Misfit(("minimize",), "a cost is always minimised"))
-        refuse(self, misfits)
-        return self
-
-    def objective(self, name: str) -> Objective:
-        """With weights that sum to one."""
-        if self.cost is not None:
-            return Objective(name, {}, sign=-1, cost=self.cost)
-        total = sum(self.tasks.values())
-        weights = {task: weight / total for task, weight in self.tasks.items()}
-        return Objective(name, weights, self.column, -1 if self.minimize else 1)
-
-    @field_validator("tasks")
-    @classmethod
-    def _positive(cls, tasks: dict[str, float]) -> dict[str, float]:
-        if any(weight <= 0 for weight in tasks.values()):
-            raise ValueError("task weights must be positive")
-        return tasks
-
-
-class SplitConfig(Strict):
-    """How many items of each task serve what: a number of them, or a share such as 0.5.
-
-    search: for the searcher. fresh: seen by no searcher, to choose among its best.
-    holdout: for the report, after everything is chosen; None is all the rest.
-    """
-
-    search: Amount = 240
-    fresh: Amount = 240
-    holdout: Amount | None = None
-    seed: int = Field(default=0, ge=0, lt=2**64)
-
-    @field_validator("search", "fresh", "holdout")
-    @classmethod
-    def _number_or_share(cls, amount: Amount | None, info: ValidationInfo) -> Amount | None:
-        if amount is None:
-            return None
-        least = 0 if info.field_name == "fresh" else 1
-        if amount == int(amount) and amount >= least:  # 240.0 is 240
-            return int(amount)
-        if not 0 < amount < 1:
-            raise ValueError(f"should be a number of items from {least}, or a share below 1")
-        return amount
-
-    @model_validator(mode="after")
-    def _something_left(self) -> SplitConfig:
-        amounts = (self.search, self.fresh, self.holdout)
-        shares = sum(amount for amount in amounts if isinstance(amount, float))
-        if shares > 1 + 1e-9 or (shares > 1 - 1e-9 and self.holdout is None):
-            what = f"the shares sum to {shares:g}: nothing is left for the rest"
-            refuse(self, [Misfit(("search",), what)])
-        return self
-
-
-class SelectConfig(Strict):
-    """What "best" means: the largest weighted mean of the objectives, or the front's knee.
-
-    at_least: what the choice must reach. An objective that is minimised counts as its negative,
-    here as in all tables: `at_least: {loss: -2.5}`.
-    """
-
-    kind: Literal["weights", "knee"] = "weights"
-    weights: dict[str, float] = Field(default_factory=dict)
-    at_least: dict[str, float] = Field(default_factory=dict)
-
-    @field_validator("weights")
-    @classmethod
-    def _positive(cls, weights: dict[str, float]) -> dict[str, float]:
-        if weights and (min(weights.values()) < 0 or not any(weights.values())):
-            raise ValueError("weights must not be negative, and one must be positive")
-        return weights
-
-
-class FitnessConfig(Strict):
-    """A fitness file."""
-
-    tasks: dict[str, dict[str, Any]] = Field(min_length=1)
-    objectives: dict[str, ObjectiveConfig] = Field(min_length=1)
-    estimator: dict[str, Any] = Field(default_factory=lambda: {"kind": "full"})
-    split: SplitConfig = SplitConfig()
-    select: SelectConfig = SelectConfig()
-    finalists: int = Field(default=8, ge=1)
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> FitnessConfig:
-        misfits = [
-            Misfit(("objectives", name), f"no task {task!r}", nearest(task, self.tasks))
-            for name, objective in self.objectives.items()
-            for task in objective.tasks
-            if task not in self.tasks
-        ]
-        misfits += [
-            Misfit(("select", key, name), "no such objective", nearest(name, self.objectives))
-            for key in ("weights", "at_least")
-            for name in getattr(self.select, key)
-            if name not in self.objectives
-        ]
-        if all(objective.cost is not None for objective in self.objectives.values()):
-            what = "needs at least one task: what is cheapest is known without a search"
-            misfits.append(Misfit(("objectives",), what))
-        kind = self.estimator.get("kind", "full")
-        if kind not in ESTIMATORS:
-            hint = nearest(str(kind), ESTIMATORS)
-            misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
-        for name, entry in self.tasks.items():
-            kind = entry.get("kind", "lm_eval")
-            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
-                hint = nearest(str(kind), TASKS)
-                misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
-        refuse(self, misfits)
-        return self
-
-    def all_objectives(self) -> tuple[Objective, ...]:
-        """The objectives in their declared order."""
-        return tuple(config.objective(name) for name, config in self.objectives.items())
 
 
 class BudgetConfig(Strict):
@@ -336,7 +190,7 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
     broken = set()
     for key, reader in readers.items():
         if key in data:
-            part = _collect(problems, partial(_read_part, document, key, reader))
+            part = collect(problems, partial(_read_part, document, key, reader))
             if part is None:
                 broken.add(key)  # its problems are known; the rest is checked all the same
                 del data[key]
@@ -349,46 +203,10 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
         config = parse(ExperimentConfig, replace(document, data=data))
     except ConfigurationError as error:
         problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
-    _check_options(problems, replace(document, data=data), ("searcher",), _SEARCHER_OPTIONS)
+    check_options(problems, replace(document, data=data), ("searcher",), _SEARCHER_OPTIONS)
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
-
-
-def read_fitness(document: Document) -> FitnessConfig:
-    """Validate a fitness file; its task files are relative to it.
-
-    Raises:
-        ConfigurationError: with every problem and its line.
-    """
-    folder = document.path.parent if document.path else Path.cwd()
-    problems: list[Problem] = []
-    if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
-        tasks = {
-            name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
-        }
-        document = replace(document, data={**document.data, "tasks": tasks})
-        for name in tasks:
-            _check_options(problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval")
-    _check_options(problems, document, ("estimator",), _ESTIMATOR_OPTIONS, "full")
-    config = _collect(problems, partial(parse, FitnessConfig, document))
-    if problems or config is None:
-        raise ConfigurationError(problems)
-    return config
-
-
-def _absolute_task(task: Any, folder: Path) -> Any:
-    """Paths of data and of code are relative to the fitness file."""
-    if not isinstance(task, dict):
-        return task
-    made = dict(task)
-    if isinstance(path := task.get("path"), str) and not path.startswith("zoo:"):
-        made["path"] = str((folder / path).resolve())
-    kind = task.get("kind", "")
-    if needs_code(kind) and ":" in (code := kind.removeprefix("python:")):
-        file, _, name = code.rpartition(":")
-        made["kind"] = f"python:{(folder / file).resolve()}:{name}"
-    return made
 
 
 def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
@@ -407,25 +225,6 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
 
 
 _SEARCHER_OPTIONS = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
-_ESTIMATOR_OPTIONS = {kind: estimator.Options for kind, estimator in ESTIMATORS.items()}
-_TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
-
-
-def _check_options(
-    problems: list[Problem],
-    document: Document,
-    location: tuple[str, ...],
-    models: Mapping[str, type[BaseModel]],
-    default: str = "",
-) -> None:
-    """Note what is wrong with the options beside a `kind`; an unknown kind is noted elsewhere."""
-    data: Any = document.data
-    for key in location:
-        data = data.get(key) if isinstance(data, dict) else None
-    kind = data.get("kind", default) if isinstance(data, dict) else None
-    if isinstance(kind, str) and kind in models:
-        options = document.part(*location).without("kind")
-        _collect(problems, partial(parse, models[kind], options))
 
 
 def _read_part(document: Document, key: str, reader: Callable[[Document], T]) -> T:
@@ -473,12 +272,3 @@ def absolute_model(reference: str, folder: Path) -> str:
     if kind and "/" not in text and not Path(str(near).partition("#")[0]).exists():
         return f"{kind}{Path('runs', text).resolve()}"
     return f"{kind}{near}"
-
-
-def _collect(problems: list[Problem], action: Callable[[], T]) -> T | None:
-    """The action's result, or None with its problems noted."""
-    try:
-        return action()
-    except EvomergeError as error:
-        problems += error.problems
-        return None

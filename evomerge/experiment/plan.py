@@ -57,6 +57,7 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
         "hours": "unknown"
         if total is None
         else f"{total * seconds / workers / 3600:.2g} with {workers} worker(s)",
+        "warnings": list(parts.warnings),
     }
 
 

@@ -29,7 +29,7 @@ from evomerge.recipe import canonical_json
 from evomerge.records import Candidate
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
-from evomerge.results.references import grid_cohort, measure_references
+from evomerge.results.references import grid_cohort, measure_references, models_of
 from evomerge.search_spaces import parse_space
 
 LEDGER = "ledger.sqlite"
@@ -81,7 +81,7 @@ def run_experiment(
             notify(watchers, "progress", what, done, total)
 
         parts = wire(config, in_memory, progress)
-        for warning in parts.models.warnings:
+        for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
@@ -118,7 +118,7 @@ def search_and_finish(
         ledger=ledger,
         in_flight=parts.config.in_flight or max(population, cohort_size),
         cohort_size=cohort_size,
-        references=references,
+        references=models_of(references),
         observers=watchers,
     )
     phase("search")
@@ -138,10 +138,16 @@ def finish(
 ) -> None:
     """Choose, open the holdout, and record the final table."""
     ledger = search.ledger
-    finale = Finale(
-        ledger, measurer, parts.objectives, parts.split, parts.select, parts.config.seed
-    )
     evaluations = ledger.evaluations()
+    finale = Finale(
+        ledger,
+        measurer,
+        parts.objectives,
+        parts.split,
+        parts.select,
+        parts.config.seed,
+        told={id_: e.score for id_, e in evaluations.items() if e.score is not None},
+    )
     table = choose_and_report(
         finale,
         ranked=best_first(list(evaluations.values())),

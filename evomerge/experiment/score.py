@@ -11,10 +11,11 @@ from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
 from evomerge.errors import ModelError, Problem
-from evomerge.experiment.config import find_in_catalogue, read_fitness
+from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import check_teachers, make_tasks, resolve, task_entries
+from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.measurement import checked, wanted_columns

@@ -14,8 +14,11 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
-from evomerge.experiment.config import RUN, ExperimentConfig, FitnessConfig
-from evomerge.fitness import make_estimator, make_task, with_others
+from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.fitness import make_task, with_others
+from evomerge.fitness.config import FitnessConfig
+from evomerge.fitness.contamination import contamination_warning
+from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
@@ -75,6 +78,12 @@ class Parts:
     def num_items(self) -> dict[str, int]:
         """Task -> length of a response column."""
         return {name: max(task.items) + 1 for name, task in self.tasks.items()}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of the models, and of the tasks."""
+        told = (contamination_warning(self.objectives, self.tasks), clock_warning(self.tasks))
+        return (*self.models.warnings, *(text for text in told if text is not None))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -215,6 +224,17 @@ def make_tasks(
     if problems:
         raise ConfigurationError(problems)
     return tasks
+
+
+def clock_warning(tasks: Mapping[str, Task]) -> str | None:
+    """What a user should know where a task measures time; None where none does."""
+    timed = [name for name, task in tasks.items() if not getattr(task, "deterministic", True)]
+    if not timed:
+        return None
+    return (
+        f"task {', '.join(timed)} measures time: the search will not be the same when it is run "
+        "again, and workers that share processors slow each other (pool: {workers: 1})"
+    )
 
 
 def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:

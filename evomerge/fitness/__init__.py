@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.options import (
     ClassificationOptions,
     EntropyOptions,
@@ -21,8 +20,7 @@ from evomerge.fitness.options import (
     TeacherKLOptions,
     needs_code,
 )
-from evomerge.protocols import Estimator, Task
-from evomerge.records import ItemId, Objective
+from evomerge.protocols import Task
 
 PYTHON_TASK = "python"  # a function that a caller of evomerge.search holds; no file can name it
 
@@ -138,21 +136,3 @@ def with_others(
         raise ConfigurationError(problems)
     lent = {entry["of"] for entry in found.values() if "of_entry" in entry}
     return {name: entry for name, entry in found.items() if name in wanted or name not in lent}
-
-
-def make_estimator(
-    config: Mapping[str, Any],
-    objectives: Sequence[Objective],
-    items: Mapping[str, Sequence[ItemId]],
-    seed: int,
-) -> Estimator:
-    """The estimator that a fitness file describes, over the search items of each task.
-
-    Raises:
-        ConfigurationError: its kind or its options are unknown, or ask for more items than are.
-    """
-    options = dict(config)
-    kind = options.pop("kind", "full")
-    if kind not in ESTIMATORS:
-        raise ConfigurationError(f"unknown estimator {kind!r} ({nearest(kind, ESTIMATORS)})")
-    return ESTIMATORS[kind].make(objectives, items, seed, options)

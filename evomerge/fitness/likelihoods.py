@@ -2,13 +2,15 @@
 
 What depends on the tokenizer and the chosen requests alone is planned once and kept; per candidate
 only the model runs. The numbers are those of lm-evaluation-harness's `HFLM`: the same truncation,
-the same order of requests, and padding on the right, so equal batches give equal bits.
+the same order of requests, and padding on the right, so equal batches give equal bits; trees
+(shared_prefix.py) give the same but for last bits.
 
 Not covered: encoder-decoder models.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from evomerge.fitness.forward import ForwardClock, Tokens, device_of
+from evomerge.fitness.shared_prefix import TokenTree, TreeRows, logits_at
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class _ScoringBatch:
     """
 
     input_ids: Tensor  # (rows, length), padded on the right
+    trees: TreeRows | None  # where a row is a tree
     positions: Tensor  # (scored,) index into rows * length
     token_positions: Tensor  # (tokens,) index into scored
     tokens: Tensor  # (tokens,)
@@ -47,26 +51,28 @@ class ContinuationPlan:
         pairs: token ids of context and continuation; neither is empty.
         batch_size: rows in a forward pass.
         max_length: positions of the model; longer sequences lose their beginning.
+        bounds: to make one row of the pairs [bounds[i], bounds[i + 1]), with what they share once;
+            None for a row of each pair, as in HFLM.
     """
 
     def __init__(
-        self, pairs: Sequence[tuple[Tokens, Tokens]], batch_size: int, max_length: int
+        self,
+        pairs: Sequence[tuple[Tokens, Tokens]],
+        batch_size: int,
+        max_length: int,
+        bounds: Sequence[int] | None = None,
     ) -> None:
         self.num_requests = len(pairs)
-        groups: dict[Tokens, list[int]] = {}
-        for request, (context, continuation) in enumerate(pairs):
-            groups.setdefault(context + continuation[:-1], []).append(request)
-        longest = {
-            key: max(requests, key=lambda request: len(pairs[request][1]))
-            for key, requests in groups.items()
-        }
-        # The longest sequence first, as in HFLM: what does not fit in memory fails at once.
-        order = sorted(groups, key=lambda key: (-len(key) - 1, (*key, pairs[longest[key]][1][-1])))
+        if bounds is None:
+            rows = _sequence_rows(pairs, max_length)
+        else:
+            spans = itertools.pairwise(bounds)
+            rows = [_tree_row(pairs, range(*span), max_length) for span in spans]
+            rows.sort(key=lambda row: (-len(row.tokens), row.tokens))
+        continuations = [continuation for _, continuation in pairs]
         self.batches = [
-            _scoring_batch(
-                order[start : start + batch_size], groups, [p[1] for p in pairs], max_length
-            )
-            for start in range(0, len(order), batch_size)
+            _scoring_batch(rows[start : start + batch_size], continuations)
+            for start in range(0, len(rows), batch_size)
         ]
 
     @property
@@ -74,40 +80,80 @@ class ContinuationPlan:
         """Tokens that the forward passes compute, padding included."""
         return sum(batch.input_ids.numel() for batch in self.batches)
 
+    @property
+    def depth(self) -> int:
+        """Length of the longest sequence in a tree; 0 where there are no trees."""
+        return max((batch.trees.depth for batch in self.batches if batch.trees), default=0)
 
-def _scoring_batch(
-    keys: Sequence[Tokens],
-    groups: dict[Tokens, list[int]],
-    continuations: Sequence[Tokens],
-    max_length: int,
-) -> _ScoringBatch:
-    rows = [key[-max_length:] for key in keys]
-    width = max(map(len, rows))
+
+@dataclass(frozen=True)
+class _Row:
+    tokens: Tokens
+    requests: Sequence[Sequence[int]]  # those that read from the same places
+    places: Sequence[Sequence[int]]  # where those read: a continuation of n tokens, the last n
+    tree: TokenTree | None = None
+
+
+def _sequence_rows(pairs: Sequence[tuple[Tokens, Tokens]], max_length: int) -> list[_Row]:
+    groups: dict[Tokens, list[int]] = {}
+    for request, (context, continuation) in enumerate(pairs):
+        groups.setdefault(context + continuation[:-1], []).append(request)
+    longest = {
+        key: max(requests, key=lambda request: len(pairs[request][1]))
+        for key, requests in groups.items()
+    }
+    # The longest sequence first, as in HFLM: what does not fit in memory fails at once.
+    order = sorted(groups, key=lambda key: (-len(key) - 1, (*key, pairs[longest[key]][1][-1])))
+    rows = []
+    for key in order:
+        tokens, most = key[-max_length:], len(pairs[longest[key]][1])
+        rows.append(_Row(tokens, [groups[key]], [range(len(tokens) - most, len(tokens))]))
+    return rows
+
+
+def _tree_row(
+    pairs: Sequence[tuple[Tokens, Tokens]], requests: Sequence[int], max_length: int
+) -> _Row:
+    groups: dict[Tokens, list[int]] = {}
+    for request in requests:
+        context, continuation = pairs[request]
+        groups.setdefault((context + continuation[:-1])[-max_length:], []).append(request)
+    tree = TokenTree.of(list(groups))
+    places = [
+        tree.paths[key][-max(len(pairs[request][1]) for request in group) :]
+        for key, group in groups.items()
+    ]
+    return _Row(tree.tokens, list(groups.values()), places, tree)
+
+
+def _scoring_batch(rows: Sequence[_Row], continuations: Sequence[Tokens]) -> _ScoringBatch:
+    width = max(len(row.tokens) for row in rows)
     input_ids = torch.zeros((len(rows), width), dtype=torch.long)
     positions: list[int] = []
     token_positions: list[int] = []
     tokens: list[int] = []
     requests: list[int] = []
     starts: list[int] = []
-    for row, (key, ids) in enumerate(zip(keys, rows, strict=True)):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        most = max(len(continuations[request]) for request in groups[key])
-        end = row * width + len(ids)
-        positions.extend(range(end - most, end))
-        for request in groups[key]:
-            continuation = continuations[request]
-            requests.append(request)
-            starts.append(len(tokens))
-            tokens.extend(continuation)
-            token_positions.extend(range(len(positions) - len(continuation), len(positions)))
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+        for group, places in zip(row.requests, row.places, strict=True):
+            positions.extend(number * width + place for place in places)
+            for request in group:
+                continuation = continuations[request]
+                requests.append(request)
+                starts.append(len(tokens))
+                tokens.extend(continuation)
+                token_positions.extend(range(len(positions) - len(continuation), len(positions)))
     lengths = np.diff([*starts, len(tokens)])
     by_length = []
     for length in np.unique(lengths):
         chosen = np.flatnonzero(lengths == length)
         index = np.asarray(starts)[chosen, None] + np.arange(length)
         by_length.append((torch.from_numpy(chosen), torch.from_numpy(index)))
+    trees = [row.tree for row in rows if row.tree is not None]
     return _ScoringBatch(
         input_ids,
+        TreeRows.of(trees) if trees else None,
         torch.tensor(positions),
         torch.tensor(token_positions),
         torch.tensor(tokens),
@@ -131,11 +177,14 @@ def log_likelihoods(
     device = device_of(module)
     with torch.inference_mode():
         for batch in plan.batches:
+            positions = batch.positions.to(device)
             with clock:
-                logits = module(batch.input_ids.to(device)).logits
-            scored = logits.flatten(0, 1)[batch.positions.to(device)]  # (scored, vocabulary)
+                if batch.trees is None:
+                    logits = module(batch.input_ids.to(device)).logits.flatten(0, 1)[positions]
+                else:
+                    logits = logits_at(module, batch.trees.inputs(module), positions)
             # A bfloat16 log-softmax has steps of an eighth at -20, and choices would tie.
-            log_probabilities = log_softmax(scored, dim=-1, dtype=torch.float32).cpu()
+            log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32).cpu()
             taken = log_probabilities[batch.token_positions, batch.tokens]  # (tokens,)
             matches = log_probabilities.argmax(-1)[batch.token_positions] == batch.tokens
             batch_sums = torch.empty(len(batch.requests))

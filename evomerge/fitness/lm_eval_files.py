@@ -24,7 +24,8 @@ from evomerge.fitness.lm_eval_guard import (
 
 FEWSHOT_SEED = 1234  # what lm-eval's own evaluation draws few-shot examples with
 
-_FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
 
 
 def open_task(
@@ -178,7 +179,7 @@ def _anchor(config: dict[str, Any], file: Path) -> None:
         }
         config["dataset_kwargs"] = kwargs | anchored
     data = config.get("dataset_path")
-    if isinstance(data, str) and data not in _FILE_FORMATS and (file.parent / data).exists():
+    if isinstance(data, str) and data not in FILE_FORMATS and (file.parent / data).exists():
         config["dataset_path"] = str((file.parent / data).resolve())
     if problems:
         raise ConfigurationError(problems)
@@ -220,7 +221,7 @@ def _code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
 def _read_into_memory(config: dict[str, Any], scratch: str) -> None:
     """Read local files afresh, so that no stale copy in the user's data cache is ever used."""
     kwargs = config.get("dataset_kwargs")
-    if config.get("dataset_path") in _FILE_FORMATS and isinstance(kwargs, dict):
+    if config.get("dataset_path") in FILE_FORMATS and isinstance(kwargs, dict):
         config["dataset_kwargs"] = {"cache_dir": scratch, "keep_in_memory": True} | kwargs
 
 
@@ -253,14 +254,9 @@ def _check(task: Any, file: Path, allow_code: bool) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         problems.append(Problem(str(file), "not supported yet: a task with images or sound"))
-    if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood", "generate_until"):
-        problems.append(
-            Problem(
-                f"{file} output_type",
-                f"not supported yet: {task.OUTPUT_TYPE}",
-                "valid: generate_until, loglikelihood, multiple_choice",
-            )
-        )
+    if task.OUTPUT_TYPE not in OUTPUT_TYPES:
+        what, hint = f"not supported: {task.OUTPUT_TYPE}", nearest(task.OUTPUT_TYPE, OUTPUT_TYPES)
+        problems.append(Problem(f"{file} output_type", what, hint))
     if problems:
         raise ConfigurationError(problems)
 

@@ -4,7 +4,7 @@ lm-eval makes the prompts, filters the answers and scores them; the forward pass
 (likelihoods.py, generation.py), in batches that depend on the chosen items alone. With the same
 batches the scores are those of `lm_eval.simple_evaluate` to the last bit (in float32).
 
-Not covered: tasks with images, rolling log-likelihoods, sampled answers, system instructions.
+Not covered: tasks with images, sampled answers, system instructions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
+from evomerge.fitness.contamination import benchmark_of
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.item_failures import responses_of
@@ -32,14 +33,24 @@ from evomerge.fitness.lm_eval_files import (
     scores_by_own_code,
 )
 from evomerge.fitness.lm_eval_guard import silent_and_offline
+from evomerge.fitness.metrics import choose_filter, choose_metric, share_of_mean
 from evomerge.fitness.prompts import Encoder, GreedySettings, max_length
+from evomerge.fitness.rendered_once import remember_fields
+from evomerge.fitness.rolling import RollingRun
 from evomerge.fitness.task_runs import GenerationRun, LikelihoodRun, column
 from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
 
+Run = LikelihoodRun | RollingRun | GenerationRun
 UNIT_METRICS = frozenset(
     {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}
 )
+
+_RUNS: dict[str, type[RollingRun] | type[GenerationRun]] = {  # by what is asked; or LikelihoodRun
+    "loglikelihood_rolling": RollingRun,
+    "generate_until": GenerationRun,
+}
+_MADE_UP = {"generate_until": "", "loglikelihood_rolling": -1.0}  # answers of a rehearsal
 
 
 class LmEvalTask:
@@ -48,8 +59,11 @@ class LmEvalTask:
     Columns of its responses: `score`, the metric's value per item, negated where lm-eval says that
     less is better. For multiple choice also `choice`, the index of the best choice, and `margin`,
     the log-likelihood of the gold choice minus that of the best other one, in nats (per character
-    or byte where the metric is). For log-likelihood tasks also `loglikelihood`, in nats. For
-    generation, the texts.
+    or byte where the metric is). For log-likelihood tasks also `loglikelihood`, in nats; for
+    perplexities of documents, the mean `score` is minus the perplexity's log (or minus the bits per
+    byte): see `share_of_mean`. For generation also `length`, the number of tokens up to the one
+    that ended the answer, and `answer`, a number that stands for the answer after the filter: of
+    two candidates, equal answers have equal ones; and the texts.
 
     Args:
         name: evomerge's name of the task.
@@ -62,6 +76,10 @@ class LmEvalTask:
         limit: use the first documents only.
         chat_template: make a conversation of each prompt, by the tokenizer's chat template.
         fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
+        max_new_tokens: length of the longest answer; what the task says where that is less.
+        shared_prefix: compute what a question's choices share once, which changes the last bits of
+            log-likelihoods; by default where it saves a fifth of the tokens. Models that cannot
+            are asked one choice a row.
         higher_is_better: what the score's sign follows; what the task says by default.
         worst: the score of an item that could not be answered, while others could; where the
             metric is an accuracy or an exact match, it is known.
@@ -84,6 +102,8 @@ class LmEvalTask:
         limit: int | None = None,
         chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
+        max_new_tokens: int | None = None,
+        shared_prefix: bool | None = None,
         higher_is_better: bool | None = None,
         worst: float | None = None,
         allow_code: bool = False,
@@ -93,7 +113,9 @@ class LmEvalTask:
         folder = None if path is None else Path(path)
         self.name = name
         self.batch_size = batch_size
+        self.shared_prefix = shared_prefix
         self.clock = ForwardClock()
+        self._is_registered = folder is None
         self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
             task, folder, num_fewshot=num_fewshot, allow_code=allow_code
@@ -102,16 +124,21 @@ class LmEvalTask:
             self._docs = list(itertools.islice(self._task.eval_docs, limit))
         if not self._docs:
             raise ConfigurationError(Problem(name, "the task has no items"))
-        _remember_fields(self._task, self._docs)
+        remember_fields(self._task, self._docs)
         self.settings = GreedySettings.from_kwargs(
             self._task.get_config("generation_kwargs") or {}, f"{name} generation_kwargs"
         )
-        self._filter_name, self._filters = self._choose_filter(filter)
-        self.metric = self._choose_metric(metric)
+        most = self.settings.max_new_tokens
+        self.max_new_tokens = most if max_new_tokens is None else min(most, max_new_tokens)
+        self._filter_name, self._filters = choose_filter(name, self._task, filter)
+        self.metric = choose_metric(self.name, self._task, metric, self._rehearse())
         told = bool(self._task.higher_is_better().get(self.metric, True))
         self._is_turned = higher_is_better is not None and higher_is_better != told
-        # Per item, lm-eval's perplexity is the log-likelihood: more is better.
-        usual = 1.0 if told or self.metric == "perplexity" else -1.0
+        with silent_and_offline(), self._guard:
+            self._share = share_of_mean(self._task, self.metric, self._docs)
+        # Per item, lm-eval's perplexities are log-likelihoods: more is better.
+        likelihood = self.metric == "perplexity" or self._share is not None
+        usual = 1.0 if told or likelihood else -1.0
         self._sign = -usual if self._is_turned else usual
         # A worst score exists where scores are known to lie between 0 and 1.
         bounds = sorted((0.0, self._sign))
@@ -119,7 +146,7 @@ class LmEvalTask:
         if worst is not None:
             self.worst = worst
         self._requests: dict[int, dict[ItemId, list[Any]]] = {}  # by the id of the tokenizer
-        self._runs: dict[tuple[int, int], LikelihoodRun | GenerationRun] = {}
+        self._runs: dict[tuple[int, int], Run] = {}
 
     @property
     def items(self) -> Sequence[ItemId]:
@@ -144,8 +171,17 @@ class LmEvalTask:
             content["chat"] = self._has_turns
         if self._is_turned:
             content["turned"] = True
+        if self.max_new_tokens < self.settings.max_new_tokens:
+            content["max_new_tokens"] = self.max_new_tokens
+        if self.shared_prefix is not False and not self.items_have_one_request:
+            content["shared_prefix"] = self.shared_prefix
         text = json.dumps(content, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def benchmark(self) -> str | None:
+        """The public benchmark that the items are of; None for other data."""
+        return benchmark_of(self._task.dump_config(), is_registered=self._is_registered)
 
     @property
     def forward_s(self) -> float:
@@ -172,6 +208,11 @@ class LmEvalTask:
             return Responses(self.name, np.zeros(0, np.int64), {"score": column([])})
         columns, texts, failures = run.respond(module, asked)
         return responses_of(self.name, asked, columns, failures, self.worst, texts)
+
+    @property
+    def items_have_one_request(self) -> bool:
+        """Whether each item asks the model once; only choices are several questions."""
+        return bool(self._task.OUTPUT_TYPE != "multiple_choice")
 
     # --- what lm-eval does ------------------------------------------------------------------------
 
@@ -203,7 +244,14 @@ class LmEvalTask:
             return exact_match(self._expected[item], answers[0])
         with self._guard:
             value = self._results(item, answers)[self.metric]
-        return self._sign * float(value)
+        return self._sign * float(value if self._share is None else value[0] * self._share)
+
+    def filtered(self, item: ItemId, text: str) -> str:
+        """A generated answer after the task's filter, as text."""
+        if self._expected is not None:
+            return text
+        with self._guard:
+            return str(self._filtered(item, [text])[0])
 
     def score_or_reason(self, item: ItemId, answers: Sequence[Any]) -> tuple[float, str]:
         """The metric of one item, or NaN and why it has none: filters and metrics may choke."""
@@ -255,84 +303,40 @@ class LmEvalTask:
         )
         return made if isinstance(made, list) else [made]
 
-    def _results(self, item: ItemId, answers: Sequence[Any]) -> Mapping[str, Any]:
-        document = self._docs[item]
+    def _filtered(self, item: ItemId, answers: Sequence[Any]) -> list[Any]:
         repeats = self._task.get_config("repeats") or 1
         filtered: Any = [[answer] * repeats for answer in answers]
         for step in self._filters:
-            filtered = step.apply(filtered, [document] * len(answers))
-        results: Mapping[str, Any] = self._task.process_results(document, list(filtered))
+            filtered = step.apply(filtered, [self._docs[item]] * len(answers))
+        return list(filtered)
+
+    def _results(self, item: ItemId, answers: Sequence[Any]) -> Mapping[str, Any]:
+        filtered = self._filtered(item, answers)
+        results: Mapping[str, Any] = self._task.process_results(self._docs[item], filtered)
         return results
 
-    def _choose_filter(self, wanted: str | None) -> tuple[str, list[Any]]:
-        ensembles = {ensemble.name: ensemble for ensemble in self._task._filters}
-        if wanted is not None and wanted not in ensembles:
-            problem = Problem(
-                f"{self.name} filter", f"unknown filter {wanted!r}", nearest(wanted, ensembles)
-            )
-            raise ConfigurationError(problem)
-        name = next(iter(ensembles)) if wanted is None else wanted
-        return name, [make() for make in ensembles[name].filters]
-
-    def _choose_metric(self, wanted: str | None) -> str:
-        """The metric, after a rehearsal on one item: it must be one number per item."""
+    def _rehearse(self) -> dict[str, Any]:
+        """Metric -> the value of one item, given answers that are made up."""
         with silent_and_offline(), self._guard:
             try:
                 answers = [
-                    "" if request.request_type == "generate_until" else (-1.0 - index, False)
+                    _MADE_UP.get(request.request_type, (-1.0 - index, False))
                     for index, request in enumerate(self._instances(0))
                 ]
-                results = dict(self._results(0, answers))
+                return dict(self._results(0, answers))
             except ConfigurationError:
                 raise  # the guard's
             except Exception:
                 # A task's own code may choke on made-up answers; the first candidate will tell.
-                results = dict.fromkeys(self._task.aggregation(), 0.0)
-        numeric = [key for key, value in results.items() if _is_number(value)]
-        chosen = wanted or next(iter(numeric or results))
-        if chosen not in numeric:
-            what = "is computed over all items at once" if chosen in results else "unknown metric"
-            problem = Problem(
-                f"{self.name} metric", f"{chosen!r}: {what}", nearest(chosen, numeric)
-            )
-            raise ConfigurationError(problem)
-        return chosen
+                return dict.fromkeys(self._task.aggregation(), 0.0)
 
-    def _run(self, tokenizer: Any, config: Any) -> LikelihoodRun | GenerationRun:
+    def _run(self, tokenizer: Any, config: Any) -> Run:
         key = (id(tokenizer), max_length(config, tokenizer))
         if key not in self._runs:
-            encoder = Encoder(tokenizer, config)
             # The run holds the tokenizer, so that its id cannot be taken by another.
-            generates = self._task.OUTPUT_TYPE == "generate_until"
-            self._runs[key] = (GenerationRun if generates else LikelihoodRun)(self, encoder)
+            make = _RUNS.get(self._task.OUTPUT_TYPE, LikelihoodRun)
+            self._runs[key] = make(self, Encoder(tokenizer, config))
         return self._runs[key]
-
-
-def _remember_fields(task: Any, documents: Sequence[Any]) -> None:
-    """Keep what lm-eval renders of a document: it compiles the template at every call."""
-    places = {id(document): place for place, document in enumerate(documents)}
-    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
-        render = getattr(task, name, None)
-        if render is not None:
-            setattr(task, name, _remembering(render, places))
-
-
-def _remembering(render: Callable[..., Any], places: Mapping[int, int]) -> Callable[..., Any]:
-    known: dict[int, Any] = {}
-
-    def recall(document: Any, *template: Any, **templates: Any) -> Any:
-        place = places.get(id(document))
-        if place is None or any(template) or any(templates.values()):
-            return render(document, *template, **templates)
-        if place not in known:
-            known[place] = render(document)
-        return known[place]
-
-    return recall
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float | np.number | np.bool_)
 
 
 def _plain(value: Any) -> Any:

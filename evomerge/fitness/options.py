@@ -30,6 +30,8 @@ class LmEvalOptions(TaskOptions):
     limit: int | None = Field(default=None, ge=1)
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    shared_prefix: bool | None = None
     higher_is_better: bool | None = None
     worst: float | None = Field(default=None, allow_inf_nan=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from evomerge.fitness.forward import Tokens
 from evomerge.fitness.generation import PromptPlan, generate
 from evomerge.fitness.likelihoods import ContinuationPlan, log_likelihoods
 from evomerge.fitness.prompts import Encoder
+from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, attention_window
 from evomerge.records import ItemId
 
 if TYPE_CHECKING:
@@ -26,6 +29,12 @@ Columns = dict[str, NDArray[np.float32]]
 Answered = tuple[Columns, tuple[str, ...] | None, dict[ItemId, str]]  # texts; item -> its failure
 Plan = TypeVar("Plan")
 
+_LikelihoodPlan = tuple[
+    ContinuationPlan, list[int], ChoicePlan | None
+]  # bounds: of items' requests
+
+_JUDGED = 64  # items by which it is decided whether prefixes are shared
+_WORTH = 0.8  # share of the tokens that may remain
 NOT_FINITE = "a log-likelihood is not finite (NaN or infinite logits)"
 _KEPT_PLANS = 32  # item sets whose batches are kept
 _KEPT_SCORES = 500_000  # scored answers that are kept
@@ -39,12 +48,14 @@ class LikelihoodRun:
         self.encoder = encoder
         self.gold = task.gold()
         self._pairs: dict[ItemId, list[tuple[Tokens, Tokens]]] = {}
-        self._plans = _Kept[tuple[ContinuationPlan, list[int], ChoicePlan | None]](self._plan)
+        self._plans = Kept[_LikelihoodPlan](self._plan)
+        self._trees = Kept[_LikelihoodPlan](partial(self._plan, trees=True))
+        self._takes_trees = TreeProbe()
         self._scores: dict[tuple[Any, ...], float] = {}
 
     def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
         """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
-        plan, bounds, choices = self._plans(items)
+        plan, bounds, choices = self._plan_for(module, items)
         sums, greedy = log_likelihoods(module, plan, self.task.clock)
         finite = np.logical_and.reduceat(np.isfinite(sums), bounds[:-1])  # (items,)
         failures = {items[place]: NOT_FINITE for place in np.flatnonzero(~finite)}
@@ -89,13 +100,34 @@ class LikelihoodRun:
             scores.append(value)
         return column(scores)
 
-    def _plan(
-        self, items: tuple[ItemId, ...]
-    ) -> tuple[ContinuationPlan, list[int], ChoicePlan | None]:
+    def _plan_for(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> _LikelihoodPlan:
+        if self._wants_trees and self._takes_trees(module):
+            made = self._trees(items)
+            window = attention_window(self.encoder.config)
+            if window is None or made[0].depth <= window:
+                return made
+        return self._plans(items)
+
+    @cached_property
+    def _wants_trees(self) -> bool:
+        """Whether what the task's items share is worth it: decided by its first items, for all."""
+        wanted = self.task.shared_prefix
+        if wanted is not None or self.task.items_have_one_request:
+            return bool(wanted)
+        apart = together = 0
+        for item in self.task.items[:_JUDGED]:
+            keys = {context + continuation[:-1] for context, continuation in self._encoded(item)}
+            apart += sum(map(len, keys))
+            together += len(TokenTree.of(list(keys)).tokens)
+        return together <= _WORTH * apart
+
+    def _plan(self, items: tuple[ItemId, ...], trees: bool = False) -> _LikelihoodPlan:
         pairs = [self._encoded(item) for item in items]
         bounds = [0, *itertools.accumulate(map(len, pairs))]
         flat = [pair for of_item in pairs for pair in of_item]
-        plan = ContinuationPlan(flat, self.task.batch_size, self.encoder.max_length)
+        plan = ContinuationPlan(
+            flat, self.task.batch_size, self.encoder.max_length, bounds if trees else None
+        )
         if self.gold is None:
             return plan, bounds, None
         right, texts = self.gold
@@ -119,36 +151,42 @@ class GenerationRun:
     def __init__(self, task: LmEvalTask, encoder: Encoder) -> None:
         self.task = task
         self.encoder = encoder
-        longest = task.settings.max_new_tokens
+        longest = task.max_new_tokens
         if longest >= encoder.max_length:
             what = f"max_gen_toks: {longest} leaves no room in {encoder.max_length} positions"
-            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what))
+            hint = "the task's option `max_new_tokens` makes answers shorter"
+            raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what, hint))
         self.stop = encoder.stop_rule(task.settings.until)
-        self._plans = _Kept[PromptPlan](self._plan)
-        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, str]] = {}
+        self._plans = Kept[PromptPlan](self._plan)
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, int, str]] = {}
 
     def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
-        """Scores and answers of the items, and what could not be answered."""
+        """Columns as `LmEvalTask` tells, the answers, and what could not be answered."""
         answers = generate(module, self._plans(items), self.stop, self.task.clock)
         if len(self._answers) > _KEPT_SCORES:
             self._answers.clear()
-        texts, scores, failures = [], [], {}
+        texts, scores, names, failures = [], [], [], {}
         for item, answer in zip(items, answers, strict=True):
-            text, score, reason = "", float("nan"), "a logit is not finite"
+            text, score, name, reason = "", float("nan"), 0, "a logit is not finite"
             if answer is not None:
-                text, score, reason = self._scored(item, answer)
+                text, score, name, reason = self._scored(item, answer)
             if reason:
                 failures[item] = reason
             texts.append(text)
             scores.append(score)
-        return {"score": column(scores)}, tuple(texts), failures
+            names.append(name)
+        lengths = column([len(answer or ()) for answer in answers])
+        columns = {"score": column(scores), "length": lengths, "answer": column(names)}
+        return columns, tuple(texts), failures
 
-    def _scored(self, item: ItemId, answer: Tokens) -> tuple[str, float, str]:
-        """An answer's text, its score, and why it has none."""
+    def _scored(self, item: ItemId, answer: Tokens) -> tuple[str, float, int, str]:
+        """An answer's text, its score, what stands for it, and why it has no score."""
         key = (item, answer)
         if key not in self._answers:
             text = self.stop.text(answer)
-            self._answers[key] = (text, *self.task.score_or_reason(item, [text]))
+            score, reason = self.task.score_or_reason(item, [text])
+            name = 0 if reason else _name_of(self.task.filtered(item, text))
+            self._answers[key] = (text, score, name, reason)
         return self._answers[key]
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
@@ -161,13 +199,13 @@ class GenerationRun:
             prompts,
             order,
             self.task.batch_size,
-            self.task.settings.max_new_tokens,
+            self.task.max_new_tokens,
             self.encoder.max_length,
             self.encoder.pad_id,
         )
 
 
-class _Kept(Generic[Plan]):
+class Kept(Generic[Plan]):
     """Plans by item set; the one that was not used for longest is forgotten."""
 
     def __init__(self, make: Callable[[tuple[ItemId, ...]], Plan]) -> None:
@@ -175,6 +213,7 @@ class _Kept(Generic[Plan]):
         self._plans: OrderedDict[tuple[ItemId, ...], Plan] = OrderedDict()
 
     def __call__(self, items: tuple[ItemId, ...]) -> Plan:
+        """The plan for some items, made at the first call."""
         if items not in self._plans:
             self._plans[items] = self._make(items)
             if len(self._plans) > _KEPT_PLANS:
@@ -186,3 +225,8 @@ class _Kept(Generic[Plan]):
 def column(values: Sequence[float]) -> NDArray[np.float32]:
     """Scores as a response's column."""
     return np.asarray(values, np.float32)
+
+
+def _name_of(answer: str) -> int:
+    """24 bits of the answer's BLAKE2b hash: whole numbers that a float32 holds exactly."""
+    return int.from_bytes(blake2b(answer.encode("utf-8", "replace"), digest_size=3).digest(), "big")

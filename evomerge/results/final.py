@@ -8,7 +8,7 @@ saw, the choice is made there, and the holdout only reports it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,15 @@ from evomerge.ledger import FINAL, REFERENCES, Ledger
 from evomerge.measurement import Measurer, requests_for
 from evomerge.pareto import non_dominated
 from evomerge.protocols import SearchSpace
-from evomerge.records import Candidate, Estimate, Evaluation, Genome, Objective
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Estimate,
+    Evaluation,
+    Genome,
+    Objective,
+    Score,
+)
 from evomerge.results.intervals import mean_estimate, mean_of_objectives, paired_gain
 from evomerge.results.references import ARITHMETIC, grid_cohort
 
@@ -31,7 +39,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finale:
-    """What the last choice needs."""
+    """What the last choice needs.
+
+    told: the estimates that the searcher was told last, of those that it was told of.
+    """
 
     ledger: Ledger
     measurer: Measurer
@@ -39,6 +50,12 @@ class Finale:
     split: Split
     select: Select
     seed: int
+    told: Mapping[CandidateId, Score] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> tuple[Objective, ...]:
+        """The objectives that are no costs."""
+        return tuple(o for o in self.objectives if o.cost is None)
 
     def best_on(self, candidates: Sequence[Candidate], items: Items) -> list[Candidate]:
         """Those that could be measured, the chosen one first, ties by the order given."""
@@ -169,7 +186,8 @@ def final_table(
 ) -> Json:
     """Everything that is reported, as JSON: values on the holdout with standard errors.
 
-    The best reference is the one that is best on the holdout itself, which favours it.
+    The best reference is the one that is best on the holdout itself, which favours it; each
+    objective has its own in `gains`.
 
     Raises:
         ModelError: none of the references could be measured.
@@ -180,30 +198,33 @@ def final_table(
         failures = [(c.label, measurements.failure(c.fingerprint, FINAL)) for c in references]
         raise ModelError(Problem(f"model {n}", f.reason if f else "failed") for n, f in failures)
     rows = {c.label: describe(finale, c, fresh) for c in alive}
-    rival = max(alive, key=lambda c: rows[c.label]["holdout_mean"]["value"])
-    value, low, high = paired_gain(
-        finale.objectives,
-        measurements,
-        best.fingerprint,
-        rival.fingerprint,
-        split.holdout,
-        finale.seed,
-    )
+
+    def gain(objectives: Sequence[Objective], values: Mapping[str, float]) -> Json:
+        rival = max(alive, key=lambda c: values[c.label])
+        pair = best.fingerprint, rival.fingerprint
+        value, low, high = paired_gain(objectives, measurements, *pair, split.holdout, finale.seed)
+        return {"reference": rival.label, "value": value, "low": low, "high": high}
+
+    means = {label: row["holdout_mean"]["value"] for label, row in rows.items()}
     return {
         "best": describe(finale, best, fresh),
         "front": [describe(finale, c, fresh) for c in front],
         "references": rows,
-        "gain_over_best_reference": {
-            "reference": rival.label,
-            "value": value,
-            "low": low,
-            "high": high,
+        "gain_over_best_reference": gain(finale.objectives, means),
+        "gains": {
+            o.name: gain([o], {label: r["holdout"][o.name]["value"] for label, r in rows.items()})
+            for o in finale.measured
         },
     }
 
 
 def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
-    """One row: what the search thought of a candidate, what fresh items and the holdout say."""
+    """One row: what the search thought of a candidate, what fresh items and the holdout say.
+
+    `search` are the means of all that it answered among the search items; `told` are the
+    estimator's own estimates, which steered the search. Winner's curses are of the latter where
+    there are any: with `full` the two are the same.
+    """
     split = finale.split
     row: Json = {"candidate": candidate.id, "label": candidate.label}
     measurements = finale.ledger.measurements
@@ -222,6 +243,13 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
             )
             value, error = mean_estimate(shares)
             row[f"{name}_mean"] = {"value": value, "standard_error": error}
-    if "search" in row:
-        row["winners_curse"] = row["search_mean"]["value"] - row["holdout_mean"]["value"]
+    if (score := finale.told.get(candidate.id)) is not None:
+        row["told"] = {name: asdict(e) for name, e in score.objectives.items()}
+        row["told_mean"] = {"value": score.mean}
+    if (source := next((s for s in ("told", "search") if s in row), None)) is not None:
+        row["winners_curse"] = row[f"{source}_mean"]["value"] - row["holdout_mean"]["value"]
+        row["winners_curses"] = {
+            o.name: row[source][o.name]["value"] - row["holdout"][o.name]["value"]
+            for o in finale.measured
+        }
     return row

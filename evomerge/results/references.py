@@ -52,7 +52,7 @@ def measure_references(
     )
     if -1 not in ledger.candidates:
         ledger.asked(REFERENCES, len(candidates), candidates)
-    models = [c for c in candidates if not c.label.startswith(ARITHMETIC)]
+    models = models_of(candidates)
     measurer.measure(REFERENCES, missing_requests(models, ledger.measurements, split.search))
     problems = [
         Problem(f"model {candidate.label}", failure.reason)
@@ -72,4 +72,9 @@ def measure_references(
 def grid_cohort(references: Sequence[Candidate], ledger: Ledger) -> Cohort:
     """The points of the task arithmetic grid, as a cohort of their own."""
     grid = tuple(c for c in references if c.label.startswith(ARITHMETIC))
-    return Cohort(REFERENCES, grid, ledger.measurements)
+    return Cohort(REFERENCES, grid, ledger.measurements, references=models_of(references))
+
+
+def models_of(references: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The references that answer all search items: the models themselves and their average."""
+    return tuple(c for c in references if not c.label.startswith(ARITHMETIC))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigurationError
-from evomerge.fitness import make_estimator
-from evomerge.fitness.estimators.estimate import difference, estimate
+from evomerge.fitness.estimators import make_estimator
+from evomerge.fitness.estimators.estimate import estimate
+from evomerge.fitness.estimators.kinds import make_reading
 from evomerge.protocols import Estimator
 from evomerge.recipe import Recipe
 from evomerge.records import (
@@ -75,6 +76,18 @@ class Lab:
         return dict(estimator.scores(cohort))
 
 
+def difference(
+    objectives: Sequence[Objective],
+    lab: Lab,
+    first: Candidate,
+    second: Candidate,
+    items: dict[str, tuple[int, ...]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First minus second, as a race compares them."""
+    reading = make_reading({"kind": "subset"}, objectives, all_items(lab.answers), 0)
+    return reading.difference(lab.cohort(0, []), first, second, items)
+
+
 def all_items(answers: Answers) -> dict[str, tuple[int, ...]]:
     return {task: tuple(range(matrix.shape[1])) for task, matrix in answers.items()}
 
@@ -119,7 +132,7 @@ def test_an_objective_is_a_weighted_mean_of_strata(
     variance = share**2 * np.var(a, ddof=1) / 4 + (1 - share) ** 2 * np.var(b, ddof=1) / 3
     assert found.standard_error == pytest.approx(math.sqrt(variance))
 
-    mean, error = difference([objective], lab.measurements, *lab.candidates, items)
+    mean, error = difference([objective], lab, *lab.candidates, items)
     gaps = [answers[t][0, list(items[t])] - answers[t][1, list(items[t])] for t in "ab"]
     assert mean[0] == pytest.approx(
         sign * (share * np.mean(gaps[0]) + (1 - share) * np.mean(gaps[1]))
@@ -171,11 +184,11 @@ def test_a_subset_is_the_same_for_all_candidates_and_runs_of_a_seed() -> None:
     ("config", "told"),
     [
         ({"kind": "subset"}, "items: this key is missing"),
-        ({"kind": "subset", "items": 400}, "400 items were asked for"),
+        ({"kind": "subset", "items": 400}, "400 items of each task were asked for"),
         ({"kind": "full", "items": 3}, "items: unknown key"),
         ({"kind": "racing", "rugns": [2, 4]}, "did you mean 'rungs'"),
         ({"kind": "racing", "rungs": [4, 4]}, "rungs must rise"),
-        ({"kind": "racing", "rungs": [4, 800]}, "the last rung asks for 800"),
+        ({"kind": "racing", "rungs": [4, 800]}, "800 items of each task were asked for"),
         ({"kind": "racing", "keep": 1.0}, "keep: should be less than 1"),
         ({"kind": "race"}, "unknown estimator"),
     ],
@@ -417,6 +430,6 @@ def test_a_race_drops_who_is_worse_and_not_cheaper_than_an_incumbent() -> None:
     assert {id_: score.rung for id_, score in scores.items()} == {0: 1, 1: 1, 2: 0, 3: 0}
     rival, other = lab.candidates[:2]
     items = {"a": lab.measurements.answered(other.fingerprint, "a", range(16))}
-    means, errors = difference((mean, SIZE), lab.measurements, other, rival, items)
+    means, errors = difference((mean, SIZE), lab, other, rival, items)
     assert means.tolist() == [-1.0, 10.0]
     assert errors.tolist() == [0.0, 0.0]

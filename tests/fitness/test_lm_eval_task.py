@@ -184,7 +184,9 @@ def test_choices_are_lm_evals_to_the_last_bit(resident, num_fewshot):
         resident, ASSETS, "assets_pick", batch_size=16, num_fewshot=num_fewshot
     )
     for metric in ("acc", "acc_norm"):
-        task = asset("pick", batch_size=16, num_fewshot=num_fewshot, metric=metric)
+        task = asset(
+            "pick", batch_size=16, num_fewshot=num_fewshot, metric=metric, shared_prefix=False
+        )
         ours = task.respond(resident, task.items)
         assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
         assert 0 < ours.columns["score"].mean() < 1
@@ -493,7 +495,6 @@ def changed(folder: Path, old: str, new: str, name: str = "copy") -> dict[str, A
         ("test: copy.json", "test: cpoy.json", "did you mean 'copy.json'"),
         ("do_sample: false", "temperature: 0.7", "would be sampled"),
         ("do_sample: false", "num_beams: 4", "not supported: num_beams: 4"),
-        ("generate_until", "loglikelihood_rolling", "not supported yet: loglikelihood_rolling"),
         ("dataset_path: json", "dataset_path: someone/data", "offline"),
         ("metadata:", "num_fewshot: 0\nmetadata:", "fixed at 0"),
         ("task: assets_copy", "task: [assets_copy", "not valid YAML"),
@@ -509,6 +510,11 @@ def test_what_cannot_be_asked_is_refused_with_its_place(tmp_path, old, new, mess
 def test_a_metric_over_all_items_at_once_is_refused(tmp_path):
     options = changed(tmp_path, "metric: acc_norm", "metric: f1", name="pick")
     assert "all items at once" in refusal(**options, metric="f1")
+
+
+def test_a_task_without_a_metric_of_its_type_is_refused(tmp_path):
+    options = changed(tmp_path, "generate_until", "loglikelihood_rolling")
+    assert "no metric that lm-eval computes for loglikelihood_rolling" in refusal(**options)
 
 
 def test_answers_longer_than_the_model_are_refused(resident):

@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import find_in_catalogue, read_experiment, read_fitness
+from evomerge.experiment.config import find_in_catalogue, read_experiment
 from evomerge.experiment.wire import task_entries
 from evomerge.files import catalogue_folder
+from evomerge.fitness.config import read_fitness
 from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.zoo import smollm2 as family
 from evomerge.zoo import zoo_path

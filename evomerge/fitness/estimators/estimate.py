@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from evomerge.documents import Document, problems_of
-from evomerge.errors import ConfigurationError
 from evomerge.records import Candidate, Estimate, ItemId, Measurements, Objective, Request
 
 Items = Mapping[str, Sequence[ItemId]]  # task -> item ids
-Options = TypeVar("Options", bound="EstimatorOptions")
 
 
 class EstimatorOptions(BaseModel):
     """Options of an estimator, as they stand in a fitness file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def parse_options(model: type[Options], options: Mapping[str, Any]) -> Options:
-    """Validate an estimator's options.
-
-    Raises:
-        ConfigurationError: with every problem.
-    """
-    try:
-        return model.model_validate(options)
-    except ValidationError as error:
-        raise ConfigurationError(problems_of(error, model, Document(options))) from None
 
 
 def estimate(
@@ -58,36 +41,6 @@ def estimate(
             count += len(answers)
         result[objective.name] = Estimate(objective.sign * value, float(np.sqrt(variance)), count)
     return result
-
-
-def difference(
-    objectives: Iterable[Objective],
-    measurements: Measurements,
-    first: Candidate,
-    second: Candidate,
-    items: Items,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First minus second on common items: per objective the mean and its standard error.
-
-    Paired: what makes an item hard for both cancels.
-    """
-    means, errors = [], []
-    for objective in objectives:
-        mean, variance = 0.0, 0.0
-        if (cost := objective.cost) is not None:
-            gap_in_cost = measurements.cost(first, cost) - measurements.cost(second, cost)
-            mean = float(objective.sign * gap_in_cost)
-        for task, weight in objective.weights.items():
-            gap = objective.sign * (
-                measurements.values(first.fingerprint, task, items[task], objective.column)
-                - measurements.values(second.fingerprint, task, items[task], objective.column)
-            )
-            mean += weight * float(gap.mean())
-            if len(gap) > 1:
-                variance += weight**2 * float(gap.var(ddof=1)) / len(gap)
-        means.append(mean)
-        errors.append(variance**0.5)
-    return np.array(means), np.array(errors)
 
 
 def who_can_answer(

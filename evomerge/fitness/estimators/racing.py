@@ -8,15 +8,17 @@ comparable over a long search:
 - a candidate dropped at rung r ranks below every survivor of r, whatever the values;
 - the items rotate from cohort to cohort, so that nobody wins by knowing them;
 - the incumbents answer each cohort's items too, and are scored anew on them.
+
+What the answers are worth is a reading's to say (reading.py), so a race goes with any. An estimator
+that asks everybody the same is a race of one rung.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -25,13 +27,10 @@ from evomerge.errors import ConfigurationError
 from evomerge.fitness.estimators.estimate import (
     EstimatorOptions,
     Items,
-    difference,
-    estimate,
     missing_requests,
-    parse_options,
     who_can_answer,
 )
-from evomerge.fitness.estimators.fixed import draw
+from evomerge.fitness.estimators.reading import Estimates, Reading
 from evomerge.pareto import front_ranks
 from evomerge.records import (
     Candidate,
@@ -40,10 +39,11 @@ from evomerge.records import (
     Objective,
     Request,
     Score,
+    Told,
 )
 
 
-class RacingOptions(EstimatorOptions):
+class RaceOptions(EstimatorOptions):
     """The shape of a race.
 
     rungs: items of each task that a candidate has answered at the end of each rung, rising.
@@ -67,6 +67,24 @@ class RacingOptions(EstimatorOptions):
         return rungs
 
 
+class OneRungOptions(EstimatorOptions):
+    """For estimators that ask everybody the same items.
+
+    items: how many of each task.
+    incumbents: how many of the best so far are scored anew with each cohort; for use with `rotate`.
+    rotate: whether each cohort gets other items.
+    """
+
+    items: int = Field(ge=2)
+    incumbents: int = Field(default=0, ge=0)
+    rotate: bool = False
+
+    @property
+    def race(self) -> RaceOptions:
+        """The race that it is."""
+        return RaceOptions(rungs=(self.items,), incumbents=self.incumbents, rotate=self.rotate)
+
+
 @dataclass(frozen=True)
 class Rung:
     """One stage of a race: who answers which items."""
@@ -82,43 +100,37 @@ class Rung:
         return (*self.candidates, *self.incumbents)
 
 
-class Racing:
-    """Successive halving on common, rotating items, against the incumbents."""
+class Race:
+    """Successive halving on common items, against the incumbents.
 
-    summary = "few items for all, more for the best; against the incumbents"
-    Options = RacingOptions
+    options: None asks everybody for everything.
+
+    Raises:
+        ConfigurationError: the last rung asks for more items than a task has.
+    """
 
     def __init__(
-        self, objectives: Sequence[Objective], order: Items, options: RacingOptions
+        self, objectives: Sequence[Objective], reading: Reading, options: RaceOptions | None
     ) -> None:
         self._objectives = tuple(objectives)
-        self._order = order  # task -> all its search items, in the order of their use
-        self._options = options
-        self.num_incumbents = options.incumbents
-
-    @classmethod
-    def make(
-        cls, objectives: Sequence[Objective], items: Items, seed: int, options: Mapping[str, Any]
-    ) -> Racing:
-        """A race whose order of items comes from the run's seed."""
-        parsed = parse_options(RacingOptions, options)
-        scarce = [f"{t} ({len(i)})" for t, i in items.items() if len(i) < parsed.rungs[-1]]
-        if scarce:
-            raise ConfigurationError(
-                f"estimator: the last rung asks for {parsed.rungs[-1]} items of each task; "
-                f"fewer are for the search in {', '.join(scarce)}"
-            )
-        order = {task: draw({task: ids}, len(ids), seed)[task] for task, ids in items.items()}
-        return cls(objectives, order, parsed)
+        self._reading = reading
+        self._options = options or RaceOptions(incumbents=0, rotate=False)
+        self._everything = options is None
+        self.num_incumbents = self._options.incumbents
+        self.needs_history = reading.needs_history
+        if options is not None:
+            _check_enough(reading, options.rungs[-1])
 
     def expected_items(self, num_candidates: int) -> int:
         """Item evaluations that a cohort of this size costs if no incumbent ends a race early."""
+        if self._everything:
+            return num_candidates * sum(map(len, self._reading.tasks.values()))
         total, answered = 0, 0
         for count in self._options.rungs:
-            total += (num_candidates + self.num_incumbents) * (count - answered) * len(self._order)
+            total += (num_candidates + self.num_incumbents) * (count - answered)
             answered = count
             num_candidates = math.ceil(self._options.keep * num_candidates)
-        return total
+        return total * len(self._reading.tasks)
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """What the first unfinished rung still lacks."""
@@ -128,18 +140,39 @@ class Racing:
         return []
 
     def scores(self, cohort: Cohort) -> dict[CandidateId, Score]:
-        """Each candidate's means on the last rung that it ran; incumbents' if they ran them all."""
+        """Each candidate's scores on the last rung that it ran; incumbents' if they ran them all.
+
+        Who has no finite value in some objective has no score.
+        """
         scores: dict[CandidateId, Score] = {}
-        rungs = self._race(cohort)
-        for number, rung in enumerate(rungs):
-            if missing_requests(rung.everybody, cohort.measurements, rung.items):
-                break  # still under way
-            at_the_end = number + 1 == len(self._options.rungs)
+        for number, rung in enumerate(self._finished(cohort)):
             for candidate in rung.failed:
                 scores.pop(candidate.id, None)
-            for candidate in rung.everybody if at_the_end else rung.candidates:
-                scores[candidate.id] = self._score(candidate, cohort, rung.items, number)
-        return scores
+            found = self._estimates(cohort, rung, self._who_is_scored(number, rung))
+            scores |= {id_: Score(estimates, number) for id_, estimates in found.items()}
+        return {id_: score for id_, score in scores.items() if np.isfinite(score.values).all()}
+
+    def told(self, cohort: Cohort) -> list[Told]:
+        """The items of the last rung that each candidate ran."""
+        last: dict[CandidateId, Told] = {}
+        for number, rung in enumerate(self._finished(cohort)):
+            for candidate in rung.failed:
+                last.pop(candidate.id, None)
+            for candidate in self._who_is_scored(number, rung):
+                last[candidate.id] = Told(candidate, rung.items)
+        return list(last.values())
+
+    def _who_is_scored(self, number: int, rung: Rung) -> tuple[Candidate, ...]:
+        at_the_end = self._everything or number + 1 == len(self._options.rungs)
+        return rung.everybody if at_the_end else rung.candidates
+
+    def _finished(self, cohort: Cohort) -> list[Rung]:
+        """The rungs that nobody is still running."""
+        rungs = self._race(cohort)
+        under_way = rungs and missing_requests(
+            rungs[-1].everybody, cohort.measurements, rungs[-1].items
+        )
+        return rungs[:-1] if under_way else rungs
 
     def _race(self, cohort: Cohort) -> list[Rung]:
         """The rungs as far as the answers go: the last one may still lack some.
@@ -150,8 +183,11 @@ class Racing:
         candidates = tuple(c for c in cohort.candidates if c.recipe is not None)
         incumbents = cohort.incumbents
         rungs: list[Rung] = []
-        for count in self._options.rungs:
-            items = self._items(cohort.index, count)
+        for items in self._item_sets(cohort) if candidates else ():
+            if rungs:
+                candidates, incumbents = self._survivors(rungs[-1], cohort), rungs[-1].incumbents
+            if not candidates:
+                break
             able = who_can_answer(candidates, cohort.measurements, items)
             rung = Rung(
                 able,
@@ -159,28 +195,25 @@ class Racing:
                 tuple(c for c in candidates if c not in able),
                 items,
             )
-            if not candidates:
-                break
             rungs.append(rung)
             if not able or missing_requests(rung.everybody, cohort.measurements, items):
                 break
-            candidates, incumbents = self._survivors(rung, cohort), rung.incumbents
         return rungs
 
-    def _items(self, cohort: int, count: int) -> dict[str, tuple[int, ...]]:
-        """The first `count` items of a cohort's window; windows follow each other in a ring."""
-        shift = max(cohort, 0) * self._options.rungs[-1] if self._options.rotate else 0
-        return {
-            task: tuple(order[(shift + i) % len(order)] for i in range(count))
-            for task, order in self._order.items()
-        }
+    def _item_sets(self, cohort: Cohort) -> list[Items]:
+        """The items of every rung."""
+        if self._everything:
+            return [self._reading.tasks]
+        rotation = max(cohort.index, 0) if self._options.rotate else 0
+        return self._reading.items(cohort, self._options.rungs, rotation)
 
-    def _score(self, candidate: Candidate, cohort: Cohort, items: Items, rung: int = 0) -> Score:
-        return Score(estimate(self._objectives, cohort.measurements, candidate, items), rung)
+    def _estimates(self, cohort: Cohort, rung: Rung, who: Sequence[Candidate]) -> Estimates:
+        return self._reading.estimates(cohort, who, rung.items) if who else {}
 
     def _survivors(self, rung: Rung, cohort: Cohort) -> tuple[Candidate, ...]:
         """The best share of a rung, less those that an incumbent beats beyond doubt."""
-        scores = [self._score(candidate, cohort, rung.items) for candidate in rung.candidates]
+        estimates = self._estimates(cohort, rung, rung.candidates)
+        scores = [Score(estimates[candidate.id]) for candidate in rung.candidates]
         means = np.array([score.mean for score in scores])
         keep = math.ceil(self._options.keep * len(rung.candidates))
         ranks = front_ranks([score.values for score in scores])
@@ -195,14 +228,17 @@ class Racing:
         """
         exact = np.array([objective.cost is not None for objective in self._objectives])
         for incumbent in rung.incumbents:
-            mean, error = difference(
-                self._objectives,
-                cohort.measurements,
-                candidate,
-                incumbent,
-                rung.items,
-            )
+            mean, error = self._reading.difference(cohort, candidate, incumbent, rung.items)
             bound = mean + self._options.confidence * error
             if bool(np.all((bound < 0) | (exact & (bound == 0)))):
                 return True
         return False
+
+
+def _check_enough(reading: Reading, count: int) -> None:
+    scarce = [f"{t} ({len(i)})" for t, i in reading.tasks.items() if len(i) < count]
+    if scarce:
+        raise ConfigurationError(
+            f"estimator: {count} items of each task were asked for; "
+            f"fewer are for the search in {', '.join(scarce)}"
+        )

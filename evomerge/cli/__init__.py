@@ -1,0 +1,83 @@
+"""The command line: parse, call, print. What a verb does is elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+
+from evomerge.cli.again import estimate, replay
+from evomerge.cli.check import plan, validate
+from evomerge.cli.look_up import doctor, operators, spaces
+from evomerge.cli.models import anatomy, export, merge, score, zoo
+from evomerge.cli.search import digest, front, resume, run, status
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    EvomergeError,
+    Interrupted,
+    ModelError,
+    Problem,
+)
+
+app = typer.Typer(
+    name="evomerge",
+    help="Search for the best way to merge fine-tuned models.\n\n"
+    "Start with `evomerge run quickstart`: it trains a family of tiny models, searches for a merge "
+    "of them, and says whether the search was worth it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+VERBS = (  # in the order of the help
+    run,
+    resume,
+    status,
+    front,
+    estimate,
+    replay,
+    export,
+    merge,
+    score,
+    plan,
+    validate,
+    anatomy,
+    digest,
+    zoo,
+    doctor,
+    operators,
+    spaces,
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
+    try:
+        # It ends the process itself; what is wrong with the arguments is told there.
+        app(prog_name="evomerge")
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+    except EvomergeError as error:
+        sys.exit(_complain(error))
+    except CandidateError as error:
+        sys.exit(_complain(ModelError(str(error))))
+    except OSError as error:  # a folder that is a file, or may not be written
+        sys.exit(_complain(_of_the_system(error)))
+
+
+def _of_the_system(error: OSError) -> EvomergeError:
+    kind = DiskFull if error.errno == errno.ENOSPC else ConfigurationError
+    return kind(Problem(str(error.filename or ""), error.strerror or str(error)))
+
+
+def _complain(error: EvomergeError) -> int:
+    problems = error.problems
+    if len(problems) > 1:
+        print(f"evomerge: {len(problems)} problems", file=sys.stderr)
+    for problem in problems:
+        print(f"evomerge: {problem}" if len(problems) == 1 else f"  {problem}", file=sys.stderr)
+    return error.exit_code

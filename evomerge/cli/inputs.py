@@ -1,0 +1,41 @@
+"""What verbs open: an experiment, with the user's word on code, or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.cli.screen import open_console
+from evomerge.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from evomerge.api import Run
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder."""
+    from evomerge.api import Run
+
+    return Run(folder)
+
+
+def read_experiment_file(reference: str, allow_code: bool) -> Any:
+    """The experiment of a file, or of a name in the catalogue; what to know of it is printed."""
+    from evomerge.experiment.config import find_in_catalogue, read_experiment
+
+    path = Path(reference)
+    if not path.is_file():
+        path = find_in_catalogue(reference, "experiments", Path.cwd())
+    notes: list[str] = []
+    config = read_experiment(path, notes=notes)
+    for note in notes:
+        open_console().print(f"note: {note}")
+    return with_code(config, path, allow_code)
+
+
+def with_code(config: Any, where: Path, allow_code: bool) -> Any:
+    """Only the user can allow code to run: a file that says so comes from anywhere."""
+    if config.allow_code and not allow_code:
+        what = "the experiment wants to run the code that its task files name"
+        raise ConfigurationError(Problem(str(where), what, "if you trust it, add --allow-code"))
+    return config.model_copy(update={"allow_code": allow_code})

@@ -1,0 +1,85 @@
+"""What there is: operators, spaces, and what this machine has (doctor)."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from evomerge.cli.options import AsJson
+from evomerge.cli.screen import open_console
+from evomerge.errors import ConfigurationError, Problem
+
+
+def doctor() -> None:
+    """Say what this machine has, and what a run would use."""
+    from evomerge.experiment.doctor import examine
+
+    console = open_console()
+    for label, value in examine().items():
+        console.print(f"{label:<16} {value}", highlight=False)
+
+
+def operators(
+    name: Annotated[
+        str | None, typer.Argument(help="One operator, in full.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/operators.md.")
+    ] = False,
+) -> None:
+    """The merge operators: what they do, which models and parameters they take."""
+    from evomerge.errors import nearest
+    from evomerge.merging import OPERATORS, reference
+    from evomerge.tables import operators_table, print_operator
+
+    if as_markdown and (as_json or name):
+        raise ConfigurationError("--markdown prints all operators, and stands alone")
+    if name is not None and name not in OPERATORS:
+        raise ConfigurationError(Problem(name, "no such operator", nearest(name, OPERATORS)))
+    chosen = list(OPERATORS.values()) if name is None else [OPERATORS[name]]
+    if as_markdown:
+        print(reference.markdown(), end="")
+    elif as_json:
+        described = [reference.facts(operator) for operator in chosen]
+        print(json.dumps(described if name is None else described[0], indent=2))
+    elif name is None:
+        open_console().print(operators_table())
+    else:
+        print_operator(open_console(), chosen[0])
+
+
+def spaces(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them: its file, as it is.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The search spaces of the catalogue: what they search, and how many genes that makes."""
+    from evomerge.errors import nearest
+    from evomerge.search_spaces import catalogue
+    from evomerge.tables import kinds_table, spaces_table
+
+    found = {entry.name: entry for entry in catalogue.entries()}
+    if name is not None and name not in found:
+        raise ConfigurationError(Problem(name, "no such search space", nearest(name, found)))
+    if as_json:
+        chosen = found.values() if name is None else [found[name]]
+        described = [
+            {
+                "name": e.name,
+                "kind": e.kind,
+                "text": e.text,
+                "shapes": e.shapes,
+                "path": str(e.path),
+            }
+            for e in chosen
+        ]
+        print(json.dumps(described if name is None else described[0], indent=2))
+    elif name is None:
+        open_console().print(kinds_table())
+        open_console().print(spaces_table(found.values()))
+    else:
+        print(found[name].path.read_text(encoding="utf-8"), end="")

@@ -1,0 +1,47 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
+ExperimentFile = Annotated[
+    str,
+    typer.Argument(
+        help="An experiment file, mergekit-evolve's, or a name in the catalogue.",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let task files run the code that they name.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle-weights", help="Read .pt and .bin files, weights only.")
+]
+Budget = Annotated[
+    int | None, typer.Option(min=1, help="Candidates in all, instead of what the file says.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that measure; 0 measures in the driver itself."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsAdapter = Annotated[
+    bool, typer.Option("--adapter", help="Write a LoRA adapter of the base, not a full model.")
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(min=1, help="Largest rank of the adapter. Default: exact where it can be."),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        metavar="attribute",
+        help="Write scales of layers' inputs into config.json, where stock loaders ignore them.",
+        show_default="refused",
+    ),
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]

@@ -1,0 +1,156 @@
+"""Searching, and looking at a search: run, resume, status, front, digest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evomerge.cli.inputs import open_run, read_experiment_file, with_code
+from evomerge.cli.options import AllowCode, AsJson, Budget, ExperimentFile, RunFolder, Workers
+from evomerge.cli.screen import open_console
+from evomerge.errors import ConfigurationError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(
+    experiment: ExperimentFile,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")] = None,
+    budget: Budget = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides every random choice, instead of the file's.")
+    ] = None,
+    workers: Workers = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Search for a merge. A run of the same experiment that is there goes on."""
+    config = _changed(
+        read_experiment_file(experiment, allow_code), budget=budget, workers=workers, seed=seed
+    )
+    _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
+
+
+def resume(
+    folder: RunFolder,
+    budget: Budget = None,
+    workers: Workers = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Go on with a run that was stopped, or give a finished one more candidates."""
+    from evomerge.experiment.run import read_run_config
+
+    config = read_run_config(folder)
+    if any(path.startswith("memory:") for path in config.models().values()) or any(
+        task.get("kind") == "python" for task in config.fitness.tasks.values()
+    ):
+        raise ConfigurationError(
+            f"{folder}: this run was started from Python with models or a fitness that live in "
+            "memory; call evomerge.search again with the same arguments and the same out="
+        )
+    config = with_code(config, folder, allow_code)
+    _drive(_changed(config, budget=budget, workers=workers), folder)
+
+
+def status(folder: RunFolder, as_json: AsJson = False) -> None:
+    """How far a run is, what it has found, and whether the search was worth it."""
+    facts = open_run(folder).status()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    from evomerge.tables import brief
+
+    console = open_console()
+    console.print(
+        f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
+        f"{facts['item_evaluations']:,} item evaluations"
+        + (f" ({facts['failed_items']:,} of them failed)" if facts["failed_items"] else "")
+    )
+    if facts["incumbent"]:
+        values = ", ".join(
+            f"{name} {brief(e)}" for name, e in facts["incumbent"]["objectives"].items()
+        )
+        console.print(f"best by the search: candidate {facts['incumbent']['candidate']} ({values})")
+    if facts["final"]:
+        _print_final(console, facts["final"])
+    elif facts["state"] == "stopped":
+        console.print(f"go on with: evomerge resume {folder}")
+
+
+def front(
+    folder: RunFolder,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The Pareto front on the holdout; with one objective, the best alone."""
+    rows = open_run(folder).front()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if as_csv:
+        names = list(rows[0]["holdout"])
+        header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
+        cells = [
+            [row["candidate"]]
+            + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
+            for row in rows
+        ]
+        csv.writer(sys.stdout).writerows([header, *cells])
+        return
+    from evomerge.tables import front_table
+
+    open_console().print(front_table(rows))
+
+
+def digest(folder: RunFolder) -> None:
+    """The sha256 of a run's trajectory: equal runs have equal digests."""
+    print(open_run(folder).ledger.digest())
+
+
+def _changed(
+    config: Any, *, budget: int | None, workers: int | None, seed: int | None = None
+) -> Any:
+    """The experiment with some keys changed and checked again."""
+    from evomerge.documents import Document, parse
+
+    changes: dict[str, Any] = {}
+    if budget is not None:
+        changes["budget"] = {"candidates": budget}
+    if workers is not None:
+        changes["pool"] = {"kind": "local", "workers": workers}
+    if seed is not None:
+        changes["seed"] = seed
+    return parse(type(config), Document({**dict(config), **changes}))
+
+
+def _drive(config: Any, out: Path) -> None:
+    """Run with a view, then print the final table and what to do next."""
+    from evomerge.experiment.run import run_experiment
+    from evomerge.terminal import TerminalView
+
+    console = open_console()
+    try:
+        with TerminalView(console) as view:
+            run_experiment(config, out, watchers=[view])
+    except Interrupted:
+        console.print(f"\ninterrupted; nothing is lost. Go on with: evomerge resume {out}")
+        raise
+    final = open_run(out).status()["final"]
+    _print_final(console, final)
+    pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
+    console.print(f"Run folder: {out} (pictures: {pictures})")
+    console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
+
+
+def _print_final(console: Console, final: dict[str, Any]) -> None:
+    from evomerge.tables import final_table, gains_table, summary
+
+    console.print(final_table(final))
+    if (gains := gains_table(final)) is not None:
+        console.print(gains)
+    console.print(summary(final), highlight=False)

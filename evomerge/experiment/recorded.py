@@ -1,0 +1,152 @@
+"""A run's ledger, as estimators see it: for reading its answers again without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy import stats
+
+from evomerge.documents import read_yaml
+from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.experiment.run import LEDGER, read_run_config
+from evomerge.fitness.config import read_fitness
+from evomerge.fitness.estimators import ESTIMATORS
+from evomerge.fitness.split import Split, split_items
+from evomerge.ledger import REFERENCES, Ledger
+from evomerge.recipe import Recipe
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Evaluation,
+    Measurements,
+    Objective,
+)
+from evomerge.results.references import models_of
+
+Json = dict[str, Any]
+CostOf = Callable[[Recipe], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run's ledger holds for an estimator.
+
+    cohorts: the told ones, in their order.
+    """
+
+    folder: Path
+    objectives: tuple[Objective, ...]
+    split: Split
+    seed: int
+    ledger: Ledger
+    measurements: Measurements
+    costs: CostOf
+    references: tuple[Candidate, ...]
+    cohorts: tuple[tuple[Candidate, ...], ...]
+    evaluations: Mapping[CandidateId, Evaluation]
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """The references that answered all search items."""
+        return models_of(self.references)
+
+    def answered(self, candidate: Candidate) -> dict[str, tuple[int, ...]]:
+        """The search items that a candidate has answered."""
+        return {
+            task: self.measurements.answered(candidate.fingerprint, task, ids)
+            for task, ids in self.split.search.items()
+        }
+
+
+def read_run(folder: Path) -> Recorded:
+    """Open a run to read it again.
+
+    Raises:
+        ConfigurationError: there is no run, or nothing was told in it.
+    """
+    config = read_run_config(folder)
+    with closing(Ledger(folder / LEDGER, read_only=True)) as known:
+        evaluations = known.evaluations()
+        costs = _known_costs(known, evaluations.values(), config.fitness.all_objectives())
+    ledger = Ledger(folder / LEDGER, read_only=True, costs=costs)
+    asked = ledger.asked_ids()
+    cohorts = [
+        tuple(ledger.candidates[id_] for id_ in asked[number])
+        for _, number, _ in ledger.events("told")
+        if number >= 0
+    ]
+    if not cohorts:
+        raise ConfigurationError(f"{folder}: no candidate has a score yet")
+    fitness = config.fitness
+    return Recorded(
+        folder=folder,
+        objectives=fitness.all_objectives(),
+        split=split_items(
+            {task: range(ledger.meta["num_items"][task]) for task in fitness.tasks},
+            fitness.split.search,
+            fitness.split.fresh,
+            fitness.split.holdout,
+            fitness.split.seed,
+        ),
+        seed=config.seed,
+        ledger=ledger,
+        measurements=ledger.measurements,
+        costs=costs,
+        references=tuple(ledger.candidates[id_] for id_ in asked[REFERENCES]),
+        cohorts=tuple(cohorts),
+        evaluations=evaluations,
+    )
+
+
+def read_estimator(text: str, num_items: int | None = None) -> dict[str, Any]:
+    """An estimator's entry: of its kind alone, of YAML in braces, or of a fitness file.
+
+    num_items: its `items`, where it has such an option.
+
+    Raises:
+        ConfigurationError: no such kind, or no such file.
+    """
+    if text.lstrip().startswith("{"):
+        config = yaml.safe_load(text)
+    elif text.endswith((".yaml", ".yml")):
+        config = dict(read_fitness(read_yaml(Path(text))).estimator)
+    else:
+        config = {"kind": text}
+    kind = str(config.get("kind", "full"))
+    if kind not in ESTIMATORS:
+        hint = nearest(kind, ESTIMATORS)
+        raise ConfigurationError(Problem("--estimator", f"unknown kind {kind!r}", hint))
+    return config if num_items is None else {**config, "items": num_items}
+
+
+def _known_costs(
+    ledger: Ledger, evaluations: Iterable[Evaluation], objectives: Sequence[Objective]
+) -> CostOf:
+    """What candidates cost, as it was told."""
+    known = {
+        ledger.candidates.fingerprint(e.id): {
+            o.cost: o.sign * e.score.objectives[o.name].value for o in objectives if o.cost
+        }
+        for e in evaluations
+        if e.score is not None
+    }
+
+    def cost_of(recipe: Recipe) -> Mapping[str, float]:
+        if recipe.fingerprint not in known:
+            what = "what a reference costs is not in the ledger"
+            raise ConfigurationError(Problem("costs", what))
+        return known[recipe.fingerprint]
+
+    return cost_of
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Their rank correlation; None where one of them does not vary."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(stats.spearmanr(first, second).statistic)

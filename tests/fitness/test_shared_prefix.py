@@ -1,0 +1,261 @@
+"""The oracles: the same sequences one by one, and lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from test_lm_eval_task import (
+    ASSETS,
+    Resident,
+    asset,
+    character_tokenizer,
+    global_generators,  # noqa: F401 - a fixture
+    lm_eval_samples,
+    random_llama,
+)
+from torch import nn
+
+from evomerge.errors import CandidateError
+from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, TreeRows, attention_window
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "vocab_size": 70,
+    "initializer_range": 0.4,
+}
+MODELS = {  # architecture -> its configuration, and whether it takes trees
+    "Llama": (SIZES, True),
+    "Qwen2": (SIZES, True),
+    "Qwen3": (SIZES | {"head_dim": 8}, True),
+    "Mistral": (SIZES | {"sliding_window": None}, True),
+    "Gemma2": (SIZES | {"head_dim": 8, "sliding_window": 64, "final_logit_softcapping": 3.0}, True),
+    "Cohere": (SIZES | {"logit_scale": 0.1}, True),
+    "GPTNeoX": (SIZES, True),
+    "GPT2": (
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": 70}
+        | {"initializer_range": 0.4},
+        True,
+    ),
+    "Mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 70}, False),
+    "Bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 70}, False),
+}
+
+
+def made(name: str, attention: str = "sdpa", seed: int = 0) -> nn.Module:
+    config = getattr(transformers, f"{name}Config")(**MODELS[name][0], bos_token_id=None)
+    config._attn_implementation = attention
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return getattr(transformers, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(
+            config
+        ).eval()
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), min_size=1, max_size=8)
+)
+def test_a_tree_is_its_sequences(sequences):
+    tree = TokenTree.of(sequences)
+    beginnings = {s[: i + 1] for s in sequences for i in range(len(s))}
+    assert len(tree.tokens) == len(beginnings)  # each beginning stands once
+    mask = TreeRows.of([tree]).inputs(nn.Module.__new__(_Nothing))["attention_mask"][0, 0] == 0
+    for sequence, path in tree.paths.items():
+        assert tuple(tree.tokens[i] for i in path) == sequence
+        assert [tree.depths[i] for i in path] == list(range(len(path)))
+        for length, node in enumerate(path, start=1):
+            assert mask[node].nonzero().flatten().tolist() == sorted(path[:length])
+
+
+class _Nothing(nn.Module):
+    def parameters(self, recurse=True):
+        return iter(())
+
+    def forward(self, input_ids):
+        raise NotImplementedError
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        *((name, "sdpa") for name in MODELS if name not in ("Gemma2", "Mamba", "Bloom")),
+        *((name, "eager") for name in MODELS),
+    ],
+)
+def test_every_architecture_answers_as_one_by_one(name, attention):
+    model = Resident(made(name, attention), character_tokenizer())
+    apart, together = (
+        asset("pick", shared_prefix=shared).respond(model, range(40)).columns
+        for shared in (False, True)
+    )
+    assert TreeProbe()(model.module) is MODELS[name][1]
+    assert together["choice"].tolist() == apart["choice"].tolist()
+    assert len(set(apart["choice"].tolist())) > 2
+    np.testing.assert_allclose(together["margin"], apart["margin"], rtol=0, atol=1e-4)
+
+
+def test_a_window_shorter_than_the_question_is_respected():
+    tokenizer = character_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(**SIZES, sliding_window=6)
+    module = transformers.MistralForCausalLM(config).eval()
+    assert attention_window(config) == 6
+    model = Resident(module, tokenizer)
+    apart, together = (
+        asset("pick", shared_prefix=shared).respond(model, range(40)).columns
+        for shared in (False, True)
+    )
+    np.testing.assert_array_equal(together["margin"], apart["margin"])
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({"layer_types": ["full_attention", "linear_attention"]}, 0),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 9}, 9),
+        ({"layer_types": ["full_attention"] * 2, "sliding_window": 9}, None),
+        ({"sliding_window": 9, "use_sliding_window": False}, None),
+        ({"sliding_window": 9}, 9),
+        ({}, None),
+    ],
+)
+def test_what_layers_look_back_on(options, window):
+    config = transformers.PreTrainedConfig()
+    for name, value in options.items():
+        setattr(config, name, value)
+    assert attention_window(config) == window
+
+
+def test_a_module_that_ignores_masks_is_found_out():
+    inner = made("Llama")
+
+    class Ignores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, input_ids, attention_mask=None, position_ids=None):
+            return self.inner(input_ids, position_ids=position_ids)
+
+    class Fails(Ignores):
+        def forward(self, input_ids, attention_mask=None, position_ids=None):
+            assert attention_mask is None or attention_mask.ndim == 2
+            return self.inner(input_ids)
+
+    assert TreeProbe()(Ignores()) is False
+    assert TreeProbe()(Fails()) is False
+    assert TreeProbe()(inner) is True
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_not_taken_for_a_fault(dtype):
+    for seed in range(3):
+        assert TreeProbe()(made("Llama", seed=seed).to(dtype)) is True
+
+
+def test_weights_that_show_nothing_decide_nothing():
+    module = made("Llama")
+    kept = {name: value.clone() for name, value in module.state_dict().items()}
+    probe = TreeProbe()
+    for broken in (float("nan"), 0.0):
+        with torch.no_grad():
+            for layer in module.model.layers:
+                layer.self_attn.o_proj.weight.fill_(broken)
+        assert probe(module) is False
+    module.load_state_dict(kept)
+    assert probe(module) is True
+    with torch.no_grad():
+        module.lm_head.weight.fill_(float("nan"))
+    assert probe(module) is True  # it is the same code
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resident() -> Resident:
+    tokenizer = character_tokenizer()
+    return Resident(random_llama(3, len(tokenizer)), tokenizer)
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_shared_prefixes_answer_as_lm_eval(resident, metric, num_fewshot):
+    theirs = lm_eval_samples(
+        resident, ASSETS, "assets_pick", batch_size=16, num_fewshot=num_fewshot
+    )
+    task = asset("pick", metric=metric, shared_prefix=True, num_fewshot=num_fewshot, batch_size=5)
+    ours = task.respond(resident, task.items)
+    assert ours.columns["score"].tolist() == [sample[metric] for sample in theirs]
+
+
+@pytest.mark.parametrize("positions", [12, 20])
+def test_what_loses_its_beginning_still_answers_alike(positions):
+    tokenizer = character_tokenizer()
+    model = Resident(random_llama(3, len(tokenizer), positions=positions), tokenizer)
+    apart, together = (
+        asset("pick", shared_prefix=shared, num_fewshot=2).respond(model, range(40)).columns
+        for shared in (False, True)
+    )
+    np.testing.assert_allclose(together["margin"], apart["margin"], rtol=0, atol=1e-4)
+    assert together["choice"].tolist() == apart["choice"].tolist()
+
+
+def test_sharing_is_chosen_where_it_saves(resident):
+    def shares(**options):
+        task = asset("pick", **options)
+        run = task._run(resident.tokenizer, resident.module.config)
+        return run._plan_for(resident.module, (0, 1))[0].depth > 0
+
+    assert all([shares(), shares(num_fewshot=2), shares(shared_prefix=True)])
+    assert not shares(shared_prefix=False)
+    sums = asset("finish")  # one request an item: nothing is shared
+    run = sums._run(resident.tokenizer, resident.module.config)
+    assert run._plan_for(resident.module, (0, 1))[0].depth == 0
+
+
+def test_the_head_sees_scored_places_alone(resident):
+    rows = []
+    handle = resident.module.lm_head.register_forward_hook(
+        lambda module, args, output: rows.append(output.shape[:2].numel())
+    )
+    task = asset("pick", shared_prefix=True)
+    task.respond(resident, [0])  # the probe's forward passes too
+    rows.clear()
+    task.respond(resident, task.items)
+    handle.remove()
+    run = task._run(resident.tokenizer, resident.module.config)
+    (batch,) = run._plan(tuple(task.items), trees=True)[0].batches
+    assert rows == [len(batch.positions)]
+    assert rows[0] < batch.input_ids.numel() / 1.5
+
+
+def test_sharing_is_part_of_what_a_task_is():
+    prints = [asset("pick", shared_prefix=shared).fingerprint for shared in (None, False, True)]
+    assert len(set(prints)) == 3
+    assert len({asset("copy", shared_prefix=shared).fingerprint for shared in (None, False)}) == 1
+
+
+def test_a_broken_model_fails_where_prefixes_are_shared():
+    tokenizer = character_tokenizer()
+    task = asset("pick", shared_prefix=True)
+    module = random_llama(3, len(tokenizer))
+    task.respond(Resident(module, tokenizer), [0, 1])  # the probe is passed
+    with torch.no_grad():
+        module.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CandidateError, match="not finite"):
+        task.respond(Resident(module, tokenizer), task.items)
