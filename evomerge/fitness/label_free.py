@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evomerge.errors import ConfigurationError, Problem
@@ -169,9 +170,7 @@ class EntropyTask(PromptTask):
         scores = np.full(len(asked), np.nan, np.float32)
         for requests, log_p in log_probabilities(model.module, plan, self.clock):
             entropies = torch.special.entr(log_p.exp()).sum(-1)
-            parts = entropies.split([sequences[request][1] for request in requests])
-            for request, part in zip(requests, parts, strict=True):
-                scores[request] = -float(part.mean())
+            scores[list(requests)] = -_means(entropies, [sequences[r][1] for r in requests])
         counts = np.array([chosen for _, chosen in sequences], np.float32)
         columns = {"score": scores, "positions": counts}
         return responses_of(self.name, asked, columns, failures, None)
@@ -191,16 +190,21 @@ class Lesson:
     log_p: Tensor  # (positions, kept) nats
     rest: Tensor | None  # (positions,) log-probability of all other tokens together
 
-    def divergence(self, log_q: Tensor) -> Tensor:
-        """KL(teacher || candidate) at each position, in nats; (positions,).
 
-        log_q: (positions, vocabulary) of the candidate.
-        """
-        if self.tokens is None or self.rest is None:
-            return _kl(self.log_p, log_q).sum(-1)
-        kept = log_q.gather(-1, self.tokens)
-        others = log_q.scatter(-1, self.tokens, -torch.inf).logsumexp(-1)
-        return _kl(self.log_p, kept).sum(-1) + _kl(self.rest, others)
+def divergences(lessons: Sequence[Lesson], log_q: Tensor) -> Tensor:
+    """KL(teacher || candidate) at each position of some lessons, in nats; (positions,).
+
+    log_q: (positions, vocabulary) of the candidate, lesson after lesson.
+    """
+    log_p = torch.cat([lesson.log_p for lesson in lessons])
+    tokens = [lesson.tokens for lesson in lessons if lesson.tokens is not None]
+    rests = [lesson.rest for lesson in lessons if lesson.rest is not None]
+    if not tokens:
+        return _kl(log_p, log_q).sum(-1)
+    compared = torch.cat(tokens)
+    kept = log_q.gather(-1, compared)
+    others = log_q.scatter(-1, compared, -torch.inf).logsumexp(-1)
+    return _kl(log_p, kept).sum(-1) + _kl(torch.cat(rests), others)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -307,11 +311,17 @@ class TeacherKLTask(PromptTask):
             for name in ("score", "agreement", "positions")
         }
         for requests, log_q in log_probabilities(model.module, plan, self.clock):
-            parts = torch.split(log_q, [sequences[request][1] for request in requests])
-            for request, part in zip(requests, parts, strict=True):
-                lesson = lessons[request]
-                agreed = part.argmax(-1) == lesson.chosen
-                columns["score"][request] = -float(lesson.divergence(part).mean())
-                columns["agreement"][request] = float(agreed.float().mean())
-                columns["positions"][request] = len(lesson.chosen)
+            taught = [lessons[request] for request in requests]
+            lengths = [len(lesson.chosen) for lesson in taught]
+            agreed = log_q.argmax(-1) == torch.cat([lesson.chosen for lesson in taught])
+            rows = list(requests)
+            columns["score"][rows] = -_means(divergences(taught, log_q), lengths)
+            columns["agreement"][rows] = _means(agreed, lengths)
+            columns["positions"][rows] = lengths
         return responses_of(self.name, asked, columns, {}, None)
+
+
+def _means(values: Tensor, lengths: Sequence[int]) -> NDArray[np.float64]:
+    """The mean of each stretch of some lengths."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    return np.asarray(np.add.reduceat(values.double().numpy(), starts) / np.asarray(lengths))
