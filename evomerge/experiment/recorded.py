@@ -98,7 +98,9 @@ def read_run(folder: Path) -> Recorded:
         ledger=ledger,
         measurements=ledger.measurements,
         costs=costs,
-        references=tuple(ledger.candidates[id_] for id_ in asked[REFERENCES]),
+        references=tuple(
+            ledger.candidates[id_] for id_ in sorted(asked[REFERENCES], reverse=True)
+        ),  # as they were asked: -1, -2, ...
         cohorts=tuple(cohorts),
         evaluations=evaluations,
     )
@@ -113,7 +115,11 @@ def read_estimator(text: str, num_items: int | None = None) -> dict[str, Any]:
         ConfigurationError: no such kind, or no such file.
     """
     if text.lstrip().startswith("{"):
-        config = yaml.safe_load(text)
+        try:
+            config = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            what = f"is no YAML: {' '.join(str(error).split())}"
+            raise ConfigurationError(Problem("--estimator", what)) from None
     elif text.endswith((".yaml", ".yml")):
         config = dict(read_fitness(read_yaml(Path(text))).estimator)
     else:

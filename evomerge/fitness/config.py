@@ -15,6 +15,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.estimators.kinds import HISTORY
+from evomerge.fitness.options import needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
@@ -24,12 +25,16 @@ _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
 
 
 class ObjectiveConfig(Strict):
-    """What is good: a weighted mean over tasks of one response column, or a small cost."""
+    """What is good: a weighted mean over tasks of one response column, or a small cost.
+
+    agreement: with how many neighbours a candidate's answers are compared, instead of with labels.
+    """
 
     tasks: dict[str, float] = Field(default_factory=dict)
     column: str = "score"
     minimize: bool = False
     cost: Cost | None = None
+    agreement: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +53,7 @@ class ObjectiveConfig(Strict):
             misfits.append(Misfit(("tasks",), "names no task", "or name a `cost`"))
         if self.cost is not None:
             what = "a cost is known without asking the model anything: remove it, or the cost"
-            beside = self.model_fields_set & {"tasks", "column"}
+            beside = self.model_fields_set & {"tasks", "column", "agreement"}
             misfits += [Misfit((key,), what) for key in sorted(beside)]
             if "minimize" in self.model_fields_set and not self.minimize:
                 misfits.append(Misfit(("minimize",), "a cost is always minimised"))
@@ -61,7 +66,9 @@ class ObjectiveConfig(Strict):
             return Objective(name, {}, sign=-1, cost=self.cost)
         total = sum(self.tasks.values())
         weights = {task: weight / total for task, weight in self.tasks.items()}
-        return Objective(name, weights, self.column, -1 if self.minimize else 1)
+        column = "answer" if self.agreement and self.column == "score" else self.column
+        sign = -1 if self.minimize else 1
+        return Objective(name, weights, column, sign, agreement=self.agreement)
 
     @field_validator("tasks")
     @classmethod
@@ -156,7 +163,8 @@ class FitnessConfig(Strict):
             hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
-            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, PYTHON_TASK}:
+            kind = entry.get("kind", "lm_eval")
+            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
                 misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
         refuse(self, misfits)
@@ -177,12 +185,7 @@ def read_fitness(document: Document) -> FitnessConfig:
     problems: list[Problem] = []
     if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
         tasks = {
-            name: {**task, "path": str((folder / task["path"]).resolve())}
-            if isinstance(task, dict)
-            and isinstance(task.get("path"), str)
-            and not task["path"].startswith("zoo:")
-            else task
-            for name, task in document.data["tasks"].items()
+            name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
         }
         document = replace(document, data={**document.data, "tasks": tasks})
         for name in tasks:
@@ -212,3 +215,17 @@ def _absolute_pools(estimator: Mapping[str, Any], folder: Path) -> dict[str, Any
         else:
             found[key] = _absolute_pools(value, folder) if isinstance(value, dict) else value
     return found
+
+
+def _absolute_task(task: Any, folder: Path) -> Any:
+    """Paths of data and of code are relative to the fitness file."""
+    if not isinstance(task, dict):
+        return task
+    made = dict(task)
+    if isinstance(path := task.get("path"), str) and not path.startswith("zoo:"):
+        made["path"] = str((folder / path).resolve())
+    kind = task.get("kind", "")
+    if needs_code(kind) and ":" in (code := kind.removeprefix("python:")):
+        file, _, name = code.rpartition(":")
+        made["kind"] = f"python:{(folder / file).resolve()}:{name}"
+    return made
