@@ -137,6 +137,7 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
+            entry.pop("shared_prefix", None)  # the items' fingerprint has it; older runs had not
             if needs_code(entry.get("kind")):  # a file counts by its content, as all tasks do
                 entry["kind"] = f"python:{Path(entry['kind'].removeprefix('python:')).name}"
         if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
@@ -146,6 +147,8 @@ class ExperimentConfig(Strict):
         for objective in data["fitness"]["objectives"].values():
             if objective["cost"] is None:
                 del objective["cost"]
+            if not objective["agreement"]:
+                del objective["agreement"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:

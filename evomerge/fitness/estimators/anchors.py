@@ -23,7 +23,7 @@ from evomerge.fitness.estimators.column import (
 )
 
 Flags = NDArray[np.bool_]
-LLOYD_STEPS = 20
+LLOYD_STEPS = 10
 
 
 class Anchors:
@@ -42,6 +42,8 @@ class Anchors:
         self._seed = seed
         self._references = side.references
         columns = side.references.T if features is None else features  # (N, dimensions)
+        if columns.shape[1] == 0:  # no references: all items are alike
+            columns = np.zeros((num_items, 1))
         self._points, point, sizes = np.unique(
             columns, axis=0, return_inverse=True, return_counts=True
         )
@@ -82,10 +84,10 @@ class Anchors:
             centres = nested_kmeans(self._points, self._sizes, fixed, count, generator)
             for centre in centres[len(fixed) :]:
                 distance = ((self._points - centre) ** 2).sum(axis=1)[self._point]
-                # Among equals the generator chooses.
-                nearest = np.lexsort((generator.random(len(distance)), distance, ~free))[0]
-                chosen.append(int(nearest))
-                free[nearest] = False
+                distance[~free] = np.inf
+                nearest = np.flatnonzero(distance == distance.min())
+                chosen.append(int(generator.choice(nearest)))
+                free[chosen[-1]] = False
             while len(chosen) < count:  # fewer kinds of items than anchors
                 chosen.append(self._another(chosen, free, generator))
                 free[chosen[-1]] = False

@@ -7,7 +7,7 @@
 
 p and gp: tinyBenchmarks (Maia Polo et al. 2024, arXiv:2402.14992), with theta at the posterior's
 mode. mp and gmp: MERGE^3 (Mencattini et al. 2025, arXiv:2502.10436), where lam is fitted without
-constraint; here it has a prior around 1/K. b and v come from models that the item parameters have
+constraint; here lam_k ~ N(1/K, 1). b and v come from models that the item parameters have
 not seen.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit
 
 from evomerge.errors import ConfigurationError
 from evomerge.fitness.estimators.anchors import Anchors
@@ -23,7 +24,6 @@ from evomerge.fitness.estimators.column import Floats, Positions, RandomItems, S
 from evomerge.fitness.estimators.irt_model import ability, fit_logistic
 from evomerge.fitness.estimators.irt_pool import ItemPool, calibrated
 
-SPREAD_OF_MIX = 1.0  # of each expert's lam_k around 1 / K
 CAUTION = 10  # answers that a correlation of residuals has to outweigh
 
 
@@ -58,7 +58,7 @@ class PIrt:
             self._anchors if anchors else RandomItems(side, seed=seed, num_items=num_items)
         )
         d = self._items.num_dimensions
-        self._directions = np.eye(d)  # (parameters, D): theta = parameters @ directions
+        self._design = self._items.a  # (items, parameters): z = design @ parameters - b
         self._mean, self._precision = np.zeros(d), np.eye(d)
 
     def order(self, counts: Sequence[int], rotation: int) -> Positions:
@@ -83,14 +83,15 @@ class PIrt:
     def _read(self, seen: Positions, answers: Floats) -> tuple[float, float, Floats]:
         """Value, variance, and the residuals of the seen answers (n,)."""
         items, total = self._items, len(self._items)
-        at = items.a[seen] @ self._directions.T  # (n, parameters)
-        w, covariance = fit_logistic(at, -items.b[seen], answers, self._mean, self._precision)
-        p = items.probabilities(w @ self._directions)
+        w, covariance = fit_logistic(
+            self._design[seen], -items.b[seen], answers, self._mean, self._precision
+        )
+        p = expit(self._design @ w - items.b)
         residual = answers - p[seen]
         value = (float(answers.sum()) + float(p.sum() - p[seen].sum())) / total
         slope = p * (1 - p)
         slope[seen] = 0.0
-        gradient = self._directions @ (slope @ items.a) / total  # of the value
+        gradient = slope @ self._design / total  # of the value
         misfit = (1 - len(seen) / total) ** 2 * (self._pool.misfit or 0.0)
         return value, float(gradient @ covariance @ gradient) + misfit, residual
 
@@ -108,6 +109,10 @@ class GpIrt(PIrt):
 class MpIrt(PIrt):
     """mp-IRT: a merge's ability is a mix of its experts'.
 
+    residuals: whether it also inherits what its experts know beyond their ability. Not in the
+        paper: each expert's residual y - sigmoid(z) enters z with a coefficient ~ N(0, 1), so that
+        items which similar models get right or wrong against expectation are predicted so.
+
     Raises:
         ConfigurationError: also where the side names no experts.
     """
@@ -120,16 +125,21 @@ class MpIrt(PIrt):
         num_items: int,
         pool: ItemPool | None = None,
         anchors: bool = False,
+        residuals: bool = False,
     ) -> None:
         super().__init__(side, seed=seed, num_items=num_items, pool=pool, anchors=anchors)
         if not side.experts:
             raise ConfigurationError("mp-IRT mixes the experts' abilities: no experts are given")
+        answers = side.references[list(side.experts)]
         everything = np.arange(num_items)
-        self._directions = np.stack(
-            [ability(self._items, everything, side.references[k])[0] for k in side.experts]
-        )  # gamma: (experts, D)
-        num = len(side.experts)
-        self._mean, self._precision = np.full(num, 1 / num), np.eye(num) / SPREAD_OF_MIX**2
+        gamma = np.stack([ability(self._items, everything, row)[0] for row in answers])
+        num = len(gamma)
+        self._design = self._items.a @ gamma.T  # gamma: (experts, D)
+        self._mean, self._precision = np.full(num, 1 / num), np.eye(num)
+        if residuals:
+            surprises = answers - expit(gamma @ self._items.a.T - self._items.b)  # (experts, N)
+            self._design = np.column_stack([self._design, surprises.T])
+            self._mean, self._precision = np.r_[self._mean, np.zeros(num)], np.eye(2 * num)
 
 
 class GmpIrt(MpIrt):

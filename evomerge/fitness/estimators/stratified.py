@@ -64,9 +64,9 @@ class Stratified:
         means = np.bincount(group, answers, len(weights)) / counts
         squares = np.bincount(group, (answers - means[group]) ** 2, len(weights))
         freedom = counts - 1
-        # The posterior mean of a variance under an inverse gamma prior, hence the 2.
+        # Posterior means of variances under inverse gamma priors, hence the 2.
         pooled = (squares.sum() + PRIOR_ANSWERS * prior) / (freedom.sum() + PRIOR_ANSWERS - 2)
-        variances = (squares + PRIOR_ANSWERS * pooled) / (freedom + PRIOR_ANSWERS)
+        variances = (squares + PRIOR_ANSWERS * pooled) / (freedom + PRIOR_ANSWERS - 2)
         return float(weights @ means), float((weights**2 * variances / counts).sum())
 
     def _groups(self, seen: Positions) -> tuple[Positions, Floats]:
@@ -91,11 +91,15 @@ def strata_of(references: Floats, most: int) -> Positions:
     if num_models == 0:
         return np.zeros(num_items, dtype=np.int64)
     expected = references.mean(axis=0)
-    patterns, pattern = np.unique(references, axis=1, return_inverse=True)
-    if patterns.shape[1] <= most:
-        rank = np.empty(patterns.shape[1], dtype=np.int64)
-        rank[np.argsort(patterns.mean(axis=0), kind="stable")] = np.arange(len(rank))
-        return rank[pattern.reshape(-1)]
+    pattern = np.zeros(num_items, dtype=np.int64)
+    for row in references:  # rows that tell items apart, one after the other
+        values, value = np.unique(row, return_inverse=True)
+        _, pattern = np.unique(pattern * len(values) + value.reshape(-1), return_inverse=True)
+    _, first = np.unique(pattern, return_index=True)  # an item of each pattern
+    if len(first) <= most:
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(expected[first], kind="stable")] = np.arange(len(rank))
+        return rank[pattern]
     edges = np.quantile(expected, np.linspace(0, 1, most + 1)[1:-1])
     _, dense = np.unique(np.searchsorted(edges, expected, side="right"), return_inverse=True)
     return dense.astype(np.int64)
