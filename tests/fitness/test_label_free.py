@@ -50,6 +50,8 @@ def family() -> Switched:
     tokenizer = character_tokenizer()
     size = len(tokenizer)
     models = {"teacher": random_llama(5, size), "other": random_llama(6, size)}
+    with torch.no_grad():  # so that answers end, some before others
+        models["teacher"].lm_head.weight[tokenizer.eos_token_id] *= 2.5
     return Switched(models, tokenizer, models["other"])
 
 
@@ -113,7 +115,7 @@ def test_the_divergence_is_torchs_over_the_teachers_own_answer(family, prompts, 
         agreed = (q.argmax(-1) == torch.tensor(answer)).double().mean()
         assert found.columns["agreement"][place] == pytest.approx(float(agreed))
         assert found.columns["positions"][place] == len(answer)
-    assert tokens < 8 or len(lengths) > 1 or lengths == {8}
+    assert tokens < 8 or len(lengths) > 1  # some answers end by themselves
 
 
 def test_the_teacher_is_at_no_distance_from_itself_and_asked_once(family, prompts):
@@ -129,12 +131,12 @@ def test_the_teacher_is_at_no_distance_from_itself_and_asked_once(family, prompt
 def test_an_answer_ends_where_the_teacher_ends_it(family, prompts):
     """The distribution from which the end was chosen counts; what would follow does not."""
     text = family.tokenizer.decode(
-        answer_of(family.models["teacher"], family.tokenizer, PROMPTS[0], 8)[1][:3]
+        answer_of(family.models["teacher"], family.tokenizer, PROMPTS[1], 8)[1][:3]
     )
     assert len(text) >= 2
     task = TeacherKLTask("k", teacher="teacher", path=prompts, until=[text[1]])
     task.prepare(family, family.write)
-    assert task.respond(family, [0]).columns["positions"].tolist() == [1.0 + text.index(text[1])]
+    assert task.respond(family, [1]).columns["positions"].tolist() == [1.0 + text.index(text[1])]
 
 
 @pytest.mark.parametrize("top", [1, 5, 200])
