@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz \
-  bench-merging \
+  bench-merging bench-scoring \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -57,6 +57,9 @@ fuzz: $(INSTALLED)  ## 20,000 damaged models: each opens or is refused, and noth
 
 bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, in one run
 	$(BIN)/python benchmarks/merging.py --mergekit-python $(MERGEKIT)/bin/python
+
+bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
+	$(BIN)/python benchmarks/scoring.py
 
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .

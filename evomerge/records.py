@@ -254,7 +254,8 @@ class Objective:
     """What is maximised: a weighted mean over tasks of one response column, or minus a cost.
 
     `sign` is -1 for what the user wants small; it is applied once, so that everything inside
-    evomerge maximises.
+    evomerge maximises. `agreement` counts the neighbours whose answers are compared with a
+    candidate's own (see fitness/agreement.py); 0 takes the answers' values.
     """
 
     name: str
@@ -262,6 +263,7 @@ class Objective:
     column: str = "score"
     sign: int = 1
     cost: str | None = None  # what the merged model costs, instead of what it answers
+    agreement: int = 0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ SEARCHERS: dict[str, dict[str, Any]] = {
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
     "racing": {"kind": "racing", "rungs": [6, 12, 24], "keep": 0.4, "incumbents": 2},
+    "shrinkage": {
+        "kind": "racing",
+        "rungs": [4, 8],
+        "estimator": {"kind": "shrinkage", "of": {"kind": "stratified"}},
+    },
 }
 
 

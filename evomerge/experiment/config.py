@@ -136,6 +136,7 @@ class ExperimentConfig(Strict):
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
+            entry.pop("shared_prefix", None)  # the items' fingerprint has it; older runs had not
         if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
         if not self.limits.given():
@@ -143,6 +144,8 @@ class ExperimentConfig(Strict):
         for objective in data["fitness"]["objectives"].values():
             if objective["cost"] is None:
                 del objective["cost"]
+            if not objective["agreement"]:
+                del objective["agreement"]
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:

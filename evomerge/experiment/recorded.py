@@ -14,6 +14,7 @@ from scipy import stats
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.run import LEDGER, read_run_config
+from evomerge.experiment.wire import objectives_over
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items
@@ -82,12 +83,12 @@ def read_run(folder: Path) -> Recorded:
     ]
     if not cohorts:
         raise ConfigurationError(f"{folder}: no candidate has a score yet")
-    fitness = config.fitness
+    fitness, num_items = config.fitness, ledger.meta["num_items"]
     return Recorded(
         folder=folder,
-        objectives=fitness.all_objectives(),
+        objectives=objectives_over(fitness, num_items),
         split=split_items(
-            {task: range(ledger.meta["num_items"][task]) for task in fitness.tasks},
+            {task: range(number) for task, number in num_items.items()},
             fitness.split.search,
             fitness.split.fresh,
             fitness.split.holdout,
@@ -97,7 +98,9 @@ def read_run(folder: Path) -> Recorded:
         ledger=ledger,
         measurements=ledger.measurements,
         costs=costs,
-        references=tuple(ledger.candidates[id_] for id_ in asked[REFERENCES]),
+        references=tuple(
+            ledger.candidates[id_] for id_ in sorted(asked[REFERENCES], reverse=True)
+        ),  # as they were asked: -1, -2, ...
         cohorts=tuple(cohorts),
         evaluations=evaluations,
     )
@@ -112,7 +115,11 @@ def read_estimator(text: str, num_items: int | None = None) -> dict[str, Any]:
         ConfigurationError: no such kind, or no such file.
     """
     if text.lstrip().startswith("{"):
-        config = yaml.safe_load(text)
+        try:
+            config = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            what = f"is no YAML: {' '.join(str(error).split())}"
+            raise ConfigurationError(Problem("--estimator", what)) from None
     elif text.endswith((".yaml", ".yml")):
         config = dict(read_fitness(read_yaml(Path(text))).estimator)
     else:

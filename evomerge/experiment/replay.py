@@ -50,7 +50,7 @@ def replay(run: Recorded, config: Mapping[str, Any], progress: Progress | None =
     asked.all_of(estimator, replace(grid, measurements=asked.given))
     told: dict[CandidateId, Evaluation] = {}
     history: list[Told] = []
-    incumbents: list[CandidateId] = []
+    incumbents: dict[CandidateId, Evaluation] = {}
     for number, candidates in enumerate(run.cohorts):
         if progress is not None:
             progress("asking again", number, len(run.cohorts))
@@ -58,16 +58,18 @@ def replay(run: Recorded, config: Mapping[str, Any], progress: Progress | None =
             number,
             candidates,
             asked.given,
-            tuple(run.ledger.candidates[id_] for id_ in incumbents),
+            tuple(run.ledger.candidates[i] for i in [*incumbents][: estimator.num_incumbents]),
             run.models,
             tuple(history),
         )
         asked.all_of(estimator, cohort)
         scores = estimator.scores(cohort)
-        told |= {id_: Evaluation(id_, None, score) for id_, score in scores.items()}
+        newest = {id_: Evaluation(id_, None, score) for id_, score in scores.items()}
+        told |= newest
         history += estimator.told(cohort) if estimator.needs_history else []
-        best = best_first([*told.values()])
-        incumbents = [evaluation.id for evaluation in best[: estimator.num_incumbents]]
+        # As in a search: whoever is no longer among them does not come back.
+        best = best_first([*(incumbents | newest).values()])
+        incumbents = {e.id: e for e in best[: max(1, estimator.num_incumbents)]}
     return {
         "estimator": dict(config),
         "candidates": sum(map(len, run.cohorts)),

@@ -14,7 +14,7 @@ from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.wire import make_tasks, resolve, task_entries
+from evomerge.experiment.wire import make_tasks, objectives_over, resolve, task_entries
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
@@ -114,7 +114,7 @@ def score_model(
     return score_recipe(
         recipe,
         entries,
-        config.all_objectives(),
+        objectives_over(config, {name: len(task.items) for name, task in tasks.items()}),
         items,
         costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,

@@ -15,6 +15,7 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.groups import expand_groups, spread_weights
 from evomerge.fitness import make_task
 from evomerge.fitness.config import FitnessConfig
 from evomerge.fitness.contamination import contamination_warning
@@ -161,12 +162,12 @@ def wire(
 
     config = pin_runs(config)
     given = in_memory or InMemory()
-    objectives = config.fitness.all_objectives()
     if problems := config.space.check_experts(tuple(config.experts)):
         raise ConfigurationError(problems)
     tasks = make_tasks(
         task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
     )
+    objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,
@@ -226,15 +227,31 @@ def make_tasks(
 
 
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
-    """Each task's entry in the fitness file; whether code may run is the user's to say.
+    """Each task's entry in the fitness file, with groups as the tasks that they hold.
+
+    allow_code: whether code may run, which is the user's to say.
 
     Raises:
-        ConfigurationError: a task of a zoo that is not there.
+        ConfigurationError: a task of a zoo that is not there, or of a group.
     """
+    expanded = expand_groups(_resolved(config))
+    return {n: {**e, "allow_code": True} if allow_code else e for n, e in expanded.items()}
+
+
+def objectives_over(config: FitnessConfig, num_items: Mapping[str, int]) -> tuple[Objective, ...]:
+    """The objectives of a fitness file over the tasks that are made of its entries.
+
+    num_items: task -> number of its items, where groups are among the entries.
+    """
+    return spread_weights(config.all_objectives(), _resolved(config), num_items)
+
+
+def _resolved(config: FitnessConfig) -> dict[str, dict[str, Any]]:
+    """The entries of a fitness file, with the files of a zoo's tasks."""
     entries: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for name, entry in config.tasks.items():
-        entries[name] = {**entry, "allow_code": True} if allow_code else dict(entry)
+        entries[name] = dict(entry)
         try:
             if str(entry.get("path", "")).startswith("zoo:"):
                 entries[name]["path"] = resolve(entry["path"])

@@ -31,6 +31,7 @@ class LmEvalOptions(BaseModel):
     num_fewshot: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=128, ge=1)
     limit: int | None = Field(default=None, ge=1)
+    overrides: dict[str, Any] | None = None
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
     max_new_tokens: int | None = Field(default=None, ge=1)

@@ -17,11 +17,17 @@ class ChoicePlan:
     Args:
         gold: each question's right choices.
         texts: each question's choices.
+        asked: each question's number of requests; those for mutual information, which a task with
+            that metric makes whatever metric is wanted, ask every choice once more after nothing.
         metric: lm-eval's metric; it says how log-likelihoods are normalised.
     """
 
     def __init__(
-        self, gold: Sequence[Sequence[int]], texts: Sequence[Sequence[str]], metric: str
+        self,
+        gold: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[str]],
+        asked: Sequence[int],
+        metric: str,
     ) -> None:
         self._metric = metric
         counts = np.array([len(choices) for choices in texts])
@@ -34,8 +40,6 @@ class ChoicePlan:
             self._right[row, list(right)] = True
             self._characters[row, : len(choices)] = [len(text) for text in choices]
             self._bytes[row, : len(choices)] = [len(text.encode()) for text in choices]
-        # Mutual information asks every choice twice: after the question, and after nothing.
-        asked = counts * 2 if metric == "acc_mutual_info" else counts
         starts = np.cumsum(asked) - asked
         self._index = np.where(self._there, starts[:, None] + np.arange(width), 0)
         self._alone = np.where(self._there, self._index + counts[:, None], 0)

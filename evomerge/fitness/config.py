@@ -24,12 +24,16 @@ _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
 
 
 class ObjectiveConfig(Strict):
-    """What is good: a weighted mean over tasks of one response column, or a small cost."""
+    """What is good: a weighted mean over tasks of one response column, or a small cost.
+
+    agreement: with how many neighbours a candidate's answers are compared, instead of with labels.
+    """
 
     tasks: dict[str, float] = Field(default_factory=dict)
     column: str = "score"
     minimize: bool = False
     cost: Cost | None = None
+    agreement: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +52,7 @@ class ObjectiveConfig(Strict):
             misfits.append(Misfit(("tasks",), "names no task", "or name a `cost`"))
         if self.cost is not None:
             what = "a cost is known without asking the model anything: remove it, or the cost"
-            beside = self.model_fields_set & {"tasks", "column"}
+            beside = self.model_fields_set & {"tasks", "column", "agreement"}
             misfits += [Misfit((key,), what) for key in sorted(beside)]
             if "minimize" in self.model_fields_set and not self.minimize:
                 misfits.append(Misfit(("minimize",), "a cost is always minimised"))
@@ -61,7 +65,9 @@ class ObjectiveConfig(Strict):
             return Objective(name, {}, sign=-1, cost=self.cost)
         total = sum(self.tasks.values())
         weights = {task: weight / total for task, weight in self.tasks.items()}
-        return Objective(name, weights, self.column, -1 if self.minimize else 1)
+        column = "answer" if self.agreement and self.column == "score" else self.column
+        sign = -1 if self.minimize else 1
+        return Objective(name, weights, column, sign, agreement=self.agreement)
 
     @field_validator("tasks")
     @classmethod

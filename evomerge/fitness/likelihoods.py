@@ -181,11 +181,14 @@ def log_likelihoods(
     with torch.inference_mode():
         for batch in plan.batches:
             positions = batch.positions.to(device)
-            with clock:
-                if batch.trees is None:
-                    logits = module(batch.input_ids.to(device)).logits.flatten(0, 1)[positions]
-                else:
-                    logits = logits_at(module, batch.trees.inputs(module), positions)
+            if batch.trees is None:
+                input_ids = batch.input_ids.to(device)
+                with clock:
+                    logits = module(input_ids).logits.flatten(0, 1)[positions]
+            else:
+                inputs = batch.trees.inputs(module)
+                with clock:
+                    logits = logits_at(module, inputs, positions)
             # A bfloat16 log-softmax has steps of an eighth at -20, and choices would tie.
             log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32).cpu()
             taken = log_probabilities[batch.token_positions, batch.tokens]  # (tokens,)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,12 @@ FILE_FORMATS = frozenset({"arrow", "csv", "json", "parquet", "text"})
 
 
 def open_task(
-    task: str, path: Path | None, *, num_fewshot: int | None = None, allow_code: bool = False
+    task: str,
+    path: Path | None,
+    *,
+    num_fewshot: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
 ) -> tuple[Any, TemplateGuard]:
     """An `lm_eval.api.task.Task`, and the guard to be entered whenever it is made to render.
 
@@ -38,6 +45,7 @@ def open_task(
         path: a task file or a folder of them; None for lm-eval's registry, which takes a
             second or two to search.
         num_fewshot: examples in the prompt; None for what the task says.
+        overrides: keys of the task's file with other values.
         allow_code: whether `!function`, tasks that run generated code, templates outside a
             sandbox and metrics from outside lm-eval are let through.
 
@@ -47,9 +55,9 @@ def open_task(
     """
     with silent_and_offline():
         file = _registered_file(task) if path is None else _find_file(task, path)
-        if not allow_code and (problems := _code_in(file)):
+        if not allow_code and (problems := code_in(file)):
             raise ConfigurationError(problems)
-        config = _read(file, allow_code)
+        config = _read(file, allow_code) | dict(overrides or {})
         if not allow_code:
             if problems := code_by_name(config, file):
                 raise ConfigurationError(problems)
@@ -79,8 +87,9 @@ def line_of_task(task: str) -> re.Pattern[str]:
     return re.compile(rf"^task:\s*[\"']?{re.escape(task)}[\"']?\s*(#.*)?$", re.MULTILINE)
 
 
-def _registered_file(task: str) -> Path:
-    """The file of a task in lm-eval's registry."""
+@lru_cache(maxsize=64)
+def registered_file(task: str) -> Path | None:
+    """The file of a task in lm-eval's registry that has a line with its name."""
     import lm_eval.tasks
 
     # Parsing all the registry's files takes tens of seconds, looking for a line in them one or two.
@@ -88,14 +97,40 @@ def _registered_file(task: str) -> Path:
     for file in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
         if line.search(file.read_text(encoding="utf-8", errors="replace")):
             return file
-    manager = lm_eval.tasks.TaskManager()
-    if task in manager.all_subtasks and manager.task_index[task].yaml_path:
-        return Path(manager.task_index[task].yaml_path)
-    if task in manager.task_index:
-        what, hint = "is a group of tasks", "name one task for each objective"
-    else:
-        what, hint = "lm-eval has no such task", nearest(task, manager.all_subtasks)
-    raise ConfigurationError(Problem(task, what, hint))
+    return None
+
+
+def is_registered(path: Path | None) -> bool:
+    """Whether a task or a group of that path is of lm-eval's registry."""
+    import lm_eval.tasks
+
+    return path is None or path.resolve().is_relative_to(
+        Path(lm_eval.tasks.__file__).resolve().parent
+    )
+
+
+@lru_cache(maxsize=1)
+def registry() -> dict[str, Any]:
+    """Everything that lm-eval's registry names, with its kind; takes some 15 seconds, once."""
+    import lm_eval.tasks
+    from lm_eval.tasks._index import TaskIndex
+
+    index: dict[str, Any] = TaskIndex.build([Path(lm_eval.tasks.__file__).parent])
+    return index
+
+
+def _registered_file(task: str) -> Path:
+    if (file := registered_file(task)) is not None:
+        return file
+    entry = registry().get(task)
+    if entry is None:
+        raise ConfigurationError(
+            Problem(task, "lm-eval has no such task", nearest(task, registry()))
+        )
+    if entry.kind.name in ("GROUP", "TAG"):
+        what, hint = "is a group of tasks", "name one of its tasks, or the group in a fitness file"
+        raise ConfigurationError(Problem(task, what, hint))
+    return Path(entry.yaml_path)
 
 
 def _find_file(task: str, path: Path) -> Path:
@@ -185,7 +220,7 @@ def _anchor(config: dict[str, Any], file: Path) -> None:
         raise ConfigurationError(problems)
 
 
-def _code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
+def code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
     """Every `!function` of a file and of what it includes."""
     problems = []
 
@@ -211,7 +246,7 @@ def _code_in(file: Path, above: tuple[Path, ...] = ()) -> list[Problem]:
     visit(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), "")
     for included in _includes(_load(file, run_code=False), file):
         if included.resolve() not in above and included.exists():
-            problems += _code_in(included.resolve(), (*above, file))
+            problems += code_in(included.resolve(), (*above, file))
     return problems
 
 

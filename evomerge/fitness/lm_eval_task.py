@@ -28,6 +28,7 @@ from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
+    is_registered,
     open_task,
     scores_by_own_code,
 )
@@ -70,6 +71,7 @@ class LmEvalTask:
         num_fewshot: examples in the prompt; what the task says by default.
         batch_size: rows of a forward pass. It changes scores in the last bits, and is fixed.
         limit: use the first documents only.
+        overrides: keys of the task's file with other values.
         chat_template: make a conversation of each prompt, by the tokenizer's chat template.
         fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
         max_new_tokens: length of the longest answer; what the task says where that is less.
@@ -94,6 +96,7 @@ class LmEvalTask:
         num_fewshot: int | None = None,
         batch_size: int = 128,
         limit: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
         chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
         max_new_tokens: int | None = None,
@@ -108,10 +111,10 @@ class LmEvalTask:
         self.batch_size = batch_size
         self.shared_prefix = shared_prefix
         self.clock = ForwardClock()
-        self._is_registered = folder is None
+        self._is_registered = is_registered(folder)
         self._has_chat, self._has_turns = chat_template, fewshot_as_multiturn
         self._task, self._guard = open_task(
-            task, folder, num_fewshot=num_fewshot, allow_code=allow_code
+            task, folder, num_fewshot=num_fewshot, overrides=overrides, allow_code=allow_code
         )
         with silent_and_offline():
             self._docs = list(itertools.islice(self._task.eval_docs, limit))

@@ -99,9 +99,10 @@ class LikelihoodRun:
     @cached_property
     def _wants_trees(self) -> bool:
         """Whether what the task's items share is worth it: decided by its first items, for all."""
-        wanted = self.task.shared_prefix
-        if wanted is not None or self.task.items_have_one_request:
-            return bool(wanted)
+        if self.task.items_have_one_request or self.task.shared_prefix is False:
+            return False
+        if self.task.shared_prefix:
+            return True
         apart = together = 0
         for item in self.task.items[:_JUDGED]:
             keys = {context + continuation[:-1] for context, continuation in self._encoded(item)}
@@ -120,7 +121,10 @@ class LikelihoodRun:
             return plan, bounds, None
         right, texts = self.gold
         choices = ChoicePlan(
-            [right[item] for item in items], [texts[item] for item in items], self.task.metric
+            [right[item] for item in items],
+            [texts[item] for item in items],
+            [len(of_item) for of_item in pairs],
+            self.task.metric,
         )
         return plan, bounds, choices
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import ModelError, Problem
+from evomerge.fitness.agreement import nearest
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
@@ -76,7 +77,24 @@ class Finale:
     def estimates(self, candidate: Candidate, items: Items) -> dict[str, Estimate]:
         """Every objective on these items, which the candidate must have answered."""
         measurements = self.ledger.measurements
-        return estimate(self.objectives, measurements, candidate, items)
+        return estimate(self.objectives, measurements, candidate, items, self.peers(items))
+
+    def peers(self, items: Items) -> list[Candidate]:
+        """Who else has answered these items; nobody where no objective compares answers."""
+        if not any(objective.agreement for objective in self.objectives):
+            return []
+        missing = self.ledger.measurements.missing
+        return [
+            candidate
+            for candidate in self.ledger.candidates.values()
+            if candidate.recipe is not None
+            and not any(missing(candidate.fingerprint, t, ids) for t, ids in items.items())
+        ]
+
+    def near(self, candidate: Candidate, items: Items) -> list[str]:
+        """The neighbours among these, as the first objective that compares answers counts them."""
+        count = next((o.agreement for o in self.objectives if o.agreement), 0)
+        return nearest(candidate, self.peers(items), count)
 
     def is_alive(self, candidate: Candidate, items: Items) -> bool:
         """Whether there is a model that has not failed at these items, nor on the holdout."""
@@ -202,7 +220,10 @@ def final_table(
     def gain(objectives: Sequence[Objective], values: Mapping[str, float]) -> Json:
         rival = max(alive, key=lambda c: values[c.label])
         pair = best.fingerprint, rival.fingerprint
-        value, low, high = paired_gain(objectives, measurements, *pair, split.holdout, finale.seed)
+        near = {c.fingerprint: finale.near(c, split.holdout) for c in (best, rival)}
+        value, low, high = paired_gain(
+            objectives, measurements, *pair, split.holdout, finale.seed, near
+        )
         return {"reference": rival.label, "value": value, "low": low, "high": high}
 
     means = {label: row["holdout_mean"]["value"] for label, row in rows.items()}
@@ -235,9 +256,15 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
         }
         if all(answered.values()):
             estimates = finale.estimates(candidate, answered)
+            if not all(np.isfinite(e.value) for e in estimates.values()):
+                continue  # nobody else answered the same: there is no agreement to tell
             row[name] = {objective: asdict(e) for objective, e in estimates.items()}
             shares = mean_of_objectives(
-                finale.objectives, measurements, candidate.fingerprint, answered
+                finale.objectives,
+                measurements,
+                candidate.fingerprint,
+                answered,
+                finale.near(candidate, answered),
             )
             value, error = mean_estimate(shares)
             row[f"{name}_mean"] = {"value": value, "standard_error": error}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.fitness.agreement import answers_of
 from evomerge.fitness.estimators.estimate import Items
 from evomerge.records import Measurements, Objective
 
@@ -14,7 +15,11 @@ DRAWS = 10_000
 
 
 def mean_of_objectives(
-    objectives: Sequence[Objective], measurements: Measurements, fingerprint: str, items: Items
+    objectives: Sequence[Objective],
+    measurements: Measurements,
+    fingerprint: str,
+    items: Items,
+    near: Sequence[str] = (),
 ) -> dict[str, NDArray[np.float64]]:
     """What each item adds to the plain mean of the objectives: task -> shape (items,).
 
@@ -22,12 +27,14 @@ def mean_of_objectives(
     tasks' means. It is what a single number says of a model with several objectives; where two of
     them read the same items, their errors are not independent, and here they are summed item by
     item.
+
+    near: fingerprints of the neighbours, for objectives of agreement.
     """
     shares: dict[str, NDArray[np.float64]] = {}
     measured = [objective for objective in objectives if objective.cost is None]
     for objective in measured:
         for task, weight in objective.weights.items():
-            answers = measurements.values(fingerprint, task, items[task], objective.column)
+            answers = answers_of(objective, measurements, fingerprint, task, items[task], near)
             share = objective.sign * weight / len(measured) * answers
             shares[task] = shares[task] + share if task in shares else share
     return shares
@@ -46,6 +53,7 @@ def paired_gain(
     second: str,
     items: Items,
     seed: int,
+    near: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[float, float, float]:
     """First minus second on the mean of the objectives: (value, low, high), 95 %.
 
@@ -54,8 +62,10 @@ def paired_gain(
     """
     draws = np.zeros(DRAWS)
     value = 0.0
-    ours = mean_of_objectives(objectives, measurements, first, items)
-    theirs = mean_of_objectives(objectives, measurements, second, items)
+    ours, theirs = (
+        mean_of_objectives(objectives, measurements, one, items, (near or {}).get(one, ()))
+        for one in (first, second)
+    )
     for task in ours:
         gap = ours[task] - theirs[task]
         value += float(gap.mean())

@@ -19,6 +19,7 @@ from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import OrderKey, is_scored, order_key, total_order
 
 DIAGONAL_ABOVE = 500  # genes; a full covariance matrix then learns too slowly and costs n^3
+SHORTEST_STEP = 0.1  # of the mean, where a generation is all noise
 TOLERANCE = 1e-12  # Auger & Hansen's TolFun
 
 
@@ -34,6 +35,12 @@ class CmaEs:
     scores; those that look at the distribution are pycma's. A restart begins at the same x0, with
     the same stream of random numbers. A candidate that is told again after its generation was
     learnt changes nothing: a distribution cannot forget.
+
+    With `noise: adapt` the scores' standard errors count too: the mean's learning rate is the share
+    of a generation's variance that they leave (as LRA-CMA-ES sets it by the signal-to-noise ratio
+    that it observes: Nomura, Akimoto & Ono 2023, arXiv:2304.03473; here the noise is known). Items
+    that all candidates share make errors of differences smaller than those of scores, so this is
+    for few items that rotate.
 
     Bounds are pycma's smooth transformation. Its random numbers come from the seed (pycma's own
     default is numpy's global state), it reads and writes no file, and its linear algebra runs on
@@ -63,6 +70,11 @@ class CmaEs:
         )
         diagonal: bool | Literal["auto"] = Field(
             "auto", description=f"learn variances alone; auto: above {DIAGONAL_ABOVE} genes"
+        )
+        noise: Literal["ignore", "adapt"] = Field(
+            "ignore",
+            description="adapt: the smaller the share of a generation's variance that the scores' "
+            "standard errors leave, the shorter the steps of the mean",
         )
         restarts: int = Field(
             9, ge=0, le=30, description="restarts after convergence, each with twice the population"
@@ -114,6 +126,8 @@ class CmaEs:
         told = [x.copy() for x in self._asked]
         for x, evaluation in zip(told, generation, strict=True):
             x[: self._num_genes] = np.clip(evaluation.genome, 0.0, 1.0)
+        if self.options.noise == "adapt":
+            self._strategy.sp.cmean = max(SHORTEST_STEP, signal_share(generation))
         with self._blas.limit(limits=1):
             self._strategy.tell(told, positions.tolist())
         best = order_key(generation[order[0]])
@@ -183,6 +197,25 @@ class CmaEs:
         favourite = np.asarray(self._strategy.result.xfavorite)[: self._num_genes]
         genome: list[float] = np.clip(favourite, 0.0, 1.0).tolist()
         return genome
+
+
+def signal_share(generation: Sequence[Evaluation]) -> float:
+    """The share of the variance of a generation's scores that their standard errors leave, 0 to 1.
+
+    Within the rungs of a race, for only there can values be compared; 1 where nothing can be told.
+    """
+    total, noise, count = 0.0, 0.0, 0
+    scores = [e.score for e in generation if e.score is not None and is_scored(e)]
+    for rung in {score.rung for score in scores}:
+        estimates = [next(iter(s.objectives.values())) for s in scores if s.rung == rung]
+        if len(estimates) > 1:
+            values = np.array([estimate.value for estimate in estimates])
+            total += float(((values - values.mean()) ** 2).sum())
+            noise += float(np.mean([e.standard_error**2 for e in estimates])) * (len(values) - 1)
+            count += 1
+    if count == 0 or noise == 0.0:
+        return 1.0
+    return max(0.0, 1.0 - noise / total) if total > 0 else 0.0
 
 
 def _first_mean(

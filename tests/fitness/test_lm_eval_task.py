@@ -88,17 +88,10 @@ def global_generators():
     torch.set_rng_state(states[2])
 
 
-def lm_eval_samples(
-    model: Resident,
-    folder: Path,
-    task: str,
-    *,
-    batch_size: int,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """lm-eval's own record of every item, in the order of the documents."""
+def lm_eval_results(
+    model: Resident, folder: Path, task: str, *, batch_size: int, **options: Any
+) -> dict[str, Any]:
+    """What lm-eval's `simple_evaluate` returns."""
     import os
 
     from lm_eval import evaluator
@@ -109,17 +102,23 @@ def lm_eval_samples(
     here = Path.cwd()
     os.chdir(folder)  # lm-eval reads data files relative to where it is started
     try:
-        results = evaluator.simple_evaluate(
+        results: dict[str, Any] = evaluator.simple_evaluate(
             model=HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch_size),
             tasks=[task],
-            num_fewshot=num_fewshot,
-            limit=limit,
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             bootstrap_iters=0,
             **options,
         )
     finally:
         os.chdir(here)
+    return results
+
+
+def lm_eval_samples(
+    model: Resident, folder: Path, task: str, *, batch_size: int, **options: Any
+) -> list[dict[str, Any]]:
+    """lm-eval's own record of every item, in the order of the documents."""
+    results = lm_eval_results(model, folder, task, batch_size=batch_size, **options)
     return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
 
 

@@ -19,7 +19,9 @@ from test_lm_eval_task import (
 )
 from torch import nn
 
+from evomerge.documents import Document
 from evomerge.errors import CandidateError
+from evomerge.experiment.config import parse_experiment
 from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, TreeRows, attention_window
 
 SIZES = {
@@ -223,9 +225,10 @@ def test_sharing_is_chosen_where_it_saves(resident):
 
     assert all([shares(), shares(num_fewshot=2), shares(shared_prefix=True)])
     assert not shares(shared_prefix=False)
-    sums = asset("finish")  # one request an item: nothing is shared
-    run = sums._run(resident.tokenizer, resident.module.config)
-    assert run._plan_for(resident.module, (0, 1))[0].depth == 0
+    for shared in (None, True):  # one request an item: nothing is shared
+        sums = asset("finish", shared_prefix=shared)
+        run = sums._run(resident.tokenizer, resident.module.config)
+        assert run._plan_for(resident.module, (0, 1))[0].depth == 0
 
 
 def test_the_head_sees_scored_places_alone(resident):
@@ -248,6 +251,23 @@ def test_sharing_is_part_of_what_a_task_is():
     prints = [asset("pick", shared_prefix=shared).fingerprint for shared in (None, False, True)]
     assert len(set(prints)) == 3
     assert len({asset("copy", shared_prefix=shared).fingerprint for shared in (None, False)}) == 1
+
+
+def test_a_run_of_old_goes_on_without_sharing():
+    """Its experiment does not have the key, and its items' fingerprint is that of `false`."""
+
+    def identity(**options: bool) -> dict:
+        data = {
+            "base": "zoo:tiny/base",
+            "experts": {"sort": "zoo:tiny/sort"},
+            "space": "per_expert",
+            "fitness": {"tasks": {"t": {"task": "x", **options}}, "objectives": {"t": "t"}},
+            "searcher": {"kind": "random"},
+            "budget": {"candidates": 1},
+        }
+        return parse_experiment(Document(data)).identity()
+
+    assert identity() == identity(shared_prefix=False) == identity(shared_prefix=True)
 
 
 def test_a_broken_model_fails_where_prefixes_are_shared():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cma
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from searcher_calls import Setting, bowls, evaluation
 
-from evomerge.records import Genome
-from evomerge.searchers.cma_es import CmaEs
+from evomerge.records import Estimate, Evaluation, Genome, Score
+from evomerge.searchers.cma_es import CmaEs, signal_share
 
 
 def made(num_genes: int = 5, designs: tuple[Genome, ...] = (), **options: Any) -> CmaEs:
@@ -143,3 +144,52 @@ def test_the_first_mean() -> None:
 def test_variances_alone_above_500_genes(num_genes: int, diagonal: Any, expected: bool) -> None:
     searcher = made(num_genes, diagonal=diagonal)
     assert bool(searcher._strategy.opts["CMA_diagonal"]) is expected
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+def distance_at_the_end(error: float, seed: int, **options: Any) -> float:
+    """Squared distance of the recommendation from a bowl's optimum, seen through noise."""
+    generator = np.random.default_rng(seed)
+    best = generator.uniform(0.2, 0.8, 6)
+    searcher = Setting("cma_es", 6, seed, options=options).make()
+    ids = itertools.count()
+    for _ in range(30):
+        told = []
+        for genome in searcher.ask(100):
+            value = 1 - float(((np.array(genome) - best) ** 2).sum())
+            estimate = Estimate(value + error * generator.normal(), error, 30)
+            told.append(Evaluation(next(ids), genome, Score({"f": estimate})))
+        searcher.tell(told)
+    return float(((np.array(searcher.recommend()) - best) ** 2).sum())
+
+
+def test_standard_errors_shorten_the_steps_where_noise_rules() -> None:
+    noisy = {
+        noise: np.mean([distance_at_the_end(0.1, seed, noise=noise) for seed in range(12)])
+        for noise in ("ignore", "adapt")
+    }
+    assert noisy["adapt"] < 0.75 * noisy["ignore"]
+    exact = [distance_at_the_end(0.0, 0, noise=noise) for noise in ("ignore", "adapt")]
+    assert exact[0] == exact[1] < 1e-3
+
+
+def test_the_signals_share_is_what_the_errors_leave_of_the_variance() -> None:
+    generator = np.random.default_rng(0)
+    truth, error = generator.normal(size=4000), 0.5
+    values = truth + error * generator.normal(size=4000)
+    told = [
+        Evaluation(i, [0.5], Score({"f": Estimate(v, error, 9)}, rung=i % 2))
+        for i, v in enumerate(values.tolist())
+    ]
+    shifted = [
+        e
+        if e.score is None or e.score.rung
+        else replace(e, score=Score({"f": Estimate(e.score.values[0] + 9, error, 9)}))
+        for e in told
+    ]
+    for generation in (told, shifted):  # rungs are not compared with each other
+        assert signal_share(generation) == pytest.approx(1 / (1 + error**2), abs=0.03)
+    assert signal_share([evaluation(0, [0.5], [1.0])]) == 1.0
+    assert signal_share([]) == 1.0

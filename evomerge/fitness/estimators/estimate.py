@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from evomerge.fitness.agreement import answers_of, nearest
 from evomerge.records import Candidate, Estimate, ItemId, Measurements, Objective, Request
 
 Items = Mapping[str, Sequence[ItemId]]  # task -> item ids
@@ -19,12 +20,18 @@ class EstimatorOptions(BaseModel):
 
 
 def estimate(
-    objectives: Iterable[Objective], measurements: Measurements, candidate: Candidate, items: Items
+    objectives: Iterable[Objective],
+    measurements: Measurements,
+    candidate: Candidate,
+    items: Items,
+    peers: Sequence[Candidate] = (),
 ) -> dict[str, Estimate]:
     """Each objective's mean over the items and its standard error; a cost is exact.
 
     Tasks are strata: an objective's value is the weighted mean of its tasks' means, and its
     variance the weighted sum of theirs (s^2 / n, with n - 1 in s^2).
+
+    peers: who else has answered the items, for objectives of agreement.
     """
     result = {}
     for objective in objectives:
@@ -32,8 +39,9 @@ def estimate(
         if objective.cost is not None:
             value = float(measurements.cost(candidate, objective.cost))
         for task, weight in objective.weights.items():
-            answers = measurements.values(
-                candidate.fingerprint, task, items[task], objective.column
+            near = nearest(candidate, peers, objective.agreement) if objective.agreement else ()
+            answers = answers_of(
+                objective, measurements, candidate.fingerprint, task, items[task], near
             )
             value += weight * float(answers.mean())
             if len(answers) > 1:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.fitness.estimators.column import ColumnReading, Side
+from evomerge.fitness.agreement import answers_of, nearest
+from evomerge.fitness.estimators.column import ColumnReading, Side, mean_of
 from evomerge.fitness.estimators.estimate import Items
 from evomerge.records import Candidate, CandidateId, Cohort, Estimate, Objective, Told
 
@@ -68,7 +69,8 @@ class ByTask:
         self._objectives = tuple(objectives)
         self._make = make
         self._needs_references = needs_references
-        self.needs_history = needs_history
+        self._compares = any(objective.agreement for objective in objectives)
+        self.needs_history = needs_history or self._compares
         self.tasks = {task: tuple(ids) for task, ids in items.items()}
         seeds = np.random.SeedSequence(seed).generate_state(len(items))
         self._seeds = dict(zip(sorted(items), map(int, seeds), strict=True))
@@ -85,8 +87,12 @@ class ByTask:
         return [{task: ids[:count] for task, ids in chosen.items()} for count in counts]
 
     def estimates(self, cohort: Cohort, candidates: Sequence[Candidate], items: Items) -> Estimates:
-        """See `Reading`; a cost is exact."""
-        return {c.id: self._estimate(cohort, c, items) for c in candidates}
+        """See `Reading`; a cost is exact, and agreement a plain mean."""
+        peers: Sequence[Candidate] = candidates
+        if self._compares:
+            before = [t.candidate for t in cohort.history if same_items(t.items, items)]
+            peers = [*candidates, *before]
+        return {c.id: self._estimate(cohort, c, items, peers) for c in candidates}
 
     def difference(
         self, cohort: Cohort, first: Candidate, second: Candidate, items: Items
@@ -98,7 +104,9 @@ class ByTask:
             if (cost := objective.cost) is not None:
                 prices = [cohort.measurements.cost(c, cost) for c in (first, second)]
                 mean = float(objective.sign * (prices[0] - prices[1]))
-            for task, weight in objective.weights.items():
+            if objective.agreement:
+                variance = np.inf  # whom it depends on is not among the two
+            for task, weight in () if objective.agreement else objective.weights.items():
                 ours, theirs = (
                     cohort.measurements.values(c.fingerprint, task, items[task], objective.column)
                     for c in (first, second)
@@ -111,18 +119,32 @@ class ByTask:
             variances.append(variance)
         return np.array(means), np.sqrt(variances)
 
-    def _estimate(self, cohort: Cohort, candidate: Candidate, items: Items) -> dict[str, Estimate]:
+    def _estimate(
+        self, cohort: Cohort, candidate: Candidate, items: Items, peers: Sequence[Candidate]
+    ) -> dict[str, Estimate]:
         found = {}
         for objective in self._objectives:
             value, variance, count = 0.0, 0.0, 0
             if objective.cost is not None:
                 value = float(cohort.measurements.cost(candidate, objective.cost))
             for task, weight in objective.weights.items():
-                answers = cohort.measurements.values(
-                    candidate.fingerprint, task, items[task], objective.column
-                )
-                reading = self._column(cohort, task, objective.column)
-                mean, error = reading.read(self._seen(task, items), answers)
+                if objective.agreement:
+                    near = nearest(candidate, peers, objective.agreement)
+                    answers = answers_of(
+                        objective,
+                        cohort.measurements,
+                        candidate.fingerprint,
+                        task,
+                        items[task],
+                        near,
+                    )
+                    mean, error = mean_of(answers)
+                else:
+                    answers = cohort.measurements.values(
+                        candidate.fingerprint, task, items[task], objective.column
+                    )
+                    reading = self._column(cohort, task, objective.column)
+                    mean, error = reading.read(self._seen(task, items), answers)
                 value += weight * mean
                 variance += weight**2 * error
                 count += len(answers)
@@ -172,6 +194,11 @@ def _places(ids: Sequence[int]) -> NDArray[np.int64]:
     places = np.full(max(ids, default=-1) + 1, -1, np.int64)
     places[list(ids)] = np.arange(len(ids))
     return places
+
+
+def same_items(first: Items, second: Items) -> bool:
+    """Whether two item sets are equal, task by task and in order."""
+    return first is second or all(tuple(first[task]) == tuple(ids) for task, ids in second.items())
 
 
 def settled(count: int) -> int:

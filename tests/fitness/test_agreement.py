@@ -1,0 +1,104 @@
+"""Agreement with neighbours by brute force."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_estimators import Lab, all_items
+
+from evomerge.fitness.agreement import answers_of, nearest
+from evomerge.fitness.estimators import make_estimator
+from evomerge.fitness.estimators.estimate import estimate
+from evomerge.records import Cohort, Objective, Request, Responses
+
+AGREE = Objective("agree", {"a": 0.25, "b": 0.75}, "answer", agreement=2)
+
+
+class Texts(Lab):
+    """Answers are numbers that stand for texts; scores are not looked at."""
+
+    def answer(self, request: Request) -> None:
+        items = np.array(request.items)
+        answers = self.answers[request.task][request.candidate, items].astype(np.float32)
+        columns = {"score": np.zeros_like(answers), "answer": answers}
+        fingerprint = self.candidates[request.candidate].fingerprint
+        self.measurements.add(fingerprint, Responses(request.task, items, columns))
+
+
+def lab(num: int = 6) -> Texts:
+    generator = np.random.default_rng(0)
+    made = Texts({t: generator.integers(0, 3, (num, 20)).astype(float) for t in "ab"})
+    places = generator.random((num, 2))
+    made.candidates = tuple(replace(c, genome=places[c.id].tolist()) for c in made.candidates)
+    return made
+
+
+def by_hand(made: Texts, who: int, others: list[int], items: dict[str, tuple[int, ...]]) -> float:
+    place = {i: np.array(made.candidates[i].genome) for i in (who, *others)}
+    near = sorted(others, key=lambda i: (float(np.linalg.norm(place[i] - place[who])), i))[:2]
+    value = 0.0
+    for task, weight in AGREE.weights.items():
+        matrix, ids = made.answers[task], list(items[task])
+        value += weight * np.mean([matrix[who, ids] == matrix[i, ids] for i in near])
+    return float(value)
+
+
+def test_a_candidate_is_worth_what_its_two_nearest_answer_too() -> None:
+    made = lab()
+    items = all_items(made.answers)
+    full = make_estimator({"kind": "full"}, [AGREE], items, 0)
+    scores = made.run(full, made.cohort(0, range(6)))
+    for who in range(6):
+        others = [i for i in range(6) if i != who]
+        assert scores[who].values[0] == pytest.approx(by_hand(made, who, others, items))
+    peers = made.candidates
+    (found,) = estimate([AGREE], made.measurements, peers[0], items, peers).values()
+    assert found == scores[0].objectives["agree"]
+
+
+def test_earlier_candidates_are_neighbours_where_they_answered_the_same() -> None:
+    made = lab()
+    items = all_items(made.answers)
+    full = make_estimator({"kind": "full"}, [AGREE], items, 0)
+    assert full.needs_history
+    first = made.cohort(0, range(4))
+    made.run(full, first)
+    second = replace(made.cohort(1, [4, 5]), history=tuple(full.told(first)))
+    scores = made.run(full, second)
+    assert scores[4].values[0] == pytest.approx(by_hand(made, 4, [0, 1, 2, 3, 5], items))
+    # Other items than they answered: only the cohort itself is left.
+    some = make_estimator({"kind": "subset", "items": 5, "rotate": True}, [AGREE], items, 0)
+    assert some.needs_history
+    made.run(some, made.cohort(0, range(4)))
+    scores = made.run(some, replace(second, history=tuple(some.told(first))))
+    told = {t: tuple(i) for t, i in some.told(second)[0].items.items()}
+    assert scores[4].values[0] == pytest.approx(by_hand(made, 4, [5], told))
+
+
+def test_who_has_no_neighbour_has_no_score() -> None:
+    made = lab()
+    full = make_estimator({"kind": "full"}, [AGREE], all_items(made.answers), 0)
+    assert made.run(full, made.cohort(0, [0])) == {}
+
+
+def test_equal_recipes_are_no_neighbours_and_choices_serve_where_there_are_no_texts() -> None:
+    made = lab()
+    twin = replace(made.candidates[1], id=9, recipe=made.candidates[0].recipe)
+    assert made.candidates[0].fingerprint not in nearest(made.candidates[0], [twin], 2)
+    choices = np.array([0.0, 1.0, 2.0, 1.0], np.float32)
+    for number, other in enumerate((choices, np.array([0, 1, 1, 1], np.float32))):
+        fingerprint = made.candidates[number].fingerprint
+        columns = {"score": other, "choice": other}
+        made.measurements.add(fingerprint, Responses("a", np.arange(4), columns))
+    one, two = (c.fingerprint for c in made.candidates[:2])
+    found = answers_of(AGREE, made.measurements, one, "a", range(4), [two])
+    assert found.tolist() == [1, 1, 0, 1]
+
+
+def test_a_reference_is_compared_with_everybody() -> None:
+    made = lab()
+    reference = replace(made.candidates[0], genome=None)
+    assert nearest(reference, made.candidates, 2) == [c.fingerprint for c in made.candidates[1:]]
+    assert Cohort(0, (), made.measurements).history == ()
