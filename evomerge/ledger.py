@@ -33,6 +33,7 @@ from evomerge.ledger_rows import (
     damage,
     database_errors,
     evaluation_data,
+    item_failures,
     ordered_json,
     pack,
     unpack,
@@ -56,6 +57,7 @@ FORMAT = 1
 REFERENCES = -1  # the cohort of what is measured before the search
 FINAL = -2  # the cohort of what is measured after it
 ITEM_BYTES = 4  # an item's id
+FAILED_ITEMS = "failed_items"  # in the data of `measured`: task -> [reason, items]
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -146,6 +148,18 @@ class Ledger:
         (size_bytes,) = self._db.execute(size, (self._horizon,)).fetchone()
         return int(size_bytes) // ITEM_BYTES
 
+    @property
+    def num_failed_items(self) -> int:
+        """How many items some candidate could not answer while it answered others."""
+        with damage(self.path):
+            rows = self._db.execute(
+                "SELECT data FROM events WHERE kind = 'measured' AND sequence <= ? "
+                "AND instr(data, ?) > 0",
+                (self._horizon, f'"{FAILED_ITEMS}":'),
+            )
+            told = [json.loads(data).get(FAILED_ITEMS, {}) for (data,) in rows]
+        return sum(len(items) for tasks in told for part in tasks.values() for _, items in part)
+
     def spent(self, cohort: int) -> int:
         """Item evaluations of the references and of all cohorts up to this one.
 
@@ -229,6 +243,8 @@ class Ledger:
         }
         if failure is not None:
             data["items"] = {task: list(items) for task, items in outcome.job.items.items()}
+        if failed_items := item_failures(outcome):
+            data[FAILED_ITEMS] = failed_items
         with self._transaction("result", "measured", cohort, data) as event:
             self._db.executemany(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -395,6 +411,9 @@ class Ledger:
         if measured["failure"] is not None:
             failure = Failure(**measured["failure"])
             self._measurements.fail(fingerprint, failure, measured["items"], cohort)
+        for task, groups in measured.get(FAILED_ITEMS, {}).items():
+            told = {item: reason for reason, items in groups for item in items}
+            self._measurements.fail_items(fingerprint, task, told)
         before = self._measurements.item_evaluations
         for response in responses:
             self._measurements.add(fingerprint, response)

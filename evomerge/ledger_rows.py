@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from evomerge.errors import DiskFull, LedgerDamaged
 from evomerge.recipe import Recipe
-from evomerge.records import Candidate, CandidateId, Evaluation, Genome, Responses
+from evomerge.records import Candidate, CandidateId, Evaluation, Genome, Outcome, Responses
+
+KEPT_REASONS = 4  # of a task's failed items, in one outcome
+KEPT_CHARACTERS = 300  # of a reason
 
 
 class Row(NamedTuple):
@@ -100,11 +103,28 @@ def evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def item_failures(outcome: Outcome) -> dict[str, list[list[Any]]]:
+    """Task -> [reason, its items], most items first; the rarest reasons become one."""
+    told = {}
+    for responses in outcome.responses:
+        by_reason: dict[str, list[int]] = {}
+        for item, reason in responses.failures.items():
+            by_reason.setdefault(reason[:KEPT_CHARACTERS], []).append(int(item))
+        groups = sorted(by_reason.items(), key=lambda group: (-len(group[1]), group[0]))
+        kept, rest = groups[:KEPT_REASONS], groups[KEPT_REASONS:]
+        if rest:
+            kept.append(("another reason", [item for _, items in rest for item in items]))
+        if kept:
+            told[responses.task] = [[reason, sorted(items)] for reason, items in kept]
+    return told
+
+
 def pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
     """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
     columns, data = [], b""
     for name, values in responses.columns.items():
-        if not np.isfinite(values).all():
+        failed = np.isin(responses.items, list(responses.failures)) & np.isnan(values)
+        if not (np.isfinite(values) | (failed & (name != "score"))).all():
             raise ValueError(f"task {responses.task}: column {name} is not finite")
         is_binary = bool(np.isin(values, (0, 1)).all())
         block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")

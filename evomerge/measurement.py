@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,21 @@ import numpy as np
 
 from evomerge.ledger import Ledger
 from evomerge.protocols import Observer, Pool
-from evomerge.records import Candidate, CandidateId, Failure, ItemId, Job, Outcome, Request
+from evomerge.records import (
+    Candidate,
+    CandidateId,
+    Failure,
+    ItemId,
+    Job,
+    Objective,
+    Outcome,
+    Request,
+    Responses,
+)
 
 logger = logging.getLogger(__name__)
+
+Columns = Mapping[str, Collection[str]]  # task -> names of columns
 
 COLLECT_S = 0.5  # how long to wait for outcomes before the driver looks around again
 
@@ -27,10 +39,18 @@ class Measurer:
     that both have, or an incumbent) does not depend on what arrived first.
     """
 
-    def __init__(self, pool: Pool, ledger: Ledger, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        ledger: Ledger,
+        observers: Sequence[Observer] = (),
+        columns: Columns | None = None,
+    ) -> None:
+        """columns: what is wanted of each task beside its score; see `checked`."""
         self._pool = pool
         self._ledger = ledger
         self._observers = observers
+        self._columns = columns or {}
         self._cohorts: dict[int, int] = {}  # job under way -> the cohort that it is for
         self._carriers: dict[tuple[str, str], dict[ItemId, int]] = {}  # what is under way, and how
         self._awaited: defaultdict[int, set[int]] = defaultdict(set)  # cohort -> jobs
@@ -78,7 +98,7 @@ class Measurer:
         if due:
             return
         for arrived in self._pool.collect(COLLECT_S):
-            outcome = checked(arrived)
+            outcome = checked(arrived, self._columns)
             cohort = self._land(outcome.job)
             if outcome.failure is None or cohort <= head:
                 self._record(cohort, outcome)
@@ -150,8 +170,16 @@ def notify(observers: Sequence[Observer], event: str, *facts: Any) -> None:
             logger.exception("%s failed to watch", type(observer).__name__)
 
 
-def checked(outcome: Outcome) -> Outcome:
-    """An outcome that answers what its job asked, in finite numbers; else a failure."""
+def checked(outcome: Outcome, wanted: Columns | None = None) -> Outcome:
+    """An outcome that answers what its job asked, in finite numbers; else a failure.
+
+    An item that failed has a score, the worst one, and no other numbers. A candidate whose other
+    numbers are wanted of that item has failed: there is no worst margin or log-likelihood.
+
+    Args:
+        outcome: as a worker sent it.
+        wanted: task -> columns that objectives are made of.
+    """
     if outcome.failure is not None:
         return outcome
     failure = None
@@ -159,10 +187,37 @@ def checked(outcome: Outcome) -> Outcome:
     if answered != {task: tuple(items) for task, items in outcome.job.items.items()}:
         failure = Failure("task", "other items were answered than were asked")
     for responses in outcome.responses:
-        for name, values in responses.columns.items():
-            if not np.isfinite(values).all():
-                failure = Failure("non_finite", f"{responses.task}: {name} is not finite")
+        failure = failure or _why_not(responses, (wanted or {}).get(responses.task, ()))
     return outcome if failure is None else replace(outcome, responses=(), failure=failure)
+
+
+def _why_not(responses: Responses, wanted: Collection[str]) -> Failure | None:
+    """Why responses cannot be used."""
+    task = responses.task
+    has_failed = np.isin(responses.items, list(responses.failures))
+    if has_failed.all() and len(has_failed):
+        reasons = Counter(responses.failures.values())
+        return Failure(
+            "task", f"{task}: {reasons.most_common(1)[0][0]} (no item could be answered)"
+        )
+    for name, values in responses.columns.items():
+        excused = np.isnan(values) & has_failed
+        if not (np.isfinite(values) | (excused & (name != "score"))).all():
+            return Failure("non_finite", f"{task}: {name} is not finite")
+        if name in wanted and excused.any():
+            item = int(responses.items[np.flatnonzero(excused)[0]])
+            reason = responses.failures[item]
+            return Failure("task", f"{task}: item {item} has no {name}: {reason}")
+    return None
+
+
+def wanted_columns(objectives: Iterable[Objective]) -> dict[str, set[str]]:
+    """Task -> the columns that these objectives are made of."""
+    wanted: dict[str, set[str]] = {}
+    for objective in objectives:
+        for task in objective.weights:
+            wanted.setdefault(task, set()).add(objective.column)
+    return wanted
 
 
 def requests_for(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from evomerge.genes import Gene
 from evomerge.recipe import Recipe
@@ -110,7 +110,11 @@ class ResidentModel(Protocol):
 
 
 class Task(Protocol):
-    """Asks a model; runs in the worker."""
+    """Asks a model; runs in the worker.
+
+    Equal models give equal responses, whenever and wherever they are asked. A task that measures
+    time cannot promise that: it has an attribute `deterministic`, which is False.
+    """
 
     @property
     def items(self) -> Sequence[ItemId]: ...
@@ -123,8 +127,24 @@ class Task(Protocol):
     def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
         """Responses in the order of `items`.
 
+        An item that the model alone could not answer is named in `failures`, with the worst score
+        that there is. Where there is no worst score, the candidate fails.
+
         Raises:
             CandidateError: the model cannot be measured (a non-finite answer, for one).
+        """
+        ...
+
+
+@runtime_checkable
+class PreparedTask(Protocol):
+    """A task that has to see other models than the candidate, once, before it is asked."""
+
+    def prepare(self, model: ResidentModel, write: Callable[[str], None]) -> None:
+        """Called once by each worker, before its first job.
+
+        write: puts a model of the run, by its name, into `model`. What is left there is written
+            over by the first candidate.
         """
         ...
 

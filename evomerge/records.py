@@ -54,12 +54,15 @@ class Responses:
 
     columns: name -> float32 values, shape (len(items),); `score` is always there, higher is better.
     texts: what was generated, where something was.
+    failures: item -> why it could not be answered. Its score is then the worst that there is of the
+        task, and its other columns are NaN.
     """
 
     task: str
     items: NDArray[np.int64]
     columns: Mapping[str, NDArray[np.float32]]
     texts: tuple[str, ...] | None = None
+    failures: Mapping[ItemId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class Measurements:
         self._costs: dict[str, Mapping[str, float]] = {}
         self.item_evaluations = 0
         self._failed: dict[str, list[FailedJob]] = {}
+        self._failed_items: dict[tuple[str, str], dict[ItemId, str]] = {}
         self._columns: dict[tuple[str, str], dict[str, NDArray[np.float32]]] = {}
 
     def add(self, fingerprint: str, responses: Responses) -> None:
@@ -164,6 +168,18 @@ class Measurements:
             if name not in columns:
                 columns[name] = np.full(self.num_items[responses.task], np.nan, np.float32)
             columns[name][responses.items[chosen]] = values[chosen]
+        self.fail_items(fingerprint, responses.task, responses.failures)
+
+    def fail_items(self, fingerprint: str, task: str, failures: Mapping[ItemId, str]) -> None:
+        """Record why single items have the worst score; an earlier reason stays."""
+        if failures:
+            known = self._failed_items.setdefault((fingerprint, task), {})
+            for item, reason in failures.items():
+                known.setdefault(item, reason)
+
+    def failed_items(self, fingerprint: str) -> dict[str, Mapping[ItemId, str]]:
+        """Task -> item -> why it could not be answered, of the tasks where there are such."""
+        return {task: told for (of, task), told in self._failed_items.items() if of == fingerprint}
 
     def fail(
         self,

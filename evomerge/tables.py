@@ -125,6 +125,9 @@ def summary(final: Mapping[str, Any]) -> str:
         lines.append("The search found nothing as good: try a larger budget or another space.")
     elif low <= 0:
         lines.append("The interval contains 0: on these items the two cannot be told apart.")
+    if "failed_items" in best:
+        failed = ", ".join(f"{count} of {task}" for task, count in best["failed_items"].items())
+        lines.append(f"Items that the best could not answer, which count as the worst: {failed}.")
     return "\n".join([*lines, _curse_line(best), *_cost_lines(final)])
 
 

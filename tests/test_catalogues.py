@@ -24,6 +24,7 @@ GENES = {
     "evolutionary_ps_then_dfs": 72,
     "gptailor": 26,
     "quickstart": 3,
+    "quickstart_label_free": 3,
     "quickstart_pareto": 3,
     "quickstart_racing": 3,
     "random_baseline": 3,

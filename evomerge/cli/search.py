@@ -69,6 +69,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
     console.print(
         f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
         f"{facts['item_evaluations']:,} item evaluations"
+        + (f" ({facts['failed_items']:,} of them failed)" if facts["failed_items"] else "")
     )
     if facts["incumbent"]:
         values = ", ".join(

@@ -32,6 +32,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, read_fitness
+from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
 from evomerge.records import Budget
@@ -137,6 +138,8 @@ class ExperimentConfig(Strict):
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
             entry.pop("shared_prefix", None)  # the items' fingerprint has it; older runs had not
+            if needs_code(entry.get("kind")):  # a file counts by its content, as all tasks do
+                entry["kind"] = f"python:{Path(entry['kind'].removeprefix('python:')).name}"
         if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
         if not self.limits.given():

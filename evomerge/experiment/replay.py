@@ -30,15 +30,17 @@ from evomerge.records import (
 )
 from evomerge.results.references import grid_cohort
 
+RANKED = 12  # candidates that are named in order
+
 
 def replay(run: Recorded, config: Mapping[str, Any], progress: Progress | None = None) -> Json:
     """What another estimator would have spent on the run's candidates, and chosen.
 
     Returns:
-        `spent` and `recorded_spent`, item evaluations of references and candidates; `chosen`, the
-        candidate that its scores put first, beside `best`, the one that all recorded answers put
-        first, each with its mean over all of them; `regret`, the difference; `rank_correlation`
-        of its scores with the means (Spearman).
+        `spent` and `recorded_spent`, item evaluations of references and candidates; `ranked`, the
+        candidates that its scores put first; `chosen`, the first of them, beside `best`, the one
+        that all recorded answers put first, each with its mean over all of them; `regret`, the
+        difference; `rank_correlation` of its scores with the means (Spearman).
 
     Raises:
         ConfigurationError: it asks for answers that the run does not have.
@@ -91,7 +93,10 @@ def _choice(run: Recorded, told: Mapping[CandidateId, Evaluation]) -> Json:
     ranked = [e.id for e in best_first([*told.values()])]
     if not ranked:
         raise ConfigurationError(Problem(str(run.folder), "no candidate has a score"))
-    found: Json = {"chosen": {"candidate": ranked[0], "mean": means.get(ranked[0])}}
+    found: Json = {
+        "ranked": ranked[:RANKED],
+        "chosen": {"candidate": ranked[0], "mean": means.get(ranked[0])},
+    }
     if means and ranked[0] in means:
         best = max(means, key=lambda id_: (means[id_], -id_))
         both = [id_ for id_ in ranked if id_ in means]

@@ -21,7 +21,7 @@ from evomerge.files import write_text
 from evomerge.ledger import Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
-from evomerge.measurement import Measurer, notify
+from evomerge.measurement import Measurer, notify, wanted_columns
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
 from evomerge.protocols import Observer
@@ -92,7 +92,8 @@ def run_experiment(
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
-                search_and_finish(parts, Measurer(pool, ledger, watchers), ledger, out, watchers)
+                measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
+                search_and_finish(parts, measurer, ledger, out, watchers)
             finally:
                 pool.close()
     return out

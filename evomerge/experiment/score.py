@@ -14,10 +14,17 @@ from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.wire import make_tasks, objectives_over, resolve, task_entries
+from evomerge.experiment.wire import (
+    check_teachers,
+    make_tasks,
+    objectives_over,
+    resolve,
+    task_entries,
+)
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
+from evomerge.measurement import checked, wanted_columns
 from evomerge.merging.costs import Costs
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.protocols import Progress
@@ -62,7 +69,7 @@ def score_recipe(
         asked = {task: tuple(ids) for task, ids in wanted.items() if ids}
         if not asked:
             continue
-        outcome = worker.run(Job(number, 0, recipe, asked))
+        outcome = checked(worker.run(Job(number, 0, recipe, asked)), wanted_columns(objectives))
         if outcome.failure is not None:
             raise ModelError(Problem("the model cannot be scored", outcome.failure.reason))
         for responses in outcome.responses:
@@ -94,6 +101,7 @@ def score_model(
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
     recipe = recipe_of(model)
+    check_teachers(tasks, tuple(recipe.models))
     checkpoints = open_recipe_models(
         recipe, progress=progress, allow_pickle_weights=allow_pickle_weights
     )

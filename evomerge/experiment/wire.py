@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,10 @@ from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
-from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.experiment.groups import expand_groups, spread_weights
-from evomerge.fitness import make_task
+from evomerge.fitness import make_task, with_others
 from evomerge.fitness.config import FitnessConfig
 from evomerge.fitness.contamination import contamination_warning
 from evomerge.fitness.estimators import make_estimator
@@ -83,8 +83,8 @@ class Parts:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of the models, and of the tasks."""
-        told = contamination_warning(self.objectives, self.tasks)
-        return self.models.warnings if told is None else (*self.models.warnings, told)
+        told = (contamination_warning(self.objectives, self.tasks), clock_warning(self.tasks))
+        return (*self.models.warnings, *(text for text in told if text is not None))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -168,6 +168,7 @@ def wire(
         task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
     )
     objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
+    check_teachers(tasks, tuple(config.models()))
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,
@@ -226,6 +227,32 @@ def make_tasks(
     return tasks
 
 
+def clock_warning(tasks: Mapping[str, Task]) -> str | None:
+    """What a user should know where a task measures time; None where none does."""
+    timed = [name for name, task in tasks.items() if not getattr(task, "deterministic", True)]
+    if not timed:
+        return None
+    return (
+        f"task {', '.join(timed)} measures time: the search will not be the same when it is run "
+        "again, and workers that share processors slow each other (pool: {workers: 1})"
+    )
+
+
+def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:
+    """Refuse tasks whose teacher is not there.
+
+    Raises:
+        ConfigurationError: naming them all.
+    """
+    problems = [
+        Problem(f"task {name} teacher", f"no model {teacher!r}", nearest(teacher, models))
+        for name, task in tasks.items()
+        if (teacher := getattr(task, "teacher", None)) is not None and teacher not in models
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
     """Each task's entry in the fitness file, with groups as the tasks that they hold.
 
@@ -259,7 +286,8 @@ def _resolved(config: FitnessConfig) -> dict[str, dict[str, Any]]:
             problems += [Problem(f"task {name}", str(p)) for p in error.problems]
     if problems:
         raise ConfigurationError(problems)
-    return entries
+    wanted = {task for objective in config.all_objectives() for task in objective.weights}
+    return with_others(entries, wanted)
 
 
 def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:

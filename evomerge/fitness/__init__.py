@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
-from evomerge.documents import Document, Misfit, parse, refuse
-from evomerge.errors import ConfigurationError, nearest
+from evomerge.documents import Document, parse
+from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.fitness.options import (
+    ClassificationOptions,
+    EntropyOptions,
+    LatencyOptions,
+    LmEvalOptions,
+    PerplexityOptions,
+    TeacherKLOptions,
+    needs_code,
+)
 from evomerge.protocols import Task
 
 PYTHON_TASK = "python"  # a function that a caller of evomerge.search holds; no file can name it
-
-
-class LmEvalOptions(BaseModel):
-    """What a fitness file may say of a task of lm-eval; see `LmEvalTask`.
-
-    Whether a task's own code may run is not among it: only the user can say so, for a whole run.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    task: str
-    path: str | None = None
-    metric: str | None = None
-    filter: str | None = None
-    num_fewshot: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=128, ge=1)
-    limit: int | None = Field(default=None, ge=1)
-    overrides: dict[str, Any] | None = None
-    chat_template: bool = False
-    fewshot_as_multiturn: bool = False
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    shared_prefix: bool | None = None
-    higher_is_better: bool | None = None
-
-    @model_validator(mode="after")
-    def _turns_need_a_chat(self) -> LmEvalOptions:
-        if self.fewshot_as_multiturn and not self.chat_template:
-            refuse(self, [Misfit(("fewshot_as_multiturn",), "goes with `chat_template: true`")])
-        return self
 
 
 @dataclass(frozen=True)
@@ -62,11 +42,44 @@ TASKS = {
         "LmEvalTask",
         LmEvalOptions,
     ),
+    "perplexity": TaskKind(
+        "how well texts are predicted",
+        "evomerge.fitness.perplexity_task",
+        "PerplexityTask",
+        PerplexityOptions,
+    ),
+    "entropy": TaskKind(
+        "how sure the model is of its answers to prompts; no labels",
+        "evomerge.fitness.label_free",
+        "EntropyTask",
+        EntropyOptions,
+    ),
+    "teacher_kl": TaskKind(
+        "how near the model stays to an expert on prompts; no labels",
+        "evomerge.fitness.label_free",
+        "TeacherKLTask",
+        TeacherKLOptions,
+    ),
+    "classification": TaskKind(
+        "accuracy of a transformers classifier of texts or images",
+        "evomerge.fitness.classification_task",
+        "ClassificationTask",
+        ClassificationOptions,
+    ),
+    "latency": TaskKind(
+        "seconds per token on this machine; not the same twice",
+        "evomerge.fitness.latency_task",
+        "LatencyTask",
+        LatencyOptions,
+    ),
 }
 
 
 def make_task(name: str, config: Mapping[str, Any]) -> Task:
-    """The task that a fitness file describes; `allow_code` beside it is the run's own addition.
+    """The task that a fitness file describes.
+
+    `allow_code` beside it is the run's own addition, and so is `of_entry`, the description of the
+    task that its `of` names; see `with_others`.
 
     Raises:
         ConfigurationError: its kind or its options are unknown, its data cannot be read, or it
@@ -74,6 +87,12 @@ def make_task(name: str, config: Mapping[str, Any]) -> Task:
     """
     options = dict(config)
     kind, allow_code = options.pop("kind", "lm_eval"), options.pop("allow_code", False)
+    other = options.pop("of_entry", None)
+    if needs_code(kind):
+        from evomerge.fitness.python_file import PythonFileTask
+
+        code = str(kind).removeprefix("python:")
+        return PythonFileTask(name, code, allow_code=allow_code, **options)
     if kind == PYTHON_TASK:
         raise ConfigurationError(
             f"task {name}: a fitness that is a Python function is handed to evomerge.search()"
@@ -83,6 +102,37 @@ def make_task(name: str, config: Mapping[str, Any]) -> Task:
             f"task {name}: unknown kind {kind!r} ({nearest(str(kind), TASKS)})"
         )
     parse(TASKS[kind].options, Document(options))
+    if other is not None:
+        options["of"] = make_task(options["of"], other)
     made = getattr(import_module(TASKS[kind].module), TASKS[kind].name)
     task: Task = made(name, **options, allow_code=allow_code)
     return task
+
+
+def with_others(
+    entries: Mapping[str, Mapping[str, Any]], wanted: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Each task's entry, with that of the task whose prompts it uses.
+
+    A task that gives others its prompts, and is not wanted for itself, is not asked of anybody.
+
+    Raises:
+        ConfigurationError: there is no such task, or it uses another's prompts itself.
+    """
+    problems = []
+    found = {}
+    for name, entry in entries.items():
+        found[name] = dict(entry)
+        if (of := entry.get("of")) is None or needs_code(entry.get("kind")):
+            continue
+        if of not in entries:
+            problems.append(Problem(f"task {name} of", f"no task {of!r}", nearest(of, entries)))
+        elif entries[of].get("of") is not None:
+            what = f"{of!r} uses the prompts of another task itself"
+            problems.append(Problem(f"task {name} of", what, f"name {entries[of]['of']!r}"))
+        else:
+            found[name]["of_entry"] = dict(entries[of])
+    if problems:
+        raise ConfigurationError(problems)
+    lent = {entry["of"] for entry in found.values() if "of_entry" in entry}
+    return {name: entry for name, entry in found.items() if name in wanted or name not in lent}

@@ -15,6 +15,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.estimators.kinds import HISTORY
+from evomerge.fitness.options import needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
@@ -162,7 +163,8 @@ class FitnessConfig(Strict):
             hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
-            if (kind := entry.get("kind", "lm_eval")) not in {*TASKS, PYTHON_TASK}:
+            kind = entry.get("kind", "lm_eval")
+            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
                 misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
         refuse(self, misfits)
@@ -183,12 +185,7 @@ def read_fitness(document: Document) -> FitnessConfig:
     problems: list[Problem] = []
     if isinstance(document.data, dict) and isinstance(document.data.get("tasks"), dict):
         tasks = {
-            name: {**task, "path": str((folder / task["path"]).resolve())}
-            if isinstance(task, dict)
-            and isinstance(task.get("path"), str)
-            and not task["path"].startswith("zoo:")
-            else task
-            for name, task in document.data["tasks"].items()
+            name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
         }
         document = replace(document, data={**document.data, "tasks": tasks})
         for name in tasks:
@@ -218,3 +215,17 @@ def _absolute_pools(estimator: Mapping[str, Any], folder: Path) -> dict[str, Any
         else:
             found[key] = _absolute_pools(value, folder) if isinstance(value, dict) else value
     return found
+
+
+def _absolute_task(task: Any, folder: Path) -> Any:
+    """Paths of data and of code are relative to the fitness file."""
+    if not isinstance(task, dict):
+        return task
+    made = dict(task)
+    if isinstance(path := task.get("path"), str) and not path.startswith("zoo:"):
+        made["path"] = str((folder / path).resolve())
+    kind = task.get("kind", "")
+    if needs_code(kind) and ":" in (code := kind.removeprefix("python:")):
+        file, _, name = code.rpartition(":")
+        made["kind"] = f"python:{(folder / file).resolve()}:{name}"
+    return made

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evomerge.errors import CandidateError
 from evomerge.fitness.forward import ForwardClock, Tokens, device_of
 
 _END, _STOP, _DOUBT = 1, 2, 3  # what a token does to an answer; 0 is nothing
@@ -141,19 +140,20 @@ class PromptPlan:
 
 def generate(
     module: nn.Module, plan: PromptPlan, stop: StopRule, clock: ForwardClock
-) -> list[Tokens]:
+) -> list[Tokens | None]:
     """The greedy answer to every prompt: its tokens, up to the one that ended it.
 
-    Raises:
-        CandidateError: a logit is not finite.
+    None where a logit is not finite.
     """
-    answers: list[Tokens] = [()] * plan.num_requests
+    answers: list[Tokens | None] = [None] * plan.num_requests
     accepted = frozenset(inspect.signature(module.forward).parameters)
     with torch.inference_mode():
         for batch in plan.batches:
-            tokens, ends = _decode(module, batch, plan.max_new_tokens, stop, clock, accepted)
-            for request, row, end in zip(batch.requests.tolist(), tokens, ends, strict=True):
-                answers[request] = tuple(row[:end])
+            tokens, ends, finite = _decode(
+                module, batch, plan.max_new_tokens, stop, clock, accepted
+            )
+            for row, request in enumerate(batch.requests.tolist()):
+                answers[request] = tuple(tokens[row][: ends[row]]) if finite[row] else None
     return answers
 
 
@@ -164,8 +164,12 @@ def _decode(
     stop: StopRule,
     clock: ForwardClock,
     accepted: frozenset[str],
-) -> tuple[list[list[int]], list[int]]:
-    """Greedy decoding of one batch: tokens of shape (rows, steps), and each answer's length."""
+) -> tuple[list[list[int]], list[int], list[bool]]:
+    """Greedy decoding of one batch.
+
+    Returns:
+        tokens of shape (rows, steps), each answer's length, and whether its logits are finite.
+    """
     device = device_of(module)
     rows, width = batch.input_ids.shape
     ids, positions = batch.input_ids.to(device), batch.position_ids.to(device)
@@ -195,6 +199,5 @@ def _decode(
         if not running.any():
             break
     # The maximum picks NaN and infinity, so what is not finite shows in the best logits.
-    if not bool(torch.isfinite(torch.cat(best_logits, 1)).all()):
-        raise CandidateError("a logit is not finite")
-    return made[: step + 1].T.tolist(), ends.tolist()
+    finite = torch.isfinite(torch.cat(best_logits, 1)).all(1)  # (rows,)
+    return made[: step + 1].T.tolist(), ends.tolist(), finite.tolist()

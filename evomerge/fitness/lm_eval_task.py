@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import CandidateError, ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.fitness.chat import Chat
 from evomerge.fitness.choices import gold_choices
 from evomerge.fitness.contamination import benchmark_of
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
+from evomerge.fitness.item_failures import responses_of
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     is_registered,
@@ -42,6 +43,9 @@ from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
 
 Run = LikelihoodRun | RollingRun | GenerationRun
+UNIT_METRICS = frozenset(
+    {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em"}
+)
 
 _RUNS: dict[str, type[RollingRun] | type[GenerationRun]] = {  # by what is asked; or LikelihoodRun
     "loglikelihood_rolling": RollingRun,
@@ -79,6 +83,8 @@ class LmEvalTask:
             log-likelihoods; by default where it saves a fifth of the tokens. Models that cannot
             are asked one choice a row.
         higher_is_better: what the score's sign follows; what the task says by default.
+        worst: the score of an item that could not be answered, while others could; where the
+            metric is an accuracy or an exact match, it is known.
         allow_code: whether the task may run code: `!function`, or what the model writes.
 
     Raises:
@@ -102,6 +108,7 @@ class LmEvalTask:
         max_new_tokens: int | None = None,
         shared_prefix: bool | None = None,
         higher_is_better: bool | None = None,
+        worst: float | None = None,
         allow_code: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -136,6 +143,11 @@ class LmEvalTask:
         likelihood = self.metric == "perplexity" or self._share is not None
         usual = 1.0 if told or likelihood else -1.0
         self._sign = -usual if self._is_turned else usual
+        # A worst score exists where scores are known to lie between 0 and 1.
+        bounds = sorted((0.0, self._sign))
+        self.worst = bounds[0] if self.metric in UNIT_METRICS else None
+        if worst is not None:
+            self.worst = worst
         self._requests: dict[int, dict[ItemId, list[Any]]] = {}  # by the id of the tokenizer
         self._runs: dict[tuple[int, int], Run] = {}
 
@@ -187,7 +199,7 @@ class LmEvalTask:
         """Responses in the order of `items`.
 
         Raises:
-            CandidateError: a logit or a score is not finite.
+            CandidateError: no item can be answered; or one cannot, and there is no worst score.
             ConfigurationError: the task does not fit the tokenizer or the model's length.
         """
         asked = tuple(int(item) for item in items)
@@ -195,10 +207,10 @@ class LmEvalTask:
         if module.training:
             module.eval()
         run = self._run(tokenizer, module.config)
-        columns, texts = run.respond(module, asked) if asked else ({"score": column([])}, None)
-        if not np.isfinite(columns["score"]).all():
-            raise CandidateError(f"{self.name}: {self.metric} is not finite")
-        return Responses(self.name, np.asarray(asked, np.int64), columns, texts)
+        if not asked:
+            return Responses(self.name, np.zeros(0, np.int64), {"score": column([])})
+        columns, texts, failures = run.respond(module, asked)
+        return responses_of(self.name, asked, columns, failures, self.worst, texts)
 
     @property
     def items_have_one_request(self) -> bool:
@@ -225,6 +237,10 @@ class LmEvalTask:
                     known[item] = self._instances(item, chat)
         return known[item]
 
+    def prompt(self, item: ItemId, tokenizer: Any) -> str:
+        """What the model is asked, without the answer; of several requests the first one's."""
+        return str(self.requests(item, tokenizer)[0].args[0])
+
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
         if self._expected is not None:
@@ -239,6 +255,16 @@ class LmEvalTask:
             return text
         with self._guard:
             return str(self._filtered(item, [text])[0])
+
+    def score_or_reason(self, item: ItemId, answers: Sequence[Any]) -> tuple[float, str]:
+        """The metric of one item, or NaN and why it has none: filters and metrics may choke."""
+        try:
+            score = self.score(item, answers)
+        except (EvomergeError, MemoryError):
+            raise
+        except Exception as error:
+            return float("nan"), f"{self.metric}: {type(error).__name__}: {error}"
+        return score, "" if np.isfinite(score) else f"{self.metric} is not finite"
 
     def gold(self) -> tuple[list[list[int]], list[list[str]]] | None:
         """Every item's right choices and choices; None where they cannot be told."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
 from evomerge.fitness.function_hash import function_hash
+from evomerge.fitness.item_failures import responses_of
 from evomerge.protocols import ResidentModel
 from evomerge.recipe import canonical_json
 from evomerge.records import ItemId, Responses
@@ -33,6 +34,9 @@ class PythonFitness:
     The function must not change the model, and should answer alike for equal models: what it draws
     at random it must draw from a generator of its own, with a fixed seed.
 
+    An item's score may be NaN if the function has an attribute `worst`: the score that such an item
+    then has.
+
     Args:
         function: called with the model, and with `items` where it takes them.
         what: whether it gets the module, or its state dict (the tensors themselves, no copies).
@@ -49,6 +53,8 @@ class PythonFitness:
         self.function = function
         self.sha256 = function_hash(function)  # now, before its calls change what it refers to
         self.what = what
+        worst = getattr(function, "worst", None)
+        self.worst = None if worst is None else float(worst)
         self.takes_items = "items" in inspect.signature(function).parameters
         self._last: tuple[ResidentModel, int, dict[str, NDArray[np.float32]]] | None = None
 
@@ -89,7 +95,7 @@ class PythonFitness:
         if module.training:
             module.eval()
         state = module.state_dict()
-        before = _writes(state)
+        before = writes_in_place(state)
         wanted = {"items": items} if self.takes_items else {}
         try:
             with torch.no_grad():
@@ -99,7 +105,7 @@ class PythonFitness:
         except Exception as error:
             what = f"{type(error).__name__}: {error} ({self._line(error)})"
             raise CandidateError(f"fitness function failed: {what}") from error
-        if _writes(state) != before:
+        if writes_in_place(state) != before:
             raise CandidateError("the fitness function changed the model's tensors in place")
         return _read_scores(result)
 
@@ -141,7 +147,8 @@ class PythonTask:
         """The scores of `items`, in their order.
 
         Raises:
-            CandidateError: the function failed, or returned other items than were expected.
+            CandidateError: the function failed, returned other items than were expected, or no
+                score for one and has no `worst`.
         """
         asked = np.asarray([int(item) for item in items], np.int64)
         if not len(asked):
@@ -158,9 +165,7 @@ class PythonTask:
                 f"expected {expected}"
             )
         chosen = scores if self._fitness.takes_items else scores[asked]
-        if not np.isfinite(chosen).all():
-            raise CandidateError(f"{self.name}: a score is not finite")
-        return Responses(self.name, asked, {"score": chosen})
+        return responses_of(self.name, asked.tolist(), {"score": chosen}, {}, self._fitness.worst)
 
 
 def _read_scores(result: Any) -> dict[str, NDArray[np.float32]]:
@@ -193,7 +198,7 @@ def _read_scores(result: Any) -> dict[str, NDArray[np.float32]]:
     return scores
 
 
-def _writes(state: Mapping[str, Any]) -> int:
+def writes_in_place(state: Mapping[str, Any]) -> int:
     """A count that grows with every write in place that torch sees."""
     return sum(
         value._version

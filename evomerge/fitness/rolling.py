@@ -15,7 +15,7 @@ import torch
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.fitness.likelihoods import ContinuationPlan, log_likelihoods
 from evomerge.fitness.prompts import Encoder
-from evomerge.fitness.task_runs import Columns, Kept, column
+from evomerge.fitness.task_runs import Answered, Kept, column
 from evomerge.records import ItemId
 
 if TYPE_CHECKING:
@@ -44,17 +44,20 @@ class RollingRun:
         self._prefix: int = encoder.prefix_id
         self._plans = Kept[_RollingPlan](self._plan)
 
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Columns of the responses, as `LmEvalTask` tells; no texts."""
+    def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
+        """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
         plan = self._plans(items)
         windows: list[float] = []
         for batch in plan.batches:
             windows += log_likelihoods(module, batch, self.task.clock)[0].tolist()
         sums = [sum(windows[start:end]) for start, end in itertools.pairwise(plan.bounds)]
-        scores = [self.task.score(item, [total]) for item, total in zip(items, sums, strict=True)]
-        return {"score": column(scores), "loglikelihood": column(sums)}, None
+        scores, failures = [], {}
+        for item, total in zip(items, sums, strict=True):
+            score, reason = self.task.score_or_reason(item, [total])
+            if reason:
+                failures[item] = reason
+            scores.append(score)
+        return {"score": column(scores), "loglikelihood": column(sums)}, None, failures
 
     def _plan(self, items: tuple[ItemId, ...]) -> _RollingPlan:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window

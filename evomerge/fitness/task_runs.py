@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evomerge.fitness.lm_eval_task import LmEvalTask
 
 Columns = dict[str, NDArray[np.float32]]
+Answered = tuple[Columns, tuple[str, ...] | None, dict[ItemId, str]]  # texts; item -> its failure
 Plan = TypeVar("Plan")
 
 _LikelihoodPlan = tuple[
@@ -34,6 +35,7 @@ _LikelihoodPlan = tuple[
 
 _JUDGED = 64  # items by which it is decided whether prefixes are shared
 _WORTH = 0.8  # share of the tokens that may remain
+NOT_FINITE = "a log-likelihood is not finite (NaN or infinite logits)"
 _KEPT_PLANS = 32  # item sets whose batches are kept
 _KEPT_SCORES = 500_000  # scored answers that are kept
 
@@ -51,12 +53,12 @@ class LikelihoodRun:
         self._takes_trees = TreeProbe()
         self._scores: dict[tuple[Any, ...], float] = {}
 
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Columns of the responses, as `LmEvalTask` tells; no texts."""
+    def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
+        """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
         plan, bounds, choices = self._plan_for(module, items)
         sums, greedy = log_likelihoods(module, plan, self.task.clock)
+        finite = np.logical_and.reduceat(np.isfinite(sums), bounds[:-1])  # (items,)
+        failures = {items[place]: NOT_FINITE for place in np.flatnonzero(~finite)}
         columns: Columns = {}
         if choices is not None:
             best, columns["margin"], columns["choice"] = choices.compare(sums, greedy)
@@ -66,8 +68,10 @@ class LikelihoodRun:
             keys = list(zip(items, best, strict=True))
         else:
             keys = []
-        columns["score"] = self._score(items, keys, sums.tolist(), greedy.tolist(), bounds)
-        return columns, None
+        columns["score"] = self._score(
+            items, keys, sums.tolist(), greedy.tolist(), bounds, failures
+        )
+        return columns, None, failures
 
     def _score(
         self,
@@ -76,14 +80,22 @@ class LikelihoodRun:
         sums: list[float],
         greedy: list[bool],
         bounds: list[int],
+        failures: dict[ItemId, str],
     ) -> NDArray[np.float32]:
         scores = []
         for place, item in enumerate(items):
-            value = self._scores.get(keys[place]) if keys else None
+            # argmax picks NaN, so a broken model whose gold answer stands first would be perfect.
+            value = float("nan") if item in failures else None
+            if value is None and keys:
+                value = self._scores.get(keys[place])
             if value is None:
                 span = slice(bounds[place], bounds[place + 1])
-                value = self.task.score(item, list(zip(sums[span], greedy[span], strict=True)))
-                if keys:
+                value, reason = self.task.score_or_reason(
+                    item, list(zip(sums[span], greedy[span], strict=True))
+                )
+                if reason:
+                    failures[item] = reason
+                elif keys:
                     self._scores[keys[place]] = value
             scores.append(value)
         return column(scores)
@@ -150,28 +162,36 @@ class GenerationRun:
             raise ConfigurationError(Problem(f"{task.name} generation_kwargs", what, hint))
         self.stop = encoder.stop_rule(task.settings.until)
         self._plans = Kept[PromptPlan](self._plan)
-        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, int]] = {}
+        self._answers: dict[tuple[ItemId, Tokens], tuple[str, float, int, str]] = {}
 
-    def respond(
-        self, module: torch.nn.Module, items: tuple[ItemId, ...]
-    ) -> tuple[Columns, tuple[str, ...] | None]:
-        """Columns of the responses, as `LmEvalTask` tells, and the answers of the items."""
+    def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
+        """Columns as `LmEvalTask` tells, the answers, and what could not be answered."""
         answers = generate(module, self._plans(items), self.stop, self.task.clock)
         if len(self._answers) > _KEPT_SCORES:
             self._answers.clear()
-        texts, scores, names = [], [], []
-        for key in zip(items, answers, strict=True):
-            if key not in self._answers:
-                text = self.stop.text(key[1])
-                name = _name_of(self.task.filtered(key[0], text))
-                self._answers[key] = (text, self.task.score(key[0], [text]), name)
-            text, score, name = self._answers[key]
+        texts, scores, names, failures = [], [], [], {}
+        for item, answer in zip(items, answers, strict=True):
+            text, score, name, reason = "", float("nan"), 0, "a logit is not finite"
+            if answer is not None:
+                text, score, name, reason = self._scored(item, answer)
+            if reason:
+                failures[item] = reason
             texts.append(text)
             scores.append(score)
             names.append(name)
-        lengths = column([len(answer) for answer in answers])
+        lengths = column([len(answer or ()) for answer in answers])
         columns = {"score": column(scores), "length": lengths, "answer": column(names)}
-        return columns, tuple(texts)
+        return columns, tuple(texts), failures
+
+    def _scored(self, item: ItemId, answer: Tokens) -> tuple[str, float, int, str]:
+        """An answer's text, its score, what stands for it, and why it has no score."""
+        key = (item, answer)
+        if key not in self._answers:
+            text = self.stop.text(answer)
+            score, reason = self.task.score_or_reason(item, [text])
+            name = 0 if reason else _name_of(self.task.filtered(item, text))
+            self._answers[key] = (text, score, name, reason)
+        return self._answers[key]
 
     def _plan(self, items: tuple[ItemId, ...]) -> PromptPlan:
         tokenizer = self.encoder.tokenizer

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, ModelError, Problem
-from evomerge.recipe import DType, Recipe, TokenizerSpec
+from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.protocols import PreparedTask
+from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class Worker:
         self._tasks: dict[str, Task] = {
             task: make_task(task, config) for task, config in spec.tasks.items()
         } | dict(spec.python_tasks)
+        self._spec = spec
+        for made in self._tasks.values():
+            if isinstance(made, PreparedTask):
+                made.prepare(self._model, self._write_alone)
 
     def run(self, job: Job) -> Outcome:
         """Merge and measure; what goes wrong with the candidate comes back as its failure.
@@ -113,6 +118,28 @@ class Worker:
             merge_s=merged - start,
             measure_s=time.perf_counter() - merged,
             forward_s=forward_s,
+        )
+
+    def _write_alone(self, model: str) -> None:
+        """Put one of the models, as it is, into the resident model.
+
+        Raises:
+            ConfigurationError: there is none of that name.
+        """
+        spec = self._spec
+        if model not in spec.models:
+            what = f"no model {model!r}"
+            raise ConfigurationError(Problem("tasks", what, nearest(model, spec.models)))
+        alone = Merge(operator="linear", sources=(model,), parameters={"weight": 1.0})
+        sources = {name: ModelSource(path=name) for name in spec.models}
+        self._model.write(
+            Recipe(
+                base=spec.base,
+                models=sources,
+                default=alone,
+                dtype=spec.dtype,
+                tokenizer=spec.tokenizer,
+            )
         )
 
     def _write(self, recipe: Recipe) -> Failure | None:

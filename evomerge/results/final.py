@@ -249,6 +249,8 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     split = finale.split
     row: Json = {"candidate": candidate.id, "label": candidate.label}
     measurements = finale.ledger.measurements
+    if failed := measurements.failed_items(candidate.fingerprint):
+        row["failed_items"] = {task: len(items) for task, items in failed.items()}
     for name, items in {"search": split.search, "fresh": fresh, "holdout": split.holdout}.items():
         answered = {
             task: measurements.answered(candidate.fingerprint, task, ids)

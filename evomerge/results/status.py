@@ -24,6 +24,7 @@ def status(folder: Path, ledger: Ledger) -> dict[str, Any]:
         "driver": driver,
         "candidates": len(evaluations),
         "failed": sum(e.failure is not None for e in evaluations.values()),
+        "failed_items": ledger.num_failed_items,
         "item_evaluations": ledger.item_evaluations,
         "incumbent": incumbent(top) if top else None,
         "final": final,

@@ -1,0 +1,201 @@
+"""An item that cannot be answered costs itself, and a model that answers none fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_lm_eval_task import ASSETS, Resident, character_tokenizer, random_llama
+from torch import nn
+
+from evomerge.errors import CandidateError
+from evomerge.fitness.lm_eval_task import LmEvalTask
+from evomerge.fitness.python_task import PythonFitness
+from evomerge.ledger import Ledger
+from evomerge.measurement import checked, wanted_columns
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.records import Candidate, Job, Measurements, Objective, Outcome, Responses
+from evomerge.results.status import status
+
+CHOKES = """
+def process_results(doc, results):
+    if doc["{field}"] == "{value}":
+        raise KeyError("a weird answer")
+    return {{"{metric}": 1.0}}
+"""
+
+
+def choking_task(folder: Path, metric: str, item: int = 2) -> LmEvalTask:
+    """Scores by code that raises for one document, and gives 1 for all others."""
+    rows = [f'{{"question": "{c}=", "choices": ["a", "b"], "gold": 0}}' for c in "abcdefgh"]
+    (folder / "pick.json").write_text("\n".join(rows))
+    (folder / "pick_shots.json").write_text("\n".join(rows))
+    text = (ASSETS / "pick.yaml").read_text().split("metric_list")[0]
+    text += (
+        f"process_results: !function choke.process_results\nmetric_list:\n  - metric: {metric}\n"
+    )
+    text += "    aggregation: mean\n    higher_is_better: true\n"
+    (folder / "pick.yaml").write_text(text)
+    code = CHOKES.format(field="question", value=f"{'abcdefgh'[item]}=", metric=metric)
+    (folder / "choke.py").write_text(code)
+    return LmEvalTask("pick", task="assets_pick", path=folder, allow_code=True)
+
+
+@pytest.fixture(scope="module")
+def resident() -> Resident:
+    tokenizer = character_tokenizer()
+    return Resident(random_llama(3, len(tokenizer)), tokenizer)
+
+
+def test_a_metric_that_chokes_on_one_item_costs_that_item(resident, tmp_path):
+    found = choking_task(tmp_path, "acc").respond(resident, [1, 2, 3])
+    assert found.columns["score"].tolist() == [1.0, 0.0, 1.0]
+    assert np.isnan(found.columns["margin"]).tolist() == [False, True, False]
+    assert list(found.failures) == [2]
+    assert "KeyError: 'a weird answer'" in found.failures[2]
+
+
+def test_where_all_items_fail_the_candidate_does(resident, tmp_path):
+    with pytest.raises(CandidateError, match=r"a weird answer.*no item could be answered"):
+        choking_task(tmp_path, "acc").respond(resident, [2])
+
+
+def test_without_a_worst_score_the_item_is_named(resident, tmp_path):
+    task = choking_task(tmp_path, "likelihood_of_the_weird")
+    with pytest.raises(CandidateError, match=r"item 2: .*a weird answer.*no worst value"):
+        task.respond(resident, [1, 2, 3])
+    task.worst = -3.0
+    assert task.respond(resident, [1, 2, 3]).columns["score"].tolist() == [1.0, -3.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["pick", "copy"])
+def test_a_model_that_breaks_at_one_prompt_loses_that_item_alone(name, resident):
+    """Likelihoods and answers: the others' are as if the broken item had not been asked."""
+    task = LmEvalTask(name, task=f"assets_{name}", path=ASSETS)
+    whole = task.respond(resident, task.items)
+    prompts = [str(task.requests(item, resident.tokenizer)[0].args[0]) for item in task.items]
+    letters = [set(prompt) for prompt in prompts]
+    everywhere = sorted(set().union(*letters))
+    rare = min(everywhere, key=lambda character: sum(character in own for own in letters))
+    broken = random_llama(3, len(resident.tokenizer))
+    token = resident.tokenizer.encode(rare, add_special_tokens=False)[0]
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[token] = float("nan")
+    found = task.respond(Resident(broken, resident.tokenizer), task.items)
+    hit = np.array([rare in own for own in letters])
+    assert set(np.flatnonzero(hit)) <= set(found.failures)
+    sound = ~np.isin(found.items, list(found.failures))
+    assert sound.any()
+    assert (found.columns["score"][~sound] == 0).all()
+    np.testing.assert_array_equal(found.columns["score"][sound], whole.columns["score"][sound])
+
+
+def test_a_python_fitness_declares_its_worst():
+    def fitness(module: nn.Module) -> dict[str, Any]:
+        return {"a": [0.5, float("nan"), 0.25]}
+
+    python = PythonFitness(fitness)
+    (task,) = python.tasks(fitness(nn.Identity())).values()
+    with pytest.raises(CandidateError, match=r"item 1: the score is not finite.*no worst"):
+        task.respond(Resident(nn.Identity(), None), range(3))
+    fitness.worst = -1  # type: ignore[attr-defined]
+    (task,) = PythonFitness(fitness).tasks(fitness(nn.Identity())).values()
+    found = task.respond(Resident(nn.Identity(), None), [2, 1])
+    assert found.columns["score"].tolist() == [0.25, -1.0]
+    assert found.failures == {1: "the score is not finite"}
+
+
+# --- what the driver makes of it ------------------------------------------------------------------
+
+RECIPE = Recipe(
+    base="base", models={"base": ModelSource(path="b")}, default=Merge(operator="linear")
+)
+JOB = Job(0, 0, RECIPE, {"t": (4, 7, 9)})
+GOOD = Responses(
+    "t",
+    np.array([4, 7, 9]),
+    {
+        "score": np.array([1, 0, 1], np.float32),
+        "margin": np.array([0.5, np.nan, 0.25], np.float32),
+    },
+    failures={7: "choked"},
+)
+
+
+def outcome(**changes: Any) -> Outcome:
+    return Outcome(JOB, (replace(GOOD, **changes),))
+
+
+def test_nan_is_accepted_where_the_item_failed_and_nowhere_else():
+    assert checked(outcome()).failure is None
+    for changes in (
+        {"failures": {}},
+        {"failures": {4: "another"}},
+        {"columns": {**GOOD.columns, "score": np.array([1, np.nan, 1], np.float32)}},
+        {"columns": {**GOOD.columns, "margin": np.array([0, np.inf, 1], np.float32)}},
+    ):
+        failure = checked(outcome(**changes)).failure
+        assert failure is not None
+        assert failure.kind == "non_finite"
+
+
+def test_a_wanted_column_without_a_number_is_no_estimate_but_a_failure():
+    wanted = wanted_columns([Objective("m", {"t": 1.0}, "margin"), Objective("s", {"u": 1.0})])
+    assert wanted == {"t": {"margin"}, "u": {"score"}}
+    failed = checked(outcome(), wanted)
+    assert failed.responses == ()
+    assert failed.failure is not None
+    assert failed.failure.reason == "t: item 7 has no margin: choked"
+    assert checked(outcome(), {"t": {"score"}}).failure is None
+
+
+def test_where_no_item_is_answered_the_most_frequent_reason_is_told():
+    failure = checked(outcome(failures={4: "rare", 7: "often", 9: "often"})).failure
+    assert failure is not None
+    assert failure.kind == "task"
+    assert failure.reason.startswith("t: often")
+
+
+def test_the_ledger_tells_failed_items_again(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with_failures = outcome(
+        failures={7: "choked", 9: "other"}, columns={"score": GOOD.columns["score"]}
+    )
+    ledger = Ledger.create(path, {"identity": {}}, {"t": 10})
+    ledger.asked(0, 1, [Candidate(0, [0.0], RECIPE)])
+    ledger.measured(0, with_failures)
+    told = {"t": {7: "choked", 9: "other"}}
+    assert ledger.measurements.failed_items(RECIPE.fingerprint) == told
+    ledger.close()
+    again = Ledger(path, read_only=True)
+    assert again.num_failed_items == 2
+    assert status(tmp_path, again)["failed_items"] == 2
+    assert again.measurements.failed_items(RECIPE.fingerprint) == told
+    assert again.measurements.missing(RECIPE.fingerprint, "t", (4, 7, 9)) == ()
+    again.close()
+
+
+def test_many_reasons_become_few(tmp_path):
+    items = tuple(range(10))
+    job = Job(0, 0, RECIPE, {"t": items})
+    failures = {item: f"reason {min(item, 7)}" for item in items[1:]}
+    answers = Responses("t", np.array(items), {"score": np.zeros(10, np.float32)}, None, failures)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", {"identity": {}}, {"t": 10})
+    ledger.measured(0, Outcome(job, (answers,)))
+    ((_, _, data),) = ledger.events("measured")
+    groups = data["failed_items"]["t"]
+    assert groups[0] == ["reason 7", [7, 8, 9]]
+    assert len(groups) == 5
+    assert sorted(item for _, part in groups for item in part) == list(items[1:])
+    ledger.close()
+
+
+def test_a_failed_item_is_answered_and_not_asked_again():
+    measurements = Measurements({"t": 10})
+    measurements.add("f", GOOD)
+    assert measurements.missing("f", "t", (4, 7, 8)) == (8,)
+    assert measurements.item_evaluations == 3

@@ -1,0 +1,56 @@
+"""Latency: what is timed, and that it says that it is not the same twice."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from test_lm_eval_task import Resident, character_tokenizer, random_llama
+
+from evomerge.errors import ConfigurationError
+from evomerge.fitness import TASKS, make_task
+from evomerge.fitness.latency_task import LatencyTask
+
+
+def slowed(seconds: float) -> tuple[Resident, list[int]]:
+    """A model whose every pass takes so much longer, and the lengths that it was given."""
+    tokenizer = character_tokenizer()
+    module = random_llama(3, len(tokenizer))
+    lengths: list[int] = []
+
+    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        lengths.append(args[0].shape[1])
+        time.sleep(seconds)
+
+    module.register_forward_pre_hook(hook)
+    return Resident(module, tokenizer), lengths
+
+
+def test_a_token_costs_a_pass_and_the_prompt_counts_apart():
+    model, lengths = slowed(0.05)
+    task = LatencyTask("l", prompt_tokens=7, new_tokens=3, repeats=2)
+    found = task.respond(model, task.items).columns
+    assert lengths == [7, 1, 1, 1] * 3  # once to warm up
+    assert ((found["score"] < -0.05) & (found["score"] > -0.2)).all()
+    assert ((found["prompt_s"] > 0.05) & (found["prompt_s"] < 0.2)).all()
+    assert task.forward_s >= 2 * 4 * 0.05
+
+
+def test_it_says_that_it_is_not_deterministic_and_no_other_does():
+    assert not LatencyTask.deterministic
+    assert LatencyTask("l", repeats=4).items == range(4)
+    assert LatencyTask("l").fingerprint != LatencyTask("l", new_tokens=3).fingerprint
+    assert [kind for kind, entry in TASKS.items() if "not the same twice" in entry.summary] == [
+        "latency"
+    ]
+
+
+def test_a_prompt_has_to_fit():
+    tokenizer = character_tokenizer()
+    model = Resident(random_llama(3, len(tokenizer), 16), tokenizer)
+    with pytest.raises(ConfigurationError, match=r"10 \+ 8 tokens, the model has 16"):
+        LatencyTask("l", prompt_tokens=10, new_tokens=8).respond(model, [0])
+    with pytest.raises(ConfigurationError, match="repeats"):
+        make_task("l", {"kind": "latency", "repeats": 0})
