@@ -1,7 +1,7 @@
 """How well a few answers tell a model's score, and which of a family is picked by them.
 
     python benchmarks/estimators.py --matrix ARC.npz GSM.npz
-    python benchmarks/estimators.py --matrix ARC.npz --without-irt --targets 218 --subsets 4 --families 83
+    python benchmarks/estimators.py --matrix ARC.npz --without-irt --targets 218 --families 83
 
 A matrix is an .npz with `responses` (models, items), 0 or 1: a leaderboard's. No model there is a
 merge. What stands for one is any model; what stands for its experts are the three others that are

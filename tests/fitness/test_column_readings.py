@@ -178,9 +178,9 @@ def test_columns_need_not_be_binary(name: str) -> None:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_wrong_references_and_counts_are_refused(name: str) -> None:
-    if name != "random":  # which does not look at references
-        wrong = r"expected \(models, 30\), got shape \(2, 20\)"
-        with pytest.raises(ConfigurationError, match=wrong):
+    if name != "random":  # it has no use for references
+        expected = r"expected \(models, 30\), got shape \(2, 20\)"
+        with pytest.raises(ConfigurationError, match=expected):
             PATTERNS[name](Side(np.zeros((2, 20))), seed=0, num_items=30)
         with pytest.raises(ConfigurationError, match="finite"):
             PATTERNS[name](Side(np.full((2, 20), np.nan)), seed=0, num_items=20)
@@ -553,7 +553,7 @@ def write_pickled(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "[[0, 1]]", r"expected \(models, 3\).* got shape \(1, 2\)"),
+        ("a.json", "[[0, 1]]", r"expected \(models, 3 or more\).* got shape \(1, 2\)"),
         ("a.json", "[[0, 1, 2]]", r"answers in \[0, 1\]"),
         ("a.json", "[[0, 1, 0], [1]]", "rows of equal length"),
         ("a.json", "{", "is no .json of plain numbers"),
@@ -579,7 +579,7 @@ def test_files_that_are_no_pool(tmp_path: Path, name: str, content: Any, message
 
 def test_wrong_shapes_of_parameters(tmp_path: Path) -> None:
     for a, b, message in (
-        ((1, 2, 5), (1, 2, 5), r"A: expected \(1, dimensions, 3\), got shape \(1, 2, 5\)"),
+        ((1, 2, 2), (1, 2, 2), r"A: expected \(1, dimensions, 3 or more\), got .* \(1, 2, 2\)"),
         ((1, 2, 3), (1, 3, 3), r"B: expected \(1, 2, 3\) or \(1, 1, 3\), got shape \(1, 3, 3\)"),
     ):
         np.savez(tmp_path / "items.npz", A=np.ones(a), B=np.ones(b))

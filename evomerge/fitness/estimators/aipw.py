@@ -16,7 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from evomerge.fitness.estimators.column import Floats, Positions, RandomItems, Side
+from evomerge.fitness.estimators.column import (
+    Floats,
+    Positions,
+    RandomItems,
+    Side,
+    check_side,
+)
 
 
 class Aipw:
@@ -27,6 +33,7 @@ class Aipw:
     """
 
     def __init__(self, side: Side, *, seed: int, num_items: int, penalty: float = 10.0) -> None:
+        check_side(side, num_items)
         self._random = RandomItems(side, seed=seed, num_items=num_items)
         references, self._num_items = side.references, num_items
         spread = references.std(axis=1)
