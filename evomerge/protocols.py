@@ -173,6 +173,13 @@ class Estimator(Protocol):
         """Which of the cohort's candidates have a score, and on which items it rests."""
         ...
 
+    def told_anew(self, cohort: Cohort) -> Mapping[CandidateId, Score]:
+        """Scores of everybody in the cohort's history, in the light of all of it.
+
+        For the last choice, where it needs history: what was told early was told knowing little.
+        """
+        ...
+
     def expected_items(self, num_candidates: int) -> int:
         """Item evaluations that a cohort of this size costs, for plans."""
         ...

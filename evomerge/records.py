@@ -333,10 +333,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Told:
-    """A candidate that was told, and the items on which that rests: task -> item ids."""
+    """A candidate that was told, the items on which that rests (task -> ids), and its rung."""
 
     candidate: Candidate
     items: Mapping[str, Sequence[ItemId]]
+    rung: int = 0
 
 
 @dataclass(frozen=True)

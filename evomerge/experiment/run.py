@@ -7,8 +7,9 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
 from evomerge.protocols import Observer
 from evomerge.recipe import canonical_json
-from evomerge.records import Candidate
+from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references, models_of
@@ -150,7 +151,7 @@ def finish(
     )
     table = choose_and_report(
         finale,
-        ranked=best_first(list(evaluations.values())),
+        ranked=best_first(told_anew(search, evaluations)),
         num_finalists=parts.config.fitness.finalists,
         references=references,
         grid_scores=parts.estimator.scores(grid_cohort(references, ledger)),
@@ -163,6 +164,24 @@ def finish(
         raise ConfigurationError(no_candidate_worked(ledger))
     write_pictures(out, list(evaluations.values()), table)
     ledger.note("final", table)  # last: what comes after it would not be done again
+
+
+def told_anew(search: Search, evaluations: Mapping[CandidateId, Evaluation]) -> list[Evaluation]:
+    """The evaluations, with what an estimator that learns from history says of them by now."""
+    if not search.estimator.needs_history:
+        return list(evaluations.values())
+    cohort = Cohort(
+        search.num_cohorts,
+        (),
+        search.ledger.measurements,
+        references=search.references,
+        history=tuple(search.history),
+    )
+    scores = search.estimator.told_anew(cohort)
+    return [
+        replace(e, score=scores[id_]) if e.score is not None and id_ in scores else e
+        for id_, e in evaluations.items()
+    ]
 
 
 def no_candidate_worked(ledger: Ledger) -> list[Problem]:

@@ -34,7 +34,7 @@ class Encoder:
     def encode(self, text: str) -> Tokens:
         """Token ids with the special tokens that the tokenizer adds, unless they stand there."""
         if text not in self._known:
-            extra = {}
+            extra = {"verbose": False}  # no warning of texts that lose their beginning
             if self._prefix is not None and text.startswith(self._prefix):
                 extra["add_special_tokens"] = False
             self._known[text] = tuple(self.tokenizer.encode(text, **extra))
@@ -47,7 +47,9 @@ class Encoder:
             ConfigurationError: the continuation has no tokens, or too many.
         """
         if context == "":
-            tokens = tuple(self.tokenizer.encode(continuation, add_special_tokens=False))
+            tokens = tuple(
+                self.tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
+            )
             if self.prefix_id is None or tokens[:1] == (self.prefix_id,):
                 pair = (tokens[:1], tokens[1:])
             else:

@@ -159,8 +159,24 @@ class Race:
             for candidate in rung.failed:
                 last.pop(candidate.id, None)
             for candidate in self._who_is_scored(number, rung):
-                last[candidate.id] = Told(candidate, rung.items)
+                last[candidate.id] = Told(candidate, rung.items, number)
         return list(last.values())
+
+    def told_anew(self, cohort: Cohort) -> dict[CandidateId, Score]:
+        """Scores of everybody in the cohort's history, in the light of all of it.
+
+        Of each candidate, on the items that it was told by last.
+        """
+        newest = {entry.candidate.id: entry for entry in cohort.history}
+        groups: dict[int, list[Told]] = {}
+        for entry in newest.values():
+            groups.setdefault(id(entry.items), []).append(entry)
+        found: dict[CandidateId, Score] = {}
+        for entries in groups.values():
+            who = [entry.candidate for entry in entries]
+            estimates = self._reading.estimates(cohort, who, entries[0].items)
+            found |= {e.candidate.id: Score(estimates[e.candidate.id], e.rung) for e in entries}
+        return {id_: score for id_, score in found.items() if np.isfinite(score.values).all()}
 
     def _who_is_scored(self, number: int, rung: Rung) -> tuple[Candidate, ...]:
         at_the_end = self._everything or number + 1 == len(self._options.rungs)

@@ -91,12 +91,14 @@ class Shrinkage:
         wanted = range(len(before), len(estimates))
         result = {id_: dict(row) for id_, row in found.items()}
         for name in self._names:
-            shape = self._shape(cohort, name)
-            if shape is None:
-                continue
             values = np.array([e[name].value for e in estimates])
             variances = np.array([e[name].standard_error ** 2 for e in estimates])
             scored = Scored(genomes, values, _floored(variances), groups)
+            # The first candidates have nobody but each other, and are drawn together all the same:
+            # else a lucky one of them would lead for ever.
+            shape = self._shape(cohort, name) or fit(scored)
+            if shape is None:
+                continue
             means, errors = posterior(scored, shape, wanted)
             for c, mean, variance in zip(own, means, errors, strict=True):
                 count = found[c.id][name].num_items
