@@ -103,7 +103,7 @@ def make_task(name: str, config: Mapping[str, Any]) -> Task:
         )
     parse(TASKS[kind].options, Document(options))
     if other is not None:
-        options["of"] = make_task(options["of"], other)
+        options["of"] = make_task(options["of"], {**other, "allow_code": allow_code})
     made = getattr(import_module(TASKS[kind].module), TASKS[kind].name)
     task: Task = made(name, **options, allow_code=allow_code)
     return task

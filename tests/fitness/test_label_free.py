@@ -221,6 +221,17 @@ def test_the_task_whose_prompts_are_wanted_has_to_be_there():
         with_others(entries, {"one"})
 
 
+def test_code_that_is_allowed_is_allowed_where_prompts_are_lent() -> None:
+    entries = {
+        "source": {"task": "assets_code", "path": str(ASSETS / "code.yaml")},
+        "sure": {"kind": "entropy", "of": "source"},
+    }
+    entry = with_others(entries, {"sure"})["sure"]
+    with pytest.raises(ConfigurationError, match="--allow-code"):
+        make_task("sure", entry)
+    assert len(make_task("sure", {**entry, "allow_code": True}).items) > 0
+
+
 # --- in a search ----------------------------------------------------------------------------------
 
 
