@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,62 @@ from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.files import catalogue_folder
 
-ESTIMATORS: dict[str, dict[str, Any]] = {
-    "full": {"kind": "full"},
-    "racing 12-36-96": {"kind": "racing", "rungs": [12, 36, 96]},
-    "racing 3-9-27": {"kind": "racing", "rungs": [3, 9, 27]},
-    "subset 12": {"kind": "subset", "items": 12},
-    "shrinkage 3": {"kind": "shrinkage", "items": 3, "rotate": True},
-    "shrinkage 8": {"kind": "shrinkage", "items": 8, "rotate": True},
-    "racing 3-9-27, shrinkage": {
-        "kind": "racing",
-        "rungs": [3, 9, 27],
-        "estimator": {"kind": "shrinkage"},
+VARIANTS: dict[str, dict[str, Any]] = {  # an estimator, and options of the searcher beside it
+    "full": {"estimator": {"kind": "full"}},
+    "racing 12-36-96": {"estimator": {"kind": "racing", "rungs": [12, 36, 96]}},
+    "racing 4-12-36": {"estimator": {"kind": "racing", "rungs": [4, 12, 36]}},
+    "subset 8": {"estimator": {"kind": "subset", "items": 8, "rotate": True}},
+    "stratified 8": {"estimator": {"kind": "stratified", "items": 8, "rotate": True}},
+    "stratified 8, noise": {
+        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
+        "noise": "adapt",
+    },
+    "shrinkage 8": {"estimator": {"kind": "shrinkage", "items": 8, "rotate": True}},
+    "shrinkage 8, stratified": {
+        "estimator": {
+            "kind": "shrinkage",
+            "items": 8,
+            "rotate": True,
+            "of": {"kind": "stratified"},
+        },
+    },
+    "shrinkage 8, stratified, noise": {
+        "estimator": {
+            "kind": "shrinkage",
+            "items": 8,
+            "rotate": True,
+            "of": {"kind": "stratified"},
+        },
+        "noise": "adapt",
+    },
+    "racing 4-12-36, stratified": {
+        "estimator": {
+            "kind": "racing",
+            "rungs": [4, 12, 36],
+            "estimator": {"kind": "stratified"},
+        },
     },
 }
 CHECKPOINTS = (26, 52, 104, 208, 400, 700, 1000)
 SPLIT = {"search": 240, "fresh": 100, "holdout": 544}
 FINALISTS = 4
 MARGIN = 0.02  # of held-out score, that counts as equal
-LOSS = "fraction of a point"
 
 
 def experiment(estimator: str, seed: int, candidates: int, space: str) -> ExperimentConfig:
     """The quickstart with another space, estimator and budget."""
+    variant = dict(VARIANTS[estimator])
     base = read_experiment(catalogue_folder("experiments") / "quickstart.yaml")
     fitness = {
         **base.fitness.model_dump(),
-        "estimator": ESTIMATORS[estimator],
+        "estimator": variant["estimator"],
         "split": SPLIT,
         "finalists": FINALISTS,
     }
     data = {
         **base.model_dump(exclude={"space", "fitness", "searcher"}),
         "space": str(catalogue_folder("search_spaces") / f"{space}.yaml"),
-        "searcher": {"kind": "cma_es"},
+        "searcher": {"kind": "cma_es", **{k: v for k, v in variant.items() if k != "estimator"}},
         "budget": {"candidates": candidates},
         "seed": seed,
         "pool": {"kind": "local", "workers": 0},
@@ -91,7 +115,9 @@ def checkpoint(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def run_all(out: Path, seeds: list[int], estimators: list[str], space: str) -> None:
+def run_all(
+    out: Path, seeds: list[int], estimators: list[str], space: str, checkpoints: Sequence[int]
+) -> None:
     """All seeds and estimators; what is in the results file already is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
@@ -100,7 +126,7 @@ def run_all(out: Path, seeds: list[int], estimators: list[str], space: str) -> N
     for seed in seeds:
         for estimator in estimators:
             folder = out / f"{estimator.replace(' ', '_').replace(',', '')}-{seed}"
-            for candidates in CHECKPOINTS:
+            for candidates in checkpoints:
                 if (estimator, seed, candidates) in done:
                     continue
                 config = experiment(estimator, seed, candidates, space)
@@ -127,7 +153,7 @@ def lower_bound(differences: NDArray[np.float64]) -> float:
 def show(out: Path) -> None:
     """The curves, and what each estimator needs for full evaluation's last score."""
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    names = [name for name in ESTIMATORS if any(r["estimator"] == name for r in rows)]
+    names = [name for name in VARIANTS if any(r["estimator"] == name for r in rows)]
     seeds = len(table(rows, "full", "holdout"))
     print(f"held-out mean ± standard error of {seeds} seeds (thousand item evaluations)\n")
     print(f"{'candidates':<28}" + "".join(f"{c:>22}" for c in CHECKPOINTS))
@@ -159,12 +185,13 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "show"])
     parser.add_argument("--out", type=Path, default=Path("runs/search_cost"))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
+    parser.add_argument("--estimators", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--space", default="per_layer")
+    parser.add_argument("--checkpoints", type=int, nargs="+", default=CHECKPOINTS)
     options = parser.parse_args()
     logging.getLogger("evomerge").setLevel(logging.ERROR)
     if options.what == "run":
-        run_all(options.out, options.seeds, options.estimators, options.space)
+        run_all(options.out, options.seeds, options.estimators, options.space, options.checkpoints)
     show(options.out)
 
 
