@@ -2,11 +2,17 @@
 
     python benchmarks/estimators.py --matrix ARC.npz GSM.npz
     python benchmarks/estimators.py --matrix ARC.npz --without-irt --targets 218 --families 83
+    python benchmarks/estimators.py --run runs/tiny_full runs/smollm2_full
 
 A matrix is an .npz with `responses` (models, items), 0 or 1: a leaderboard's. No model there is a
 merge. What stands for one is any model; what stands for its experts are the three others that are
 most like it (correlation of responses). Near-copies (correlation above .9) are neither experts nor
 in the pool of item response theory, and nobody whose score is estimated is in the pool.
+
+A run is one whose candidates answered all search items (`estimator: {kind: full}`): real merges,
+with their real references (base, experts, uniform merge). Its tasks stand side by side as one
+matrix. A family are 12 candidates that the searcher asked for one after the other, the pool 100
+others.
 
 Errors: `--targets` models x `--subsets` samples; nested counts. Choices: `--families` of 12 (a
 random model and the 11 most like it; experts are most like their mean) x `--draws` samples. All
@@ -36,6 +42,7 @@ import numpy as np
 from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
+from evomerge.experiment.recorded import read_run
 from evomerge.fitness.estimators.aipw import Aipw
 from evomerge.fitness.estimators.anchors import Anchors
 from evomerge.fitness.estimators.column import (
@@ -48,6 +55,7 @@ from evomerge.fitness.estimators.column import (
 from evomerge.fitness.estimators.irt import GmpIrt, GpIrt, MpIrt, PIrt
 from evomerge.fitness.estimators.irt_pool import ItemPool, fit_pool
 from evomerge.fitness.estimators.stratified import Stratified
+from evomerge.records import Candidate
 
 Make = Callable[..., ColumnReading]
 
@@ -134,6 +142,41 @@ def family_cases(
         pool = pool_without(responses, correlation, family) if with_pool else None
         cases.append(Case(responses[family], responses[experts], (0, 1, 2), pool))
     return cases
+
+
+def run_cases(
+    folder: Path, num_targets: int, num_families: int, seed: int, with_pool: bool
+) -> tuple[str, list[Case], list[Case]]:
+    """A recorded run's name, targets and families."""
+    run = read_run(folder)
+    search = run.split.search
+
+    def answers(candidate: Candidate) -> Floats:
+        parts = [run.measurements.values(candidate.fingerprint, t, i) for t, i in search.items()]
+        return np.concatenate(parts)
+
+    asked = {c.fingerprint: answers(c) for cohort in run.cohorts for c in cohort if c.recipe}
+    candidates = np.array([row for row in asked.values() if np.isfinite(row).all()])
+    references = np.array([answers(model) for model in run.models])
+    experts = tuple(n for n, m in enumerate(run.models) if m.label not in ("base", "uniform"))
+    generator = np.random.default_rng([seed, 1])
+
+    def pool(chosen: Positions) -> ItemPool | None:
+        others = np.setdiff1d(np.arange(len(candidates)), chosen)
+        taken = generator.permutation(others)[:100]
+        return fit_pool(candidates[taken]) if with_pool and len(taken) >= 30 else None
+
+    targets = []
+    for group in np.array_split(generator.permutation(len(candidates))[:num_targets], 4):
+        without = pool(group)
+        targets += [Case(candidates[[t]], references, experts, without) for t in group]
+    starts = generator.permutation(max(len(candidates) // FAMILY, 1))[:num_families] * FAMILY
+    families = [
+        Case(candidates[family], references, experts, pool(family))
+        for family in starts[:, None] + np.arange(FAMILY)
+    ]
+    name = f"{folder.name} ({len(candidates)} merges x {candidates.shape[1]} items)"
+    return name, targets, families
 
 
 def errors(cases: Sequence[Case], subsets: int, name: str) -> tuple[Floats, Floats]:
@@ -261,7 +304,8 @@ def joined(form: str, values: Iterable[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--matrix", type=Path, nargs="+", required=True)
+    parser.add_argument("--matrix", type=Path, nargs="+", default=[])
+    parser.add_argument("--run", type=Path, nargs="+", default=[])
     parser.add_argument("--targets", type=int, default=24)
     parser.add_argument("--subsets", type=int, default=16)
     parser.add_argument("--families", type=int, default=20)
@@ -280,6 +324,16 @@ def main() -> None:
             families = family_cases(responses, arguments.families, generator, with_pool)
             print(f"\n{path.stem}: prepared in {time.perf_counter() - start:.0f} s", end="")
             name = f"{path.stem} ({responses.shape[0]} models x {responses.shape[1]} items)"
+            report(name, targets, families, arguments.subsets, arguments.draws)
+    for path in arguments.run:
+        with threadpool_limits(1):
+            name, targets, families = run_cases(
+                path,
+                arguments.targets,
+                arguments.families,
+                arguments.seed,
+                not arguments.without_irt,
+            )
             report(name, targets, families, arguments.subsets, arguments.draws)
 
 

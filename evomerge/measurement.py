@@ -212,10 +212,13 @@ def _why_not(responses: Responses, wanted: Collection[str]) -> Failure | None:
 
 
 def wanted_columns(objectives: Iterable[Objective]) -> dict[str, set[str]]:
-    """Task -> the columns that these objectives are made of."""
+    """Task -> the columns that these objectives are made of.
+
+    Agreement needs none of an item that failed: nobody agrees with no answer.
+    """
     wanted: dict[str, set[str]] = {}
     for objective in objectives:
-        for task in objective.weights:
+        for task in objective.weights if not objective.agreement else ():
             wanted.setdefault(task, set()).add(objective.column)
     return wanted
 

@@ -11,6 +11,7 @@ from test_estimators import Lab, all_items
 from evomerge.fitness.agreement import answers_of, nearest
 from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.estimators.estimate import estimate
+from evomerge.measurement import wanted_columns
 from evomerge.records import Cohort, Objective, Request, Responses
 
 AGREE = Objective("agree", {"a": 0.25, "b": 0.75}, "answer", agreement=2)
@@ -102,3 +103,15 @@ def test_a_reference_is_compared_with_everybody() -> None:
     reference = replace(made.candidates[0], genome=None)
     assert nearest(reference, made.candidates, 2) == [c.fingerprint for c in made.candidates[1:]]
     assert Cohort(0, (), made.measurements).history == ()
+
+
+def test_nobody_agrees_with_an_item_that_failed() -> None:
+    made = lab()
+    for number in range(2):
+        answers = np.array([1.0, np.nan, 2.0], np.float32)
+        columns = {"score": np.zeros(3, np.float32), "answer": answers}
+        fingerprint = made.candidates[number].fingerprint
+        made.measurements.add(fingerprint, Responses("a", np.arange(3), columns))
+    one, two = (c.fingerprint for c in made.candidates[:2])
+    assert answers_of(AGREE, made.measurements, one, "a", range(3), [two]).tolist() == [1, 0, 1]
+    assert wanted_columns([AGREE]) == {}

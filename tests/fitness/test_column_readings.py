@@ -309,13 +309,14 @@ def test_references_make_estimates_better() -> None:
 # Strata
 
 
-def test_every_window_takes_strata_in_proportion() -> None:
+@pytest.mark.parametrize("total", [240, 500, 720, 752, 1000])
+def test_every_window_takes_strata_in_proportion(total: int) -> None:
     """Within three of proportional, anywhere in the ring; random windows are off by far more."""
-    stratum = np.sort(np.random.default_rng(0).integers(0, 6, 500))
+    stratum = np.sort(np.random.default_rng(0).integers(0, 6, total))
     ring = golden_ring(stratum, np.random.default_rng(1))
-    shares = np.bincount(stratum) / 500
-    assert sorted(ring.tolist()) == list(range(500))
-    for start in range(0, 500, 7):
+    shares = np.bincount(stratum) / total
+    assert sorted(ring.tolist()) == list(range(total))
+    for start in range(0, total, 7):
         for length in (10, 30, 100, 200):
             window = np.take(ring, range(start, start + length), mode="wrap")
             counts = np.bincount(stratum[window], minlength=6)

@@ -106,16 +106,15 @@ def strata_of(references: Floats, most: int) -> Positions:
 
 
 def golden_ring(stratum: Positions, generator: np.random.Generator) -> Positions:
-    """All items, such that every window of the ring spreads over the strata in proportion."""
+    """All items, such that every window of the ring spreads over the strata in proportion.
+
+    By ranks: a whole step near the golden ratio of their number may be near a simple fraction too,
+    and then returns to where it was.
+    """
     num_items = len(stratum)
     line = np.lexsort((generator.random(num_items), stratum))
-    step = next(
-        step
-        for distance in range(num_items + 1)
-        for step in (round(GOLDEN * num_items) + distance, round(GOLDEN * num_items) - distance)
-        if step > 0 and math.gcd(step, num_items) == 1
-    )
-    return line[(int(generator.integers(num_items)) + step * np.arange(num_items)) % num_items]
+    walk = (generator.random() + GOLDEN * np.arange(num_items)) % 1.0
+    return line[np.argsort(np.argsort(walk))]
 
 
 def priors(references: Floats, most: int) -> tuple[float, float]:
