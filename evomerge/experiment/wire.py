@@ -256,13 +256,14 @@ def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
     """Each task's entry in the fitness file, with groups as the tasks that they hold.
 
-    allow_code: whether code may run, which is the user's to say.
+    allow_code: whether code may run, which is the user's to say: what an entry says of it itself
+        is not listened to.
 
     Raises:
         ConfigurationError: a task of a zoo that is not there, or of a group.
     """
     expanded = expand_groups(_resolved(config))
-    return {n: {**e, "allow_code": True} if allow_code else e for n, e in expanded.items()}
+    return {name: {**entry, "allow_code": allow_code} for name, entry in expanded.items()}
 
 
 def objectives_over(config: FitnessConfig, num_items: Mapping[str, int]) -> tuple[Objective, ...]:

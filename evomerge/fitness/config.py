@@ -15,13 +15,17 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.estimators.kinds import HISTORY
-from evomerge.fitness.options import needs_code
+from evomerge.fitness.options import ALLOW_CODE, needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
 
 _ESTIMATOR_OPTIONS = {kind: estimator.options for kind, estimator in ESTIMATORS.items()}
 _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
+_NOT_FOR_FILES = {  # keys of a task's entry that the run adds
+    "allow_code": ("a file cannot give itself leave to run code", ALLOW_CODE),
+    "of_entry": ("unknown key", "`of` names the task whose prompts to use"),
+}
 
 
 class ObjectiveConfig(Strict):
@@ -163,6 +167,11 @@ class FitnessConfig(Strict):
             hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
+            misfits += [
+                Misfit(("tasks", name, key), *told)
+                for key, told in _NOT_FOR_FILES.items()
+                if key in entry
+            ]
             kind = entry.get("kind", "lm_eval")
             if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
@@ -189,7 +198,9 @@ def read_fitness(document: Document) -> FitnessConfig:
         }
         document = replace(document, data={**document.data, "tasks": tasks})
         for name in tasks:
-            check_options(problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval")
+            check_options(
+                problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval", _NOT_FOR_FILES
+            )
     if isinstance(document.data, dict) and isinstance(document.data.get("estimator"), dict):
         estimator = _absolute_pools(document.data["estimator"], folder)
         document = replace(document, data={**document.data, "estimator": estimator})

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.documents import Misfit, refuse
 
+ALLOW_CODE = "code runs only where it is allowed: --allow-code"
+
 
 class TaskOptions(BaseModel):
     """Strict about keys and types.

@@ -19,7 +19,7 @@ import torch
 from evomerge.errors import CandidateError, ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.fitness.function_hash import function_hash
 from evomerge.fitness.item_failures import responses_of
-from evomerge.fitness.lm_eval_guard import ALLOW_CODE
+from evomerge.fitness.options import ALLOW_CODE
 from evomerge.fitness.python_task import writes_in_place
 from evomerge.protocols import ResidentModel
 from evomerge.recipe import canonical_json

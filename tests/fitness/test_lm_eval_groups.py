@@ -87,7 +87,7 @@ def test_the_tasks_of_a_group_have_its_options(resident):
 def test_a_file_of_entries_without_groups_is_left_as_it_is():
     config = fitness("assets_pick")
     entries = task_entries(config, allow_code=False)
-    assert entries == config.tasks
+    assert entries == {n: {**e, "allow_code": False} for n, e in config.tasks.items()}
     tasks = make_tasks(entries)
     assert objectives_over(config, sizes(tasks)) == config.all_objectives()
 
