@@ -14,7 +14,7 @@ from scipy import stats
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.run import LEDGER, read_run_config
-from evomerge.experiment.wire import objectives_over
+from evomerge.experiment.tasks import objectives_over
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items

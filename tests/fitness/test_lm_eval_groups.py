@@ -24,7 +24,7 @@ from evomerge.experiment.config import read_experiment
 from evomerge.experiment.groups import expand_groups
 from evomerge.experiment.recorded import read_run
 from evomerge.experiment.run import read_run_config, run_experiment
-from evomerge.experiment.wire import make_tasks, objectives_over, task_entries
+from evomerge.experiment.tasks import make_tasks, objectives_over, task_entries
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, read_fitness
 from evomerge.fitness.lm_eval_files import is_registered

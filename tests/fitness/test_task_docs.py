@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from evomerge.documents import Document, parse
-from evomerge.experiment.wire import clock_warning
+from evomerge.experiment.tasks import clock_warning
 from evomerge.fitness import TASKS, make_task
 from evomerge.fitness.options import needs_code
 
