@@ -92,11 +92,14 @@ class Parts:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the trajectory, with models and tasks by their content."""
+        """What decides the trajectory, with models, tasks and groups by their content."""
+        weights = {o.name: dict(o.weights) for o in self.objectives}
+        has_groups = self.objectives != self.config.fitness.all_objectives()
         return {
             **self.config.identity(),
             "models": {name: source.sha256 for name, source in self.template.models.items()},
             "items": {name: task.fingerprint for name, task in self.tasks.items()},
+            **({"weights": weights} if has_groups else {}),
         }
 
 

@@ -150,6 +150,14 @@ def test_names_do_not_collide():
         expand_groups({"mine": entry, "mine/assets_pick": other})
 
 
+def test_a_group_lends_no_prompts():
+    config = fitness("assets_group")
+    tasks = {**config.tasks, "more": {"kind": "entropy", "of": "mine"}}
+    config = config.model_copy(update={"tasks": tasks})
+    with pytest.raises(ConfigurationError, match="task more: of: 'mine' is a group, which lends"):
+        task_entries(config, allow_code=False)
+
+
 EXPERIMENT = """
 base: {zoo}/base
 experts: {{sort: {zoo}/sort, back: {zoo}/back}}
@@ -189,6 +197,12 @@ def test_a_run_with_a_group_is_resumed(tiny_zoo, tmp_path):
     assert again.fitness.tasks.keys() == {"both"}
     with contextlib.closing(run(4)) as ledger:
         assert len(list(ledger.events("measured"))) > before
+    # Other weights are another search, which the entries of the fitness file do not tell.
+    text = (folder / "both.yaml").read_text()
+    (folder / "both.yaml").write_text(text.replace("_back]", "_back, evomerge_tiny_back]"))
+    with pytest.raises(ConfigurationError, match="weights"):
+        run(4)
+    (folder / "both.yaml").write_text(text)
     again = read_run(tmp_path / "run")
     (objective,) = again.objectives
     assert set(objective.weights.values()) == {0.5}
