@@ -15,7 +15,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.estimators.kinds import HISTORY
-from evomerge.fitness.options import ALLOW_CODE, needs_code
+from evomerge.fitness.options import ALLOW_CODE, PythonOptions, needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
@@ -163,7 +163,7 @@ class FitnessConfig(Strict):
             what = "needs at least one task: what is cheapest is known without a search"
             misfits.append(Misfit(("objectives",), what))
         kind = self.estimator.get("kind", "full")
-        if kind not in ESTIMATORS:
+        if not isinstance(kind, str) or kind not in ESTIMATORS:
             hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
@@ -173,7 +173,7 @@ class FitnessConfig(Strict):
                 if key in entry
             ]
             kind = entry.get("kind", "lm_eval")
-            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
+            if kind not in [*TASKS, PYTHON_TASK] and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
                 misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
         refuse(self, misfits)
@@ -197,10 +197,10 @@ def read_fitness(document: Document) -> FitnessConfig:
             name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
         }
         document = replace(document, data={**document.data, "tasks": tasks})
+        kinds = (task.get("kind") for task in tasks.values() if isinstance(task, dict))
+        options = _TASK_OPTIONS | {kind: PythonOptions for kind in kinds if needs_code(kind)}
         for name in tasks:
-            check_options(
-                problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval", _NOT_FOR_FILES
-            )
+            check_options(problems, document, ("tasks", name), options, "lm_eval", _NOT_FOR_FILES)
     if isinstance(document.data, dict) and isinstance(document.data.get("estimator"), dict):
         estimator = _absolute_pools(document.data["estimator"], folder)
         document = replace(document, data={**document.data, "estimator": estimator})
