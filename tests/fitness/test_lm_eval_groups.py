@@ -121,6 +121,9 @@ def test_a_tag_weighs_its_tasks_alike(tmp_path):
         ("group: top\ntask: [assets_pcik]\n", "no task 'assets_pcik'"),
         ("group: top\ntask: []\n", "has no tasks"),
         ("group: top\ntask: [top]\n", "holds itself"),
+        ("group: top\ntask: 5\n", "group top task: a member should be a task's name"),
+        ("group: top\ntask: [5]\n", "group top task: a member should be a task's name"),
+        ("group: top\ntask: [{num_fewshot: 2}]\n", "mapping with a `task`, got {'num_fewshot': 2}"),
         ("group: top\ntask: [assets_pick]\naggregate_metric_list: [{metirc: acc}]\n", "metirc"),
         (
             "group: top\ntask: [assets_pick]\naggregate_metric_list:\n"
