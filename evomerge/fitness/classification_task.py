@@ -107,7 +107,8 @@ class ClassificationTask:
         if not asked:
             return Responses(self.name, np.zeros(0, np.int64), {"score": np.zeros(0, np.float32)})
         logits = self._logits(model, asked)
-        classes = _classes(model.module.config.label2id)
+        config: Any = model.module.config
+        classes = _classes(config.label2id)
         gold = torch.tensor([self._class(item, classes, logits.shape[-1]) for item in asked])
         rows = torch.arange(len(asked))
         others = logits.clone()
@@ -237,7 +238,8 @@ def _arrays(
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """The wanted arrays that an .npz has, and the names of all that it has."""
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with file.open("rb") as opened:
+            arrays = np.load(opened, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("is no .npz, which holds named arrays")
             return {name: arrays[name] for name in wanted if name in arrays}, list(arrays)

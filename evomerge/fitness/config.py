@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from evomerge.documents import Document, Misfit, Strict, check_options, collect, parse, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
@@ -198,7 +198,8 @@ def read_fitness(document: Document) -> FitnessConfig:
         }
         document = replace(document, data={**document.data, "tasks": tasks})
         kinds = (task.get("kind") for task in tasks.values() if isinstance(task, dict))
-        options = _TASK_OPTIONS | {kind: PythonOptions for kind in kinds if needs_code(kind)}
+        options: dict[str, type[BaseModel]] = dict(_TASK_OPTIONS)
+        options |= {str(kind): PythonOptions for kind in kinds if needs_code(kind)}
         for name in tasks:
             check_options(problems, document, ("tasks", name), options, "lm_eval", _NOT_FOR_FILES)
     if isinstance(document.data, dict) and isinstance(document.data.get("estimator"), dict):

@@ -91,14 +91,8 @@ class PythonFileTask:
         """
         own = getattr(self._object, "fingerprint", "") if self._called is None else ""
         items = len(self.items) if self._called is not None else list(self.items)
-        content = [
-            PREFIX,
-            self._sha256,
-            str(own() if callable(own) else own),
-            items,
-            self.worst,
-            _plain(self._options),
-        ]
+        own = str(own() if callable(own) else own)
+        content = [PREFIX, self._sha256, own, items, self.worst, _plain(self._options)]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
