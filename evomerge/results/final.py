@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.errors import ModelError, Problem
 from evomerge.fitness.agreement import nearest
-from evomerge.fitness.estimators.estimate import Items, estimate
+from evomerge.fitness.estimators.estimate import Items, estimate, who_can_answer
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
 from evomerge.ledger import FINAL, REFERENCES, Ledger
@@ -83,12 +83,11 @@ class Finale:
         """Who else has answered these items; nobody where no objective compares answers."""
         if not any(objective.agreement for objective in self.objectives):
             return []
-        missing = self.ledger.measurements.missing
+        known = self.ledger.measurements
         return [
             candidate
-            for candidate in self.ledger.candidates.values()
-            if candidate.recipe is not None
-            and not any(missing(candidate.fingerprint, t, ids) for t, ids in items.items())
+            for candidate in who_can_answer(self.ledger.candidates.values(), known, items)
+            if not any(known.missing(candidate.fingerprint, t, ids) for t, ids in items.items())
         ]
 
     def near(self, candidate: Candidate, items: Items) -> list[str]:
@@ -213,7 +212,9 @@ def final_table(
     measurements, split = finale.ledger.measurements, finale.split
     alive = [c for c in references if finale.is_alive(c, split.holdout)]
     if not alive:
-        failures = [(c.label, measurements.failure(c.fingerprint, FINAL)) for c in references]
+        failures = [
+            (c.label, measurements.why_not(c.fingerprint, split.holdout, FINAL)) for c in references
+        ]
         raise ModelError(Problem(f"model {n}", f.reason if f else "failed") for n, f in failures)
     rows = {c.label: describe(finale, c, fresh) for c in alive}
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_lm_eval_task import ASSETS, Resident, character_tokenizer, random_llama
 from torch import nn
 
@@ -18,7 +22,15 @@ from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.measurement import checked, wanted_columns
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Candidate, Job, Measurements, Objective, Outcome, Responses
+from evomerge.records import (
+    Candidate,
+    Failure,
+    Job,
+    Measurements,
+    Objective,
+    Outcome,
+    Responses,
+)
 from evomerge.results.status import status
 
 CHOKES = """
@@ -59,9 +71,28 @@ def test_a_metric_that_chokes_on_one_item_costs_that_item(resident, tmp_path):
     assert "KeyError: 'a weird answer'" in found.failures[2]
 
 
-def test_where_all_items_fail_the_candidate_does(resident, tmp_path):
-    with pytest.raises(CandidateError, match=r"a weird answer.*no item could be answered"):
-        choking_task(tmp_path, "acc").respond(resident, [2])
+@pytest.mark.parametrize("jobs", [[(0, 1, 2, 3)], [(0, 1), (2,), (3,)], [(2,), (3, 1), (0,)]])
+def test_how_items_are_split_into_jobs_decides_nothing(resident, tmp_path, jobs):
+    task = choking_task(tmp_path, "acc")
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", {"identity": {}}, {"pick": 8})
+    for number, items in enumerate(jobs):
+        job = Job(number, 0, RECIPE, {"pick": items})
+        outcome = checked(Outcome(job, (task.respond(resident, items),)), {"pick": {"score"}})
+        assert outcome.failure is None
+        ledger.measured(0, outcome)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    known, of = again.measurements, RECIPE.fingerprint
+    assert known.values(of, "pick", (0, 1, 2, 3)).tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert known.can_answer(of, {"pick": (0, 1, 2, 3)})
+    assert known.why_not(of, {"pick": (0, 1, 2, 3)}, 0) is None
+    # Whoever asks for nothing else has nothing to judge the candidate by.
+    assert not known.can_answer(of, {"pick": (2,)})
+    failure = known.why_not(of, {"pick": (2,)}, 0)
+    assert failure is not None
+    assert failure.kind == "task"
+    assert re.match(r"pick: no item could be answered: acc: KeyError: 'a weird", failure.reason)
+    again.close()
 
 
 def test_without_a_worst_score_the_item_is_named(resident, tmp_path):
@@ -153,11 +184,34 @@ def test_a_wanted_column_without_a_number_is_no_estimate_but_a_failure():
     assert checked(outcome(), {"t": {"score"}}).failure is None
 
 
-def test_where_no_item_is_answered_the_most_frequent_reason_is_told():
-    failure = checked(outcome(failures={4: "rare", 7: "often", 9: "often"})).failure
-    assert failure is not None
-    assert failure.kind == "task"
-    assert failure.reason.startswith("t: often")
+@given(st.data())
+def test_who_fails_is_a_function_of_the_items_that_are_looked_at(data):
+    """Whatever jobs brought the answers, in whatever order, and whatever else is answered."""
+    items = list(range(10))
+    failed = data.draw(st.sets(st.sampled_from(items)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 9))))
+    wanted = tuple(data.draw(st.lists(st.sampled_from(items), min_size=1, unique=True)))
+    known = Measurements({"t": 10})
+    order = data.draw(st.permutations(items))
+    for start, end in pairwise([0, *cuts, 10]):
+        part = order[start:end]
+        failures = {item: "choked" for item in part if item in failed}
+        scores = np.array([item not in failed for item in part], np.float32)
+        answers = Responses("t", np.array(part), {"score": scores}, failures=failures)
+        told = checked(Outcome(Job(0, 0, RECIPE, {"t": tuple(part)}), (answers,)))
+        known.add("f", told.responses[0])
+    assert known.can_answer("f", {"t": wanted}) == (not failed.issuperset(wanted))
+
+
+def test_nobody_is_judged_before_all_is_answered():
+    known = Measurements({"t": 10, "u": 10})
+    zero = {"score": np.zeros(2, np.float32)}
+    known.add("f", Responses("t", np.array([1, 2]), zero, failures={1: "a", 2: "b"}))
+    assert known.can_answer("f", {"t": (1, 2, 3)})
+    assert known.can_answer("f", {"t": (1, 2), "u": (3,)})
+    assert known.why_not("f", {"t": (1, 2)}, 0) == Failure(
+        "task", "t: no item could be answered: for more than one reason"
+    )
 
 
 def test_the_ledger_tells_failed_items_again(tmp_path):

@@ -36,6 +36,7 @@ from evomerge.records import (
     Candidate,
     CandidateId,
     Cohort,
+    Failure,
     Objective,
     Request,
     Score,
@@ -151,6 +152,16 @@ class Race:
             found = self._estimates(cohort, rung, self._who_is_scored(number, rung))
             scores |= {id_: Score(estimates, number) for id_, estimates in found.items()}
         return {id_: score for id_, score in scores.items() if np.isfinite(score.values).all()}
+
+    def failures(self, cohort: Cohort) -> dict[CandidateId, Failure]:
+        """Why candidates failed at the items of the rung where they did."""
+        known = cohort.measurements
+        return {
+            candidate.id: failure
+            for rung in self._finished(cohort)
+            for candidate in rung.failed
+            if (failure := known.why_not(candidate.fingerprint, rung.items, cohort.index))
+        }
 
     def told(self, cohort: Cohort) -> list[Told]:
         """The items of the last rung that each candidate ran."""
