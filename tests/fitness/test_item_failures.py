@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from test_lm_eval_task import ASSETS, Resident, character_tokenizer, random_llam
 from torch import nn
 
 from evomerge.errors import CandidateError
+from evomerge.fitness.forward import ForwardClock
+from evomerge.fitness.generation import PromptPlan, StopRule, generate
 from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
@@ -103,26 +106,62 @@ def test_without_a_worst_score_the_item_is_named(resident, tmp_path):
     assert task.respond(resident, [1, 2, 3]).columns["score"].tolist() == [1.0, -3.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["pick", "copy"])
-def test_a_model_that_breaks_at_one_prompt_loses_that_item_alone(name, resident):
-    """Likelihoods and answers: the others' are as if the broken item had not been asked."""
-    task = LmEvalTask(name, task=f"assets_{name}", path=ASSETS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pick", {"shared_prefix": False}),
+        ("pick", {"shared_prefix": True}),
+        ("copy", {}),
+        ("finish", {}),
+    ],
+)
+@pytest.mark.parametrize("which", ["rare", "<pad>"])
+def test_a_broken_token_costs_the_items_that_fail_alone_and_no_other(
+    name, options, which, resident
+):
+    """An item's batch mates decide nothing: not by what they hold, nor by being longer."""
+    task = LmEvalTask(name, task=f"assets_{name}", path=ASSETS, worst=0, **options)
     whole = task.respond(resident, task.items)
     prompts = [str(task.requests(item, resident.tokenizer)[0].args[0]) for item in task.items]
     letters = [set(prompt) for prompt in prompts]
     everywhere = sorted(set().union(*letters))
-    rare = min(everywhere, key=lambda character: sum(character in own for own in letters))
+    if which == "rare":
+        which = min(everywhere, key=lambda character: sum(character in own for own in letters))
     broken = random_llama(3, len(resident.tokenizer))
-    token = resident.tokenizer.encode(rare, add_special_tokens=False)[0]
+    token = resident.tokenizer.convert_tokens_to_ids(which)
     with torch.no_grad():
         broken.model.embed_tokens.weight[token] = float("nan")
-    found = task.respond(Resident(broken, resident.tokenizer), task.items)
-    hit = np.array([rare in own for own in letters])
-    assert set(np.flatnonzero(hit)) <= set(found.failures)
+    model = Resident(broken, resident.tokenizer)
+    found = task.respond(model, task.items)
+    alone = {item for item in task.items if task.respond(model, [item]).failures}
+    assert set(found.failures) == alone
+    assert {item for item in task.items if which in letters[item]} <= alone
     sound = ~np.isin(found.items, list(found.failures))
     assert sound.any()
     assert (found.columns["score"][~sound] == 0).all()
     np.testing.assert_array_equal(found.columns["score"][sound], whole.columns["score"][sound])
+
+
+def test_what_comes_after_an_answers_end_is_not_looked_at():
+    """A row goes on, padded with what it says, while a longer one is decoded."""
+    tokenizer = character_tokenizer()
+    vocabulary, end, a, b = 65, 2, 10, 11
+
+    class Ends(nn.Module):
+        """`a` ends at once, and breaks thereafter; `b` says itself for ever."""
+
+        def forward(self, ids: Any, **_: Any) -> Any:
+            logits = torch.zeros(*ids.shape, vocabulary)
+            logits[ids == a] = torch.nn.functional.one_hot(torch.tensor(end), vocabulary) * 1.0
+            logits[ids == b] = torch.nn.functional.one_hot(torch.tensor(b), vocabulary) * 1.0
+            logits[ids == end] = float("nan")
+            return SimpleNamespace(logits=logits, past_key_values=None)
+
+    stop = StopRule(tokenizer, [end], [], vocabulary)
+    for prompts in ([(a,)], [(a,), (b,)], [(b,), (a,)], [(b,), (b, a)]):
+        plan = PromptPlan(prompts, range(len(prompts)), 8, 4, 32)
+        answers = generate(Ends(), plan, stop, ForwardClock())
+        assert answers == [() if prompt[-1] == a else (b,) * 4 for prompt in prompts]
 
 
 def test_a_python_fitness_declares_its_worst():
