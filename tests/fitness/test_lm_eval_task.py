@@ -520,6 +520,19 @@ def test_what_cannot_be_asked_is_refused_with_its_place(tmp_path, old, new, mess
     assert str(tmp_path) in text or "generation_kwargs" in text
 
 
+@pytest.mark.parametrize("aggregation", ["median", "nanmean", "perplexity", "!function own.agg"])
+def test_what_is_no_mean_over_items_in_lm_eval_is_refused(resident, tmp_path, aggregation):
+    old = "- metric: acc_norm\n    aggregation: mean"
+    options = changed(tmp_path, old, old.replace("mean", aggregation), name="pick")
+    (tmp_path / "own.py").write_text("def agg(items):\n    return max(items)\n")
+    options["allow_code"] = True
+    text = refusal(**options, metric="acc_norm")
+    assert f"by {aggregation.split('.')[-1]!r}, and is no mean over items" in text
+    assert LmEvalTask("t", **options).metric == "acc"
+    overrides = {"metric_list": [{"metric": "acc_norm", "aggregation": "mean"}]}
+    assert LmEvalTask("t", **options, overrides=overrides).metric == "acc_norm"
+
+
 def test_a_metric_over_all_items_at_once_is_refused(tmp_path):
     options = changed(tmp_path, "metric: acc_norm", "metric: f1", name="pick")
     assert "all items at once" in refusal(**options, metric="f1")
