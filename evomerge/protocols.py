@@ -159,6 +159,7 @@ class Estimator(Protocol):
 
     num_incumbents: int  # how many incumbents it wants to measure beside a cohort
     needs_history: bool  # whether it learns from what was told before
+    needs_genes: bool  # whether it places candidates by their genomes
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """What to measure next; called when nothing of the cohort is outstanding.

@@ -243,6 +243,10 @@ class Measurements:
         in_view = sorted(failed, key=lambda job: not -1 <= job.cohort <= cohort)
         return in_view[0].failure if in_view else None
 
+    def failed_jobs(self, fingerprint: str) -> tuple[FailedJob, ...]:
+        """What was asked of a recipe and failed."""
+        return tuple(self._failed.get(fingerprint, ()))
+
     def missing(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Those of the items that nobody has answered yet."""
         wanted = tuple(items)

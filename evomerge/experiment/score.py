@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
-from evomerge.errors import ModelError, Problem
+from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
@@ -50,7 +50,10 @@ def score_recipe(
     Raises:
         ModelError: the model cannot be merged or measured.
     """
-    objectives = tuple(objectives)
+    objectives = tuple(o for o in objectives if not o.agreement)
+    if not objectives:
+        what = "compares a candidate's answers with its neighbours', and a single model has none"
+        raise ConfigurationError(Problem("objectives: agreement", what))
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
     spec = WorkerSpec(
         models,
