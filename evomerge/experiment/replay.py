@@ -156,4 +156,7 @@ class _Answers:
             name: known.values(fingerprint, task, items, name).astype(np.float32)
             for name in known.columns(fingerprint, task)
         }
-        self.given.add(fingerprint, Responses(task, np.array(items, np.int64), columns))
+        told = known.failed_items(fingerprint).get(task, {})
+        failures = {item: told[item] for item in items if item in told}
+        answers = Responses(task, np.array(items, np.int64), columns, failures=failures)
+        self.given.add(fingerprint, answers)

@@ -72,6 +72,8 @@ def score_recipe(
             raise ModelError(Problem("the model cannot be scored", outcome.failure.reason))
         for responses in outcome.responses:
             measurements.add(recipe.fingerprint, responses)
+        if failure := measurements.why_not(recipe.fingerprint, asked, 0):
+            raise ModelError(Problem("the model cannot be scored", failure.reason))
         rows[part] = {
             name: asdict(e)
             for name, e in estimate(objectives, measurements, candidate, asked).items()

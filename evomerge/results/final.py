@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.errors import ModelError, Problem
 from evomerge.fitness.agreement import nearest
-from evomerge.fitness.estimators.estimate import Items, estimate
+from evomerge.fitness.estimators.estimate import Items, estimate, who_can_answer
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
 from evomerge.ledger import FINAL, REFERENCES, Ledger
@@ -84,12 +84,11 @@ class Finale:
 
     def peers(self, items: Items) -> list[Candidate]:
         """Who of the company has answered these items."""
-        missing = self.ledger.measurements.missing
+        known = self.ledger.measurements
         return [
             candidate
-            for candidate in self.company
-            if candidate.recipe is not None
-            and not any(missing(candidate.fingerprint, t, ids) for t, ids in items.items())
+            for candidate in who_can_answer(self.company, known, items)
+            if not any(known.missing(candidate.fingerprint, t, ids) for t, ids in items.items())
         ]
 
     def near(self, candidate: Candidate, items: Items) -> list[str]:
@@ -216,7 +215,9 @@ def final_table(
     measurements, split = finale.ledger.measurements, finale.split
     alive = [c for c in references if finale.is_alive(c, split.holdout)]
     if not alive:
-        failures = [(c.label, measurements.failure(c.fingerprint, FINAL)) for c in references]
+        failures = [
+            (c.label, measurements.why_not(c.fingerprint, split.holdout, FINAL)) for c in references
+        ]
         raise ModelError(Problem(f"model {n}", f.reason if f else "failed") for n, f in failures)
     rows = {c.label: describe(finale, c, fresh) for c in alive}
 

@@ -63,7 +63,7 @@ def estimate(
 def who_can_answer(
     candidates: Iterable[Candidate], measurements: Measurements, items: Items
 ) -> tuple[Candidate, ...]:
-    """Those that have a model, and have not failed at any of the items."""
+    """Those that have a model, and have not failed at the items."""
     return tuple(
         c
         for c in candidates

@@ -36,6 +36,7 @@ from evomerge.records import (
     Candidate,
     CandidateId,
     Cohort,
+    Failure,
     Objective,
     Request,
     Score,
@@ -148,6 +149,16 @@ class Race:
         Who has no finite value in some objective keeps the score of the rung before, if any.
         """
         return {id_: score for id_, (score, _) in self._scored(cohort).items()}
+
+    def failures(self, cohort: Cohort) -> dict[CandidateId, Failure]:
+        """Why candidates failed at the items of the rung where they did."""
+        known = cohort.measurements
+        return {
+            candidate.id: failure
+            for rung in self._finished(cohort)
+            for candidate in rung.failed
+            if (failure := known.why_not(candidate.fingerprint, rung.items, cohort.index))
+        }
 
     def told(self, cohort: Cohort) -> list[Told]:
         """Those who have a score, and the items that it rests on."""
