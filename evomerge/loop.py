@@ -181,6 +181,8 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
 def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
     """The cohort's evaluations in candidate order; re-scored incumbents come first."""
     scores = search.estimator.scores(cohort)
+    without = any(candidate.id not in scores for candidate in cohort.candidates)
+    failures = search.estimator.failures(cohort) if without else {}
     own = {candidate.id for candidate in cohort.candidates}
     rescored = [c for c in cohort.incumbents if c.id in scores and c.id not in own]
     evaluations = []
@@ -191,7 +193,9 @@ def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
                 id=candidate.id,
                 genome=candidate.genome,
                 score=score,
-                failure=None if score is not None else why_none(candidate, cohort),
+                failure=None
+                if score is not None
+                else failures.get(candidate.id) or why_none(candidate, cohort),
                 violation=float(len(candidate.violations)),
             )
         )
@@ -199,7 +203,7 @@ def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
 
 
 def why_none(candidate: Candidate, cohort: Cohort) -> Failure:
-    """Why a candidate has no score."""
+    """Why a candidate has no score, where the estimator does not tell."""
     if candidate.violations:
         return Failure("violation", "; ".join(candidate.violations))
     failure = cohort.measurements.failure(candidate.fingerprint, cohort.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -174,7 +174,8 @@ def checked(outcome: Outcome, wanted: Columns | None = None) -> Outcome:
     """An outcome that answers what its job asked, in finite numbers; else a failure.
 
     An item that failed has a score, the worst one, and no other numbers. A candidate whose other
-    numbers are wanted of that item has failed: there is no worst margin or log-likelihood.
+    numbers are wanted of that item has failed: there is no worst margin or log-likelihood. Whether
+    a candidate fails that answers no item is not told by one job: see `Measurements.can_answer`.
 
     Args:
         outcome: as a worker sent it.
@@ -195,11 +196,6 @@ def _why_not(responses: Responses, wanted: Collection[str]) -> Failure | None:
     """Why responses cannot be used."""
     task = responses.task
     has_failed = np.isin(responses.items, list(responses.failures))
-    if has_failed.all() and len(has_failed):
-        reasons = Counter(responses.failures.values())
-        return Failure(
-            "task", f"{task}: {reasons.most_common(1)[0][0]} (no item could be answered)"
-        )
     for name, values in responses.columns.items():
         excused = np.isnan(values) & has_failed
         if not (np.isfinite(values) | (excused & (name != "score"))).all():

@@ -12,6 +12,7 @@ from evomerge.records import (
     CandidateId,
     Cohort,
     Evaluation,
+    Failure,
     Genome,
     ItemId,
     Job,
@@ -128,7 +129,8 @@ class Task(Protocol):
         """Responses in the order of `items`.
 
         An item that the model alone could not answer is named in `failures`, with the worst score
-        that there is. Where there is no worst score, the candidate fails.
+        that there is. Where there is no worst score, the candidate fails. It also fails where none
+        of the items that it was asked is answered, but that is not the task's to say.
 
         Raises:
             CandidateError: the model cannot be measured (a non-finite answer, for one).
@@ -157,6 +159,7 @@ class Estimator(Protocol):
 
     num_incumbents: int  # how many incumbents it wants to measure beside a cohort
     needs_history: bool  # whether it learns from what was told before
+    needs_genes: bool  # whether it places candidates by their genomes
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """What to measure next; called when nothing of the cohort is outstanding.
@@ -167,6 +170,10 @@ class Estimator(Protocol):
 
     def scores(self, cohort: Cohort) -> Mapping[CandidateId, Score]:
         """Scores of the cohort's living candidates; may re-score incumbents."""
+        ...
+
+    def failures(self, cohort: Cohort) -> Mapping[CandidateId, Failure]:
+        """Why candidates of a cohort that is done have no score, where that is their own fault."""
         ...
 
     def told(self, cohort: Cohort) -> list[Told]:

@@ -197,20 +197,55 @@ class Measurements:
         self._failed.setdefault(fingerprint, []).append(FailedJob(failure, asked, cohort))
 
     def can_answer(self, fingerprint: str, items: Mapping[str, Sequence[ItemId]]) -> bool:
-        """Whether the items are answered, as far as they were asked for."""
-        failed = self._failed.get(fingerprint)
-        return not failed or not any(
-            not job.items.get(task, frozenset()).isdisjoint(missing)
-            for task, wanted in items.items()
-            if (missing := self.missing(fingerprint, task, wanted))
-            for job in failed
-        )
+        """Whether a candidate can answer the items, as far as is known.
+
+        It cannot where a job failed that asked for some that are missing; nor where all of them
+        are answered, and none of a task's soundly. The latter is a function of these items'
+        answers alone: which jobs brought them, and what else was answered, changes nothing.
+        """
+        failed = self._failed.get(fingerprint, ())
+        if not failed and not any((fingerprint, task) in self._failed_items for task in items):
+            return True
+        missing = {task: self.missing(fingerprint, task, wanted) for task, wanted in items.items()}
+        if any(missing.values()):
+            return all(
+                job.items.get(task, frozenset()).isdisjoint(lacking)
+                for task, lacking in missing.items()
+                for job in failed
+            )
+        return self._unsound(fingerprint, items) is None
+
+    def why_not(
+        self, fingerprint: str, items: Mapping[str, Sequence[ItemId]], cohort: int
+    ) -> Failure | None:
+        """Why a cohort's items cannot be answered; None where they can."""
+        if self.can_answer(fingerprint, items):
+            return None
+        if any(self.missing(fingerprint, task, wanted) for task, wanted in items.items()):
+            return self.failure(fingerprint, cohort)
+        return self._unsound(fingerprint, items)
+
+    def _unsound(self, fingerprint: str, items: Mapping[str, Sequence[ItemId]]) -> Failure | None:
+        """That every one of some task's items failed, if so."""
+        for task, wanted in items.items():
+            told = self._failed_items.get((fingerprint, task), {})
+            if wanted and all(item in told for item in wanted):
+                # Of many reasons the ledger keeps a few, by job: which is the commonest may depend
+                # on jobs, and what is told of a candidate must not.
+                reasons = {told[item] for item in wanted}
+                reason = reasons.pop() if len(reasons) == 1 else "for more than one reason"
+                return Failure("task", f"{task}: no item could be answered: {reason}")
+        return None
 
     def failure(self, fingerprint: str, cohort: int) -> Failure | None:
         """Why a recipe failed, as a cohort sees it: what failed in later ones comes last."""
         failed = self._failed.get(fingerprint, ())
         in_view = sorted(failed, key=lambda job: not -1 <= job.cohort <= cohort)
         return in_view[0].failure if in_view else None
+
+    def failed_jobs(self, fingerprint: str) -> tuple[FailedJob, ...]:
+        """What was asked of a recipe and failed."""
+        return tuple(self._failed.get(fingerprint, ()))
 
     def missing(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
         """Those of the items that nobody has answered yet."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from toys import ESTIMATORS, Toy
+from toys import ESTIMATORS, Toy, fitness
 
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.recorded import Recorded, read_estimator, read_run
@@ -135,3 +135,39 @@ def test_an_estimator_is_named_in_three_ways(tmp_path: Path) -> None:
         read_estimator("{kind: [")
     with pytest.raises(ConfigurationError, match="no run here"):
         read_run(tmp_path)
+
+
+def test_a_replay_asks_when_the_run_did(tmp_path: Path) -> None:
+    """With two cohorts in flight, a cohort meets the incumbents of two cohorts ago."""
+    keys = {"in_flight": 16, "cohort": 8}
+    whole = read_run(Toy("random", "full", keys=keys).run(tmp_path / "full"))
+    really = Toy("random", "racing", keys=keys).run(tmp_path / "racing")
+    assert whole.lags == (0, 0, 1, 2, 3)
+    ledger = Ledger(really / "ledger.sqlite", read_only=True)
+    found = replay(whole, ESTIMATORS["racing"])
+    assert found["spent"] == ledger.spent(max(ledger.asked_ids()))
+    assert found["chosen"]["candidate"] == best_first(list(ledger.evaluations().values()))[0].id
+
+
+def fails_late(state: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
+    """Some models answer the first rung's six items, and no more than that at once."""
+    ((task, ids),) = items.items()
+    answers = fitness({k: v * 1.0 for k, v in state.items()}, fail=False)[task]
+    shift = float(sum(v.sum() for v in state.values()))
+    if len(ids) != 6 and len(ids) < 24 and int(shift * 1e6) % 3 == 0:
+        raise ValueError("a toy that breaks when it has come far")
+    return {task: answers[list(ids)]}
+
+
+def test_who_failed_late_fails_late_again(tmp_path: Path) -> None:
+    toy = Toy("random", "racing", fitness=fails_late)
+    run = read_run(toy.run(tmp_path))
+    failed = [e for e in run.evaluations.values() if e.failure is not None]
+    assert any(any(run.answered(run.ledger.candidates[e.id]).values()) for e in failed)
+    found = replay(run, ESTIMATORS["racing"])
+    assert found["spent"] == found["recorded_spent"]
+
+
+def test_a_cohort_that_the_budget_cut_is_read_too(tmp_path: Path) -> None:
+    run = read_run(Toy("random", "full").run(tmp_path, 44))
+    assert [len(cohort) for cohort in run.cohorts] == [8, 8, 8, 8, 8, 4]

@@ -56,10 +56,10 @@ def states() -> dict[str, dict[str, Tensor]]:
 PROBES = torch.randn(2, NUM_ITEMS, 24, generator=torch.Generator().manual_seed(1))
 
 
-def fitness(state: dict[str, Tensor]) -> dict[str, Any]:
+def fitness(state: dict[str, Tensor], fail: bool = True) -> dict[str, Any]:
     """0/1 answers to two tasks; about one candidate in twelve cannot be measured."""
     flat = torch.cat([state[name] for name in sorted(state)]).double()
-    if int(float(flat.square().sum()) * 1e6) % 97 in range(40, 48):
+    if fail and int(float(flat.square().sum()) * 1e6) % 97 in range(40, 48):
         raise ValueError("a toy that breaks now and then")
     answers = (PROBES.double() @ flat > 1.5).float().numpy()
     return {"first": answers[0], "second": answers[1]}

@@ -31,7 +31,7 @@ from evomerge.documents import (
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
-from evomerge.fitness.config import FitnessConfig, read_fitness
+from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
 from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
@@ -135,6 +135,7 @@ class ExperimentConfig(Strict):
         Models and tasks count by their content, which `Parts.identity` adds.
         """
         data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
+        data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
             entry.pop("shared_prefix", None)  # the items' fingerprint has it; older runs had not

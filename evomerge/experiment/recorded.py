@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,19 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.run import LEDGER, read_run_config
 from evomerge.experiment.tasks import objectives_over
+from evomerge.experiment.wire import IN_MEMORY, resolve
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items
 from evomerge.ledger import REFERENCES, Ledger
+from evomerge.merging.costs import Costs
 from evomerge.recipe import Recipe
 from evomerge.records import (
     Candidate,
@@ -37,7 +41,8 @@ CostOf = Callable[[Recipe], Mapping[str, float]]
 class Recorded:
     """What a run's ledger holds for an estimator.
 
-    cohorts: the told ones, in their order.
+    cohorts: those that have scores, in their order; the last one may be cut short by the budget.
+    lags: for each of them, how many were told before it was asked for; in their order, if empty.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class Recorded:
     references: tuple[Candidate, ...]
     cohorts: tuple[tuple[Candidate, ...], ...]
     evaluations: Mapping[CandidateId, Evaluation]
+    lags: tuple[int, ...] = ()
 
     @property
     def models(self) -> tuple[Candidate, ...]:
@@ -71,16 +77,11 @@ def read_run(folder: Path) -> Recorded:
         ConfigurationError: there is no run, or nothing was told in it.
     """
     config = read_run_config(folder)
-    with closing(Ledger(folder / LEDGER, read_only=True)) as known:
-        evaluations = known.evaluations()
-        costs = _known_costs(known, evaluations.values(), config.fitness.all_objectives())
+    costs = _costs_of(config)
     ledger = Ledger(folder / LEDGER, read_only=True, costs=costs)
+    evaluations = ledger.evaluations()
     asked = ledger.asked_ids()
-    cohorts = [
-        tuple(ledger.candidates[id_] for id_ in asked[number])
-        for _, number, _ in ledger.events("told")
-        if number >= 0
-    ]
+    cohorts, lags = _cohorts(ledger, asked)
     if not cohorts:
         raise ConfigurationError(f"{folder}: no candidate has a score yet")
     fitness, num_items = config.fitness, ledger.meta["num_items"]
@@ -101,7 +102,8 @@ def read_run(folder: Path) -> Recorded:
         references=tuple(
             ledger.candidates[id_] for id_ in sorted(asked[REFERENCES], reverse=True)
         ),  # as they were asked: -1, -2, ...
-        cohorts=tuple(cohorts),
+        cohorts=cohorts,
+        lags=lags,
         evaluations=evaluations,
     )
 
@@ -131,23 +133,43 @@ def read_estimator(text: str, num_items: int | None = None) -> dict[str, Any]:
     return config if num_items is None else {**config, "items": num_items}
 
 
-def _known_costs(
-    ledger: Ledger, evaluations: Iterable[Evaluation], objectives: Sequence[Objective]
-) -> CostOf:
-    """What candidates cost, as it was told."""
-    known = {
-        ledger.candidates.fingerprint(e.id): {
-            o.cost: o.sign * e.score.objectives[o.name].value for o in objectives if o.cost
-        }
-        for e in evaluations
-        if e.score is not None
-    }
+def _cohorts(
+    ledger: Ledger, asked: Mapping[int, Sequence[CandidateId]]
+) -> tuple[tuple[tuple[Candidate, ...], ...], tuple[int, ...]]:
+    """The cohorts with scores, and how many of them were told when each was asked for."""
+    cohorts: list[tuple[Candidate, ...]] = []
+    lags: dict[int, int] = {}
+    cut: tuple[Candidate, ...] = ()
+    for kind, number, data in ledger.events("asked", "told", "scored"):
+        if number < 0:
+            continue
+        if kind == "asked":
+            lags[number] = len(cohorts)
+            continue
+        own = {entry["id"] for entry in data}
+        scored = tuple(ledger.candidates[id_] for id_ in asked[number] if id_ in own)
+        if kind == "told":
+            cohorts, cut = [*cohorts, scored], ()
+        else:
+            cut = scored
+    found = (*cohorts, *((cut,) if cut else ()))
+    return found, tuple(lags[number] for number in range(len(found)))
+
+
+def _costs_of(config: ExperimentConfig) -> CostOf:
+    """What recipes cost, over the run's base, which is opened when somebody asks."""
+    known: list[Costs] = []
 
     def cost_of(recipe: Recipe) -> Mapping[str, float]:
-        if recipe.fingerprint not in known:
-            what = "what a reference costs is not in the ledger"
-            raise ConfigurationError(Problem("costs", what))
-        return known[recipe.fingerprint]
+        if not known:
+            if config.base.startswith(IN_MEMORY):
+                what = "cannot be told: the run's base was a state dict in memory"
+                raise ConfigurationError(Problem("costs", what))
+            base = open_checkpoint(
+                resolve(config.base), name="base", allow_pickle=config.allow_pickle_weights
+            )
+            known.append(Costs(base, anatomy_of(base)))
+        return known[0](recipe)
 
     return cost_of
 

@@ -105,10 +105,15 @@ def _chosen_items(
     """What an estimator would ask of a candidate; nothing where the run lacks some of it."""
     race = make_estimator(config, run.objectives, run.split.search, run.seed)
     numbers = {c.fingerprint: n for n, cohort in enumerate(run.cohorts) for c in cohort}
+    # What it would have learnt from the whole run may decide what it asks for.
+    answered = ((c, run.answered(c)) for c in _first_of_each(run.cohorts))
+    history = tuple(Told(c, items) for c, items in answered if all(items.values()))
 
     def items_of(candidate: Candidate) -> dict[str, tuple[int, ...]]:
         number = numbers[candidate.fingerprint]
-        cohort = Cohort(number, (candidate,), run.measurements, references=run.models)
+        cohort = Cohort(
+            number, (candidate,), run.measurements, references=run.models, history=history
+        )
         told = [] if race.requests(cohort) else race.told(cohort)
         return {task: tuple(ids) for task, ids in told[0].items.items()} if told else {"": ()}
 

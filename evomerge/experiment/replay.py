@@ -52,26 +52,34 @@ def replay(run: Recorded, config: Mapping[str, Any], progress: Progress | None =
     asked.all_of(estimator, replace(grid, measurements=asked.given))
     told: dict[CandidateId, Evaluation] = {}
     history: list[Told] = []
-    incumbents: dict[CandidateId, Evaluation] = {}
+    incumbents: list[list[CandidateId]] = [[]]  # after so many tells
+    lengths = [0]  # of the history then
     for number, candidates in enumerate(run.cohorts):
         if progress is not None:
             progress("asking again", number, len(run.cohorts))
+        # Who was best when the cohort was asked for: others may have been under way.
+        then = run.lags[number] if run.lags else number
         cohort = Cohort(
             number,
             candidates,
             asked.given,
-            tuple(run.ledger.candidates[i] for i in [*incumbents][: estimator.num_incumbents]),
+            tuple(run.ledger.candidates[id_] for id_ in incumbents[then]),
             run.models,
-            tuple(history),
+            tuple(history[: lengths[then]]),
         )
         asked.all_of(estimator, cohort)
         scores = estimator.scores(cohort)
         newest = {id_: Evaluation(id_, None, score) for id_, score in scores.items()}
+        known = {id_: told[id_] for id_ in incumbents[-1]} | newest
         told |= newest
         history += estimator.told(cohort) if estimator.needs_history else []
         # As in a search: whoever is no longer among them does not come back.
-        best = best_first([*(incumbents | newest).values()])
-        incumbents = {e.id: e for e in best[: max(1, estimator.num_incumbents)]}
+        incumbents.append([e.id for e in best_first([*known.values()])][: estimator.num_incumbents])
+        lengths.append(len(history))
+    if estimator.needs_history:
+        end = Cohort(len(run.cohorts), (), asked.given, (), run.models, tuple(history))
+        anew = estimator.told_anew(end)
+        told |= {id_: Evaluation(id_, None, score) for id_, score in anew.items()}
     return {
         "estimator": dict(config),
         "candidates": sum(map(len, run.cohorts)),
@@ -84,30 +92,32 @@ def replay(run: Recorded, config: Mapping[str, Any], progress: Progress | None =
 def _choice(run: Recorded, told: Mapping[CandidateId, Evaluation]) -> Json:
     """Whom the replayed scores put first, and what all recorded answers say of that."""
     means: dict[CandidateId, float] = {}
-    for id_ in told:
-        candidate = run.ledger.candidates[id_]
+    peers = [run.ledger.candidates[id_] for id_ in told]
+    for candidate in peers:
         items = run.answered(candidate)
         if all(len(ids) == len(run.split.search[task]) for task, ids in items.items()):
-            estimates = estimate_all(run.objectives, run.measurements, candidate, items)
-            means[id_] = Score(estimates).mean
+            found = estimate_all(run.objectives, run.measurements, candidate, items, peers)
+            mean = Score(found).mean
+            if np.isfinite(mean):
+                means[candidate.id] = mean
     ranked = [e.id for e in best_first([*told.values()])]
     if not ranked:
         raise ConfigurationError(Problem(str(run.folder), "no candidate has a score"))
-    found: Json = {
+    chosen: Json = {
         "ranked": ranked[:RANKED],
         "chosen": {"candidate": ranked[0], "mean": means.get(ranked[0])},
     }
     if means and ranked[0] in means:
         best = max(means, key=lambda id_: (means[id_], -id_))
         both = [id_ for id_ in ranked if id_ in means]
-        found |= {
+        chosen |= {
             "best": {"candidate": best, "mean": means[best]},
             "regret": means[best] - means[ranked[0]],
             "rank_correlation": spearman(
                 [-float(place) for place in range(len(both))], [means[id_] for id_ in both]
             ),
         }
-    return found
+    return chosen
 
 
 class _Answers:
@@ -126,10 +136,8 @@ class _Answers:
     def all_of(self, estimator: Estimator, cohort: Cohort) -> None:
         """Whatever the estimator asks for, until it asks for no more."""
         for candidate in cohort.candidates:
-            failure = self._run.measurements.failure(candidate.fingerprint, cohort.index)
-            if failure is not None and not any(self._run.answered(candidate).values()):
-                items = {task: list(ids) for task, ids in self._run.split.search.items()}
-                self.given.fail(candidate.fingerprint, failure, items, cohort.index)
+            for job in self._run.measurements.failed_jobs(candidate.fingerprint):
+                self.given.fail(candidate.fingerprint, job.failure, job.items, job.cohort)
         while requests := estimator.requests(cohort):
             for request in requests:
                 candidate = self._run.ledger.candidates[request.candidate]
@@ -148,4 +156,7 @@ class _Answers:
             name: known.values(fingerprint, task, items, name).astype(np.float32)
             for name in known.columns(fingerprint, task)
         }
-        self.given.add(fingerprint, Responses(task, np.array(items, np.int64), columns))
+        told = known.failed_items(fingerprint).get(task, {})
+        failures = {item: told[item] for item in items if item in told}
+        answers = Responses(task, np.array(items, np.int64), columns, failures=failures)
+        self.given.add(fingerprint, answers)

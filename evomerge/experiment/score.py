@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
-from evomerge.errors import ModelError, Problem
+from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
@@ -51,7 +51,10 @@ def score_recipe(
     Raises:
         ModelError: the model cannot be merged or measured.
     """
-    objectives = tuple(objectives)
+    objectives = tuple(o for o in objectives if not o.agreement)
+    if not objectives:
+        what = "compares a candidate's answers with its neighbours', and a single model has none"
+        raise ConfigurationError(Problem("objectives: agreement", what))
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
     spec = WorkerSpec(
         models,
@@ -75,6 +78,8 @@ def score_recipe(
             raise ModelError(Problem("the model cannot be scored", outcome.failure.reason))
         for responses in outcome.responses:
             measurements.add(recipe.fingerprint, responses)
+        if failure := measurements.why_not(recipe.fingerprint, asked, 0):
+            raise ModelError(Problem("the model cannot be scored", failure.reason))
         rows[part] = {
             name: asdict(e)
             for name, e in estimate(objectives, measurements, candidate, asked).items()

@@ -205,6 +205,9 @@ def wire(
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
     space = Limited(space, costs, limits) if limits else space
+    if estimator.needs_genes and not space.genes:
+        what = "needs a space whose genomes are lists of numbers"
+        raise ConfigurationError(Problem("fitness.estimator", what))
     facts = Facts(tuple(space.designs()), tuple(o.name for o in objectives))
     return Parts(
         config=config,

@@ -44,18 +44,26 @@ def answers_of(
 def nearest(candidate: Candidate, peers: Sequence[Candidate], count: int) -> list[str]:
     """Fingerprints of the other recipes that are nearest by their genomes, ties to the lower id.
 
-    Where distances cannot be told (a reference has no genome), all of them.
+    Where distances cannot be told (a reference has no genome, a lineage is no point), all of them.
     """
     others = {p.fingerprint: p for p in sorted(peers, key=lambda p: -p.id) if p.recipe is not None}
     others.pop(candidate.fingerprint, None)
     alone = sorted(others.values(), key=lambda p: p.id)
-    if candidate.genome is None:
+    own = _place(candidate)
+    places = [(p, place) for p in alone if (place := _place(p)) is not None]
+    placed = [] if own is None else [(p, at) for p, at in places if at.shape == own.shape]
+    if own is None or not placed:
         return [p.fingerprint for p in alone]
-    placed = [p for p in alone if p.genome is not None and len(p.genome) == len(candidate.genome)]
-    own = np.asarray(candidate.genome, np.float64)
-    gaps = [float(np.linalg.norm(np.asarray(p.genome, np.float64) - own)) for p in placed]
+    gaps = [float(np.linalg.norm(at - own)) for _, at in placed]
     order = np.argsort(gaps, kind="stable")[:count]
-    return [p.fingerprint for p in ([placed[i] for i in order] or alone)]
+    return [placed[i][0].fingerprint for i in order]
+
+
+def _place(candidate: Candidate) -> NDArray[np.float64] | None:
+    """The genome as a point; None where it is none: a reference's, or a lineage."""
+    genome = candidate.genome
+    is_point = isinstance(genome, list) and all(isinstance(x, int | float) for x in genome)
+    return np.asarray(genome, np.float64) if is_point else None
 
 
 def _column(objective: Objective, measurements: Measurements, fingerprint: str, task: str) -> str:

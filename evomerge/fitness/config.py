@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,23 +213,6 @@ def read_fitness(document: Document) -> FitnessConfig:
     return config
 
 
-def _absolute_pools(estimator: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """An estimator's entry with the files of its response pools, however deep, made absolute."""
-
-    def absolute(path: Any) -> Any:
-        is_file = isinstance(path, str) and path != HISTORY
-        return str((folder / path).resolve()) if is_file else path
-
-    found = {}
-    for key, value in estimator.items():
-        if key == "pool":
-            pools = value.items() if isinstance(value, dict) else ()
-            found[key] = {t: absolute(path) for t, path in pools} if pools else absolute(value)
-        else:
-            found[key] = _absolute_pools(value, folder) if isinstance(value, dict) else value
-    return found
-
-
 def _absolute_task(task: Any, folder: Path) -> Any:
     """Paths of data and of code are relative to the fitness file."""
     if not isinstance(task, dict):
@@ -241,3 +225,29 @@ def _absolute_task(task: Any, folder: Path) -> Any:
         file, _, name = code.rpartition(":")
         made["kind"] = f"python:{(folder / file).resolve()}:{name}"
     return made
+
+
+def pools_by_content(estimator: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimator's entry with the sha256 of its response pools' files instead of their paths."""
+    return _with_pools(estimator, lambda path: hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+
+def _absolute_pools(estimator: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An estimator's entry with absolute paths of its response pools' files."""
+    return _with_pools(estimator, lambda path: str((folder / path).resolve()))
+
+
+def _with_pools(estimator: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """An estimator's entry with its response pools' files changed, however deep they stand."""
+
+    def changed(path: Any) -> Any:
+        return change(path) if isinstance(path, str) and path != HISTORY else path
+
+    found: dict[str, Any] = {}
+    for key, value in estimator.items():
+        if key == "pool":
+            pools = isinstance(value, Mapping)
+            found[key] = {t: changed(p) for t, p in value.items()} if pools else changed(value)
+        else:
+            found[key] = _with_pools(value, change) if isinstance(value, Mapping) else value
+    return found

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evomerge.fitness.forward import ForwardClock, Tokens, device_of
+from evomerge.fitness.forward import ForwardClock, Tokens, device_of, padded
 
 _END, _STOP, _DOUBT = 1, 2, 3  # what a token does to an answer; 0 is nothing
 
@@ -107,7 +107,6 @@ class PromptPlan:
         batch_size: rows in a forward pass.
         max_new_tokens: length of the longest answer.
         max_length: positions of the model, for prompt and answer together.
-        pad_id: any token; it is never attended to.
     """
 
     def __init__(
@@ -117,7 +116,6 @@ class PromptPlan:
         batch_size: int,
         max_new_tokens: int,
         max_length: int,
-        pad_id: int,
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.num_requests = len(prompts)
@@ -126,16 +124,13 @@ class PromptPlan:
             requests = np.asarray(order[start : start + batch_size])
             rows = [prompts[request][-(max_length - max_new_tokens) :] for request in requests]
             width = max(map(len, rows))
-            input_ids = torch.full((len(rows), width), pad_id)
             mask = torch.ones((len(rows), width + max_new_tokens), dtype=torch.long)
             for row, ids in enumerate(rows):
-                input_ids[row, width - len(ids) :] = torch.tensor(ids)
                 mask[row, : width - len(ids)] = 0
             position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-            padded = bool((mask == 0).any())
-            self.batches.append(
-                _PromptBatch(input_ids, mask if padded else None, position_ids, requests)
-            )
+            input_ids = padded(rows, "left")
+            attended = mask if bool((mask == 0).any()) else None
+            self.batches.append(_PromptBatch(input_ids, attended, position_ids, requests))
 
 
 def generate(
@@ -178,6 +173,7 @@ def _decode(
     made = np.zeros((max_new_tokens, rows), np.int64)
     ends = np.full(rows, max_new_tokens)
     running = np.ones(rows, np.bool_)
+    lived = np.zeros(rows, np.int64)  # steps up to the one that ended the answer
     best_logits = []
     inputs: dict[str, Any] = {"use_cache": True}
     if "logits_to_keep" in accepted:
@@ -195,9 +191,13 @@ def _decode(
         best_logits.append(best)
         start = width + step
         made[step] = ids[:, 0].cpu().numpy()
+        lived += running
         stop.mark(made[: step + 1], running, ends)
         if not running.any():
             break
     # The maximum picks NaN and infinity, so what is not finite shows in the best logits.
-    finite = torch.isfinite(torch.cat(best_logits, 1)).all(1)  # (rows,)
-    return made[: step + 1].T.tolist(), ends.tolist(), finite.tolist()
+    # After its own end a row only goes on because others do.
+    is_over = np.arange(step + 1) >= lived[:, None]  # (rows, steps)
+    is_finite = torch.isfinite(torch.cat(best_logits, 1)).cpu().numpy() | is_over
+    finite: list[bool] = np.all(is_finite, axis=1).tolist()
+    return made[: step + 1].T.tolist(), ends.tolist(), finite

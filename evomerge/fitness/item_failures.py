@@ -1,8 +1,7 @@
-"""What becomes of an item that a model could not answer, while it answered others."""
+"""What becomes of an item that a model could not answer."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +21,9 @@ def responses_of(
 ) -> Responses:
     """Responses in which failed items, and those whose score is not finite, have the worst score.
 
+    So has every item where none could be answered: that the candidate fails then is judged over all
+    items that it was asked, which may be those of many jobs (`Measurements.can_answer`).
+
     Args:
         task: its name.
         items: what was asked.
@@ -31,7 +33,7 @@ def responses_of(
         texts: what was generated.
 
     Raises:
-        CandidateError: no item could be answered; or one could not, and there is no worst score.
+        CandidateError: an item could not be answered, and there is no worst score.
     """
     asked = np.asarray(items, np.int64)
     failed = dict(failures)
@@ -39,9 +41,6 @@ def responses_of(
         failed.setdefault(int(asked[place]), "the score is not finite")
     if not failed:
         return Responses(task, asked, columns, texts)
-    if len(failed) == len(asked):
-        reason = Counter(failed[int(item)] for item in asked).most_common(1)[0][0]
-        raise CandidateError(f"{reason} (no item could be answered)")
     if worst is None:
         item = next(int(item) for item in asked if int(item) in failed)
         raise CandidateError(f"item {item}: {failed[item]}; its scores have no worst value")

@@ -114,9 +114,7 @@ class PromptTask:
             raise ConfigurationError(Problem(f"task {self.name}", what))
         stop = encoder.stop_rule(self.until)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
-        plan = PromptPlan(
-            prompts, order, self.batch_size, self.tokens, encoder.max_length, encoder.pad_id
-        )
+        plan = PromptPlan(prompts, order, self.batch_size, self.tokens, encoder.max_length)
         sequences: list[tuple[Tokens, int] | None] = []
         for prompt, answer in zip(prompts, generate(module, plan, stop, self.clock), strict=True):
             if answer is None:

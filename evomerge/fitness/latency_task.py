@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.fitness.forward import device_of
 from evomerge.fitness.item_failures import responses_of
 from evomerge.fitness.prompts import max_length
@@ -66,6 +66,7 @@ class LatencyTask:
         """One repetition for each of `items`.
 
         Raises:
+            CandidateError: a logit is not finite: how fast a broken model decodes is no merit.
             ConfigurationError: the model has too few positions, or no key-value cache.
         """
         asked = [int(item) for item in items]
@@ -91,6 +92,7 @@ class LatencyTask:
             inputs["logits_to_keep"] = 1
         vocabulary = module.get_input_embeddings().weight.shape[0]
         ids = (torch.arange(self._prompt_tokens, device=device) % vocabulary)[None]
+        best: list[torch.Tensor] = []
         with torch.inference_mode():
             start = _now(device)
             output = module(ids, **inputs)
@@ -99,9 +101,15 @@ class LatencyTask:
                 if (cache := getattr(output, "past_key_values", None)) is None:
                     what = f"{type(module).__name__} has no key-value cache"
                     raise ConfigurationError(Problem(f"task {self.name}", what))
-                ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                found = output.logits[:, -1].max(-1, keepdim=True)
+                ids = found.indices
+                best.append(found.values)
                 output = module(ids, past_key_values=cache, **inputs)
-            return middle - start, _now(device) - middle
+            end = _now(device)
+        # The maximum picks NaN and infinity; it is looked at after the clock has stopped.
+        if not bool(torch.isfinite(torch.cat([*best, output.logits[:, -1]], 1)).all()):
+            raise CandidateError("a logit is not finite")
+        return middle - start, end - middle
 
 
 def _now(device: torch.device) -> float:

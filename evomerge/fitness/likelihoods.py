@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from evomerge.fitness.forward import ForwardClock, Tokens, device_of
+from evomerge.fitness.forward import ForwardClock, Tokens, device_of, padded
 from evomerge.fitness.shared_prefix import TokenTree, TreeRows, logits_at
 
 
@@ -128,14 +128,12 @@ def _tree_row(
 
 def _scoring_batch(rows: Sequence[_Row], continuations: Sequence[Tokens]) -> _ScoringBatch:
     width = max(len(row.tokens) for row in rows)
-    input_ids = torch.zeros((len(rows), width), dtype=torch.long)
     positions: list[int] = []
     token_positions: list[int] = []
     tokens: list[int] = []
     requests: list[int] = []
     starts: list[int] = []
     for number, row in enumerate(rows):
-        input_ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
         for group, places in zip(row.requests, row.places, strict=True):
             positions.extend(number * width + place for place in places)
             for request in group:
@@ -152,7 +150,7 @@ def _scoring_batch(rows: Sequence[_Row], continuations: Sequence[Tokens]) -> _Sc
         by_length.append((torch.from_numpy(chosen), torch.from_numpy(index)))
     trees = [row.tree for row in rows if row.tree is not None]
     return _ScoringBatch(
-        input_ids,
+        padded([row.tokens for row in rows]),
         TreeRows.of(trees) if trees else None,
         torch.tensor(positions),
         torch.tensor(token_positions),

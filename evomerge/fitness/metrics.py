@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ def choose_filter(name: str, task: Any, wanted: str | None) -> tuple[str, list[A
 
 
 def choose_metric(name: str, task: Any, wanted: str | None, results: Mapping[str, Any]) -> str:
-    """A metric of an lm-eval task; the first that is one number per item by default.
+    """A metric of an lm-eval task; the first that is a mean over items by default.
+
+    An estimate from some items is one of their mean, so what lm-eval aggregates otherwise would be
+    another number than lm-eval's.
 
     Args:
         name: evomerge's name of the task.
@@ -39,15 +43,18 @@ def choose_metric(name: str, task: Any, wanted: str | None, results: Mapping[str
         results: metric -> its value for some item.
 
     Raises:
-        ConfigurationError: there is no such metric, or it is computed over all items at once.
+        ConfigurationError: there is no such metric, or it is no mean over items.
     """
-    valid = [key for key, value in results.items() if _is_number(value) or is_ratio(task, key)]
+    valid = [key for key, value in results.items() if _is_mean(task, key, value)]
     chosen = wanted or next(iter(valid or results), None)
     if chosen is None:
         what = f"the task has no metric that lm-eval computes for {task.OUTPUT_TYPE}"
         raise ConfigurationError(Problem(f"{name} metric_list", what))
     if chosen not in valid:
-        what = "is computed over all items at once" if chosen in results else "unknown metric"
+        what = "unknown metric"
+        if chosen in results:
+            how = getattr(task.aggregation().get(chosen), "__name__", "its own code")
+            what = f"is computed over all items at once, by {how!r}, and is no mean over items"
         raise ConfigurationError(
             Problem(f"{name} metric", f"{chosen!r}: {what}", nearest(chosen, valid))
         )
@@ -84,5 +91,16 @@ def share_of_mean(task: Any, metric: str, documents: Sequence[Any]) -> float | N
     return float(len(lengths) / sum(lengths) / unit)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float | np.number | np.bool_)
+def _is_mean(task: Any, metric: str, value: Any) -> bool:
+    """Whether a metric, or its log, is a mean over items, of which `value` is an example.
+
+    The logs of ratios and of lm-eval's perplexity are means of log-likelihoods.
+    """
+    from lm_eval.api.metrics import mean, perplexity
+
+    if is_ratio(task, metric):
+        return True
+    aggregation = task.aggregation().get(metric, mean)  # lm-eval's default, too
+    is_perplexity = metric == "perplexity" and aggregation is perplexity
+    is_number = isinstance(value, bool | int | float | np.number | np.bool_)
+    return is_number and (is_perplexity or aggregation in (mean, np.mean, fmean))

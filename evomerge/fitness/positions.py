@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from evomerge.fitness.forward import ForwardClock, Tokens, device_of
+from evomerge.fitness.forward import ForwardClock, Tokens, device_of, padded
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ class PositionPlan:
             requests = order[start : start + batch_size]
             rows = [sequences[request][0][-max_length:] for request in requests]
             width = max(map(len, rows))
-            input_ids = torch.zeros((len(rows), width), dtype=torch.long)
             positions: list[int] = []
             for row, (tokens, request) in enumerate(zip(rows, requests, strict=True)):
-                input_ids[row, : len(tokens)] = torch.tensor(tokens)
                 end = row * width + len(tokens)
                 positions.extend(range(end - sequences[request][1], end))
-            self.batches.append(_Batch(input_ids, torch.tensor(positions), tuple(requests)))
+            self.batches.append(_Batch(padded(rows), torch.tensor(positions), tuple(requests)))
 
 
 def log_probabilities(

@@ -72,11 +72,6 @@ class Encoder:
         ends = set(configured if isinstance(configured, list | tuple) else [configured])
         return tuple(sorted((ends | {self.tokenizer.eos_token_id}) - {None}))
 
-    @property
-    def pad_id(self) -> int:
-        """Some token to pad with; it is never attended to."""
-        return self.tokenizer.pad_token_id or 0
-
     def stop_rule(self, strings: tuple[str, ...]) -> StopRule:
         """When an answer ends; makes a table of the vocabulary."""
         return StopRule(self.tokenizer, self.end_ids, strings, self.config.vocab_size)

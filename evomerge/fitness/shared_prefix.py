@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.fitness.forward import Tokens, device_of
+from evomerge.fitness.forward import Tokens, device_of, padded
 
 _FULL, _WINDOW = "full_attention", "sliding_attention"
 
@@ -77,15 +77,13 @@ class TreeRows:
         """One row for each tree."""
         length = max(len(tree.tokens) for tree in trees)
         shape = (len(trees), length)
-        input_ids = torch.zeros(shape, dtype=torch.long)
         position_ids = torch.zeros(shape, dtype=torch.long)
         ends = torch.arange(1, length + 1).repeat(len(trees), 1)  # padding sees itself
         for row, tree in enumerate(trees):
             size = len(tree.tokens)
-            input_ids[row, :size] = torch.tensor(tree.tokens)
             position_ids[row, :size] = torch.tensor(tree.depths)
             ends[row, :size] = torch.tensor(tree.ends)
-        return cls(input_ids, position_ids, ends)
+        return cls(padded([tree.tokens for tree in trees]), position_ids, ends)
 
     @property
     def depth(self) -> int:

@@ -205,7 +205,6 @@ class GenerationRun:
             self.task.batch_size,
             self.task.max_new_tokens,
             self.encoder.max_length,
-            self.encoder.pad_id,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class FilePrompts:
     def __init__(self, where: str, path: str | Path, field: str, limit: int | None = None) -> None:
         file = Path(path)
         if file.suffix == ".txt":
-            lines = read_text(where, file).splitlines()
+            lines = read_text(where, file).split("\n")
             self._texts = [line for line in lines if line.strip()]
         else:
             self._texts = [
@@ -64,14 +65,17 @@ class FilePrompts:
         return self._texts[item]
 
 
-def read_text(where: str, file: Path) -> str:
-    """The content of a file.
+def read_text(where: str, file: Path, newline: str | None = None) -> str:
+    """The content of a file, without a byte order mark.
+
+    newline: as `open` takes it; by default all ends of lines become the same.
 
     Raises:
         ConfigurationError: it cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8-sig", newline=newline) as opened:
+            return opened.read()
     except FileNotFoundError:
         siblings = [p.name for p in file.parent.glob("*")] if file.parent.is_dir() else []
         raise ConfigurationError(
@@ -90,11 +94,18 @@ def read_records(where: str, file: Path) -> list[dict[str, Any]]:
     if file.suffix not in FORMATS[1:]:
         what = f"cannot be read: {file.name}"
         raise ConfigurationError(Problem(f"{where} path", what, f"valid: {', '.join(FORMATS)}"))
-    text = read_text(where, file)
     if file.suffix == ".csv":
-        return [dict(row) for row in csv.DictReader(text.splitlines())]
+        # A quoted cell may hold ends of lines, which are its own.
+        rows = csv.DictReader(io.StringIO(read_text(where, file, newline=""), newline=""))
+        try:
+            return [dict(row) for row in rows]
+        except csv.Error as error:
+            raise ConfigurationError(
+                Problem(f"{file}, after line {rows.line_num}", str(error))
+            ) from None
     records = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # str.splitlines would cut at U+2028 and others, which may stand in a JSON string.
+    for number, line in enumerate(read_text(where, file).split("\n"), 1):
         if not line.strip():
             continue
         try:

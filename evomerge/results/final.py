@@ -8,14 +8,14 @@ saw, the choice is made there, and the holdout only reports it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from evomerge.errors import ModelError, Problem
 from evomerge.fitness.agreement import nearest
-from evomerge.fitness.estimators.estimate import Items, estimate
+from evomerge.fitness.estimators.estimate import Items, estimate, who_can_answer
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split
 from evomerge.ledger import FINAL, REFERENCES, Ledger
@@ -43,6 +43,7 @@ class Finale:
     """What the last choice needs.
 
     told: the estimates that the searcher was told last, of those that it was told of.
+    company: who is chosen from and who is reported, with whom answers may be compared.
     """
 
     ledger: Ledger
@@ -52,6 +53,7 @@ class Finale:
     select: Select
     seed: int
     told: Mapping[CandidateId, Score] = field(default_factory=dict)
+    company: tuple[Candidate, ...] = ()
 
     @property
     def measured(self) -> tuple[Objective, ...]:
@@ -77,24 +79,22 @@ class Finale:
     def estimates(self, candidate: Candidate, items: Items) -> dict[str, Estimate]:
         """Every objective on these items, which the candidate must have answered."""
         measurements = self.ledger.measurements
-        return estimate(self.objectives, measurements, candidate, items, self.peers(items))
+        peers = self.peers(items) if any(o.agreement for o in self.objectives) else ()
+        return estimate(self.objectives, measurements, candidate, items, peers)
 
     def peers(self, items: Items) -> list[Candidate]:
-        """Who else has answered these items; nobody where no objective compares answers."""
-        if not any(objective.agreement for objective in self.objectives):
-            return []
-        missing = self.ledger.measurements.missing
+        """Who of the company has answered these items."""
+        known = self.ledger.measurements
         return [
             candidate
-            for candidate in self.ledger.candidates.values()
-            if candidate.recipe is not None
-            and not any(missing(candidate.fingerprint, t, ids) for t, ids in items.items())
+            for candidate in who_can_answer(self.company, known, items)
+            if not any(known.missing(candidate.fingerprint, t, ids) for t, ids in items.items())
         ]
 
     def near(self, candidate: Candidate, items: Items) -> list[str]:
         """The neighbours among these, as the first objective that compares answers counts them."""
         count = next((o.agreement for o in self.objectives if o.agreement), 0)
-        return nearest(candidate, self.peers(items), count)
+        return nearest(candidate, self.peers(items), count) if count else []
 
     def is_alive(self, candidate: Candidate, items: Items) -> bool:
         """Whether there is a model that has not failed at these items, nor on the holdout."""
@@ -138,6 +138,7 @@ def choose_and_report(
         finalists = pick_finalists(finale, ranked, num_finalists, fresh)
         if recommended is not None:
             finalists.append(recommended)
+        finale = replace(finale, company=(*finalists, *rivals))
         on_phase("finalists")
         finale.measurer.measure(FINAL, requests_for([*finalists, *rivals], fresh))
         if not all(finale.is_alive(c, fresh) for c in finalists if c is not recommended):
@@ -149,6 +150,7 @@ def choose_and_report(
         compared = [c for c in references if not c.label.startswith(ARITHMETIC)]
         compared += finale.best_on(rivals, fresh)[:1]
         shown = [c for c in (*best, *front, *compared) if finale.is_alive(c, {})]
+        finale = replace(finale, company=tuple(shown))
         on_phase("holdout")
         finale.measurer.measure(FINAL, requests_for(shown, split.holdout))
         if all(finale.is_alive(c, {}) for c in shown):
@@ -213,7 +215,9 @@ def final_table(
     measurements, split = finale.ledger.measurements, finale.split
     alive = [c for c in references if finale.is_alive(c, split.holdout)]
     if not alive:
-        failures = [(c.label, measurements.failure(c.fingerprint, FINAL)) for c in references]
+        failures = [
+            (c.label, measurements.why_not(c.fingerprint, split.holdout, FINAL)) for c in references
+        ]
         raise ModelError(Problem(f"model {n}", f.reason if f else "failed") for n, f in failures)
     rows = {c.label: describe(finale, c, fresh) for c in alive}
 

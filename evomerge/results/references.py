@@ -57,8 +57,7 @@ def measure_references(
     problems = [
         Problem(f"model {candidate.label}", failure.reason)
         for candidate in models
-        if not ledger.measurements.can_answer(candidate.fingerprint, split.search)
-        and (failure := ledger.measurements.failure(candidate.fingerprint, REFERENCES)) is not None
+        if (failure := ledger.measurements.why_not(candidate.fingerprint, split.search, REFERENCES))
     ]
     if problems:
         raise ModelError(problems)

@@ -115,3 +115,33 @@ def test_nobody_agrees_with_an_item_that_failed() -> None:
     one, two = (c.fingerprint for c in made.candidates[:2])
     assert answers_of(AGREE, made.measurements, one, "a", range(3), [two]).tolist() == [1, 0, 1]
     assert wanted_columns([AGREE]) == {}
+
+
+def test_the_last_of_a_race_keeps_the_score_of_the_rung_before() -> None:
+    made = lab(6)
+    race = {"kind": "racing", "rungs": [5, 10, 20], "keep": 0.3, "incumbents": 0}
+    estimator = make_estimator(race, [AGREE], all_items(made.answers), 0)
+    scores = made.run(estimator, made.cohort(0, range(6)))
+    assert sorted(score.rung for score in scores.values()) == [0, 0, 0, 0, 1, 1]
+    assert set(scores) == set(range(6))
+    told = {entry.candidate.id: entry.rung for entry in estimator.told(made.cohort(0, range(6)))}
+    assert told == {id_: score.rung for id_, score in scores.items()}
+
+
+def test_lineages_have_no_places_and_are_compared_with_everybody() -> None:
+    made = lab(3)
+    lineages = [replace(c, genome={"parents": [c.id]}) for c in made.candidates]
+    found = nearest(lineages[0], lineages, 1)
+    assert found == [c.fingerprint for c in lineages[1:]]
+
+
+def test_items_are_chosen_by_a_column_with_values() -> None:
+    made = lab()
+    stratified = {"kind": "stratified", "items": 8}
+    references = tuple(replace(c, label=f"model {c.id}") for c in made.candidates[:3])
+    for reference in references:
+        for task in "ab":
+            made.answer(Request(reference.id, task, tuple(range(20))))
+    estimator = make_estimator(stratified, [AGREE], all_items(made.answers), 0)
+    cohort = replace(made.cohort(0, [3, 4, 5]), references=references)
+    assert set(made.run(estimator, cohort)) == {3, 4, 5}

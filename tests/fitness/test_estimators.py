@@ -52,6 +52,7 @@ class Lab:
         self.candidates = tuple(candidate(i) for i in range(len(next(iter(answers.values())))))
         self.measurements = Measurements({t: m.shape[1] for t, m in answers.items()})
         self.failing = set(failing)
+        self.broken: dict[tuple[int, str], set[int]] = {}  # items that cannot be answered
 
     def cohort(self, index: int, ids: Sequence[int], incumbents: Sequence[int] = ()) -> Cohort:
         chosen = tuple(self.candidates[i] for i in ids)
@@ -66,8 +67,11 @@ class Lab:
             return
         items = np.array(request.items)
         scores = self.answers[request.task][request.candidate, items].astype(np.float32)
+        broken = self.broken.get((request.candidate, request.task), set())
+        failures = {item: "broken" for item in request.items if item in broken}
         columns = {"score": scores, "margin": scores - 0.5}
-        self.measurements.add(fingerprint, Responses(request.task, items, columns))
+        answers = Responses(request.task, items, columns, failures=failures)
+        self.measurements.add(fingerprint, answers)
 
     def run(self, estimator: Estimator, cohort: Cohort) -> dict[int, Any]:
         while requests := estimator.requests(cohort):
@@ -102,6 +106,24 @@ def random_answers(seed: int, num: int, sizes: dict[str, int]) -> Answers:
         )
         for task, size in sizes.items()
     }
+
+
+def test_a_candidate_that_answers_nothing_of_a_rung_fails_whatever_else_is_known():
+    """In a race and in the final reading; answers to other items, there before, change nothing."""
+    answers = {"a": np.ones((3, 12)), "b": np.ones((3, 12))}
+    options = {"kind": "racing", "rungs": [2, 6], "keep": 0.9, "incumbents": 0}
+    told = []
+    for before in ([], [0, 1, 2, 3, 4, 5, 6], list(range(12))):
+        lab = Lab(answers)
+        race = make_estimator(options, MEAN, all_items(answers), 0)
+        cohort = lab.cohort(0, [0, 1, 2])
+        (first, *_) = [r for r in race.requests(cohort) if r.candidate == 1 and r.task == "b"]
+        lab.broken = {(1, "b"): set(first.items)}
+        if before:
+            lab.answer(Request(1, "b", tuple(before)))
+        assert sorted(lab.run(race, cohort)) == [0, 2]
+        told.append(race.failures(cohort))
+    assert told == [{1: Failure("task", "b: no item could be answered: broken")}] * 3
 
 
 # --- values and standard errors -------------------------------------------------------------------

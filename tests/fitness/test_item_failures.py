@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_lm_eval_task import ASSETS, Resident, character_tokenizer, random_llama
 from torch import nn
 
 from evomerge.errors import CandidateError
+from evomerge.fitness.forward import ForwardClock
+from evomerge.fitness.generation import PromptPlan, StopRule, generate
 from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.measurement import checked, wanted_columns
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Candidate, Job, Measurements, Objective, Outcome, Responses
+from evomerge.records import (
+    Candidate,
+    Failure,
+    Job,
+    Measurements,
+    Objective,
+    Outcome,
+    Responses,
+)
 from evomerge.results.status import status
 
 CHOKES = """
@@ -59,9 +74,28 @@ def test_a_metric_that_chokes_on_one_item_costs_that_item(resident, tmp_path):
     assert "KeyError: 'a weird answer'" in found.failures[2]
 
 
-def test_where_all_items_fail_the_candidate_does(resident, tmp_path):
-    with pytest.raises(CandidateError, match=r"a weird answer.*no item could be answered"):
-        choking_task(tmp_path, "acc").respond(resident, [2])
+@pytest.mark.parametrize("jobs", [[(0, 1, 2, 3)], [(0, 1), (2,), (3,)], [(2,), (3, 1), (0,)]])
+def test_how_items_are_split_into_jobs_decides_nothing(resident, tmp_path, jobs):
+    task = choking_task(tmp_path, "acc")
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", {"identity": {}}, {"pick": 8})
+    for number, items in enumerate(jobs):
+        job = Job(number, 0, RECIPE, {"pick": items})
+        outcome = checked(Outcome(job, (task.respond(resident, items),)), {"pick": {"score"}})
+        assert outcome.failure is None
+        ledger.measured(0, outcome)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite", read_only=True)
+    known, of = again.measurements, RECIPE.fingerprint
+    assert known.values(of, "pick", (0, 1, 2, 3)).tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert known.can_answer(of, {"pick": (0, 1, 2, 3)})
+    assert known.why_not(of, {"pick": (0, 1, 2, 3)}, 0) is None
+    # Whoever asks for nothing else has nothing to judge the candidate by.
+    assert not known.can_answer(of, {"pick": (2,)})
+    failure = known.why_not(of, {"pick": (2,)}, 0)
+    assert failure is not None
+    assert failure.kind == "task"
+    assert re.match(r"pick: no item could be answered: acc: KeyError: 'a weird", failure.reason)
+    again.close()
 
 
 def test_without_a_worst_score_the_item_is_named(resident, tmp_path):
@@ -72,26 +106,62 @@ def test_without_a_worst_score_the_item_is_named(resident, tmp_path):
     assert task.respond(resident, [1, 2, 3]).columns["score"].tolist() == [1.0, -3.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["pick", "copy"])
-def test_a_model_that_breaks_at_one_prompt_loses_that_item_alone(name, resident):
-    """Likelihoods and answers: the others' are as if the broken item had not been asked."""
-    task = LmEvalTask(name, task=f"assets_{name}", path=ASSETS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pick", {"shared_prefix": False}),
+        ("pick", {"shared_prefix": True}),
+        ("copy", {}),
+        ("finish", {}),
+    ],
+)
+@pytest.mark.parametrize("which", ["rare", "<pad>"])
+def test_a_broken_token_costs_the_items_that_fail_alone_and_no_other(
+    name, options, which, resident
+):
+    """An item's batch mates decide nothing: not by what they hold, nor by being longer."""
+    task = LmEvalTask(name, task=f"assets_{name}", path=ASSETS, worst=0, **options)
     whole = task.respond(resident, task.items)
     prompts = [str(task.requests(item, resident.tokenizer)[0].args[0]) for item in task.items]
     letters = [set(prompt) for prompt in prompts]
     everywhere = sorted(set().union(*letters))
-    rare = min(everywhere, key=lambda character: sum(character in own for own in letters))
+    if which == "rare":
+        which = min(everywhere, key=lambda character: sum(character in own for own in letters))
     broken = random_llama(3, len(resident.tokenizer))
-    token = resident.tokenizer.encode(rare, add_special_tokens=False)[0]
+    token = resident.tokenizer.convert_tokens_to_ids(which)
     with torch.no_grad():
         broken.model.embed_tokens.weight[token] = float("nan")
-    found = task.respond(Resident(broken, resident.tokenizer), task.items)
-    hit = np.array([rare in own for own in letters])
-    assert set(np.flatnonzero(hit)) <= set(found.failures)
+    model = Resident(broken, resident.tokenizer)
+    found = task.respond(model, task.items)
+    alone = {item for item in task.items if task.respond(model, [item]).failures}
+    assert set(found.failures) == alone
+    assert {item for item in task.items if which in letters[item]} <= alone
     sound = ~np.isin(found.items, list(found.failures))
     assert sound.any()
     assert (found.columns["score"][~sound] == 0).all()
     np.testing.assert_array_equal(found.columns["score"][sound], whole.columns["score"][sound])
+
+
+def test_what_comes_after_an_answers_end_is_not_looked_at():
+    """A row goes on, padded with what it says, while a longer one is decoded."""
+    tokenizer = character_tokenizer()
+    vocabulary, end, a, b = 65, 2, 10, 11
+
+    class Ends(nn.Module):
+        """`a` ends at once, and breaks thereafter; `b` says itself for ever."""
+
+        def forward(self, ids: Any, **_: Any) -> Any:
+            logits = torch.zeros(*ids.shape, vocabulary)
+            logits[ids == a] = torch.nn.functional.one_hot(torch.tensor(end), vocabulary) * 1.0
+            logits[ids == b] = torch.nn.functional.one_hot(torch.tensor(b), vocabulary) * 1.0
+            logits[ids == end] = float("nan")
+            return SimpleNamespace(logits=logits, past_key_values=None)
+
+    stop = StopRule(tokenizer, [end], [], vocabulary)
+    for prompts in ([(a,)], [(a,), (b,)], [(b,), (a,)], [(b,), (b, a)]):
+        plan = PromptPlan(prompts, range(len(prompts)), 8, 4, 32)
+        answers = generate(Ends(), plan, stop, ForwardClock())
+        assert answers == [() if prompt[-1] == a else (b,) * 4 for prompt in prompts]
 
 
 def test_a_python_fitness_declares_its_worst():
@@ -153,11 +223,34 @@ def test_a_wanted_column_without_a_number_is_no_estimate_but_a_failure():
     assert checked(outcome(), {"t": {"score"}}).failure is None
 
 
-def test_where_no_item_is_answered_the_most_frequent_reason_is_told():
-    failure = checked(outcome(failures={4: "rare", 7: "often", 9: "often"})).failure
-    assert failure is not None
-    assert failure.kind == "task"
-    assert failure.reason.startswith("t: often")
+@given(st.data())
+def test_who_fails_is_a_function_of_the_items_that_are_looked_at(data):
+    """Whatever jobs brought the answers, in whatever order, and whatever else is answered."""
+    items = list(range(10))
+    failed = data.draw(st.sets(st.sampled_from(items)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 9))))
+    wanted = tuple(data.draw(st.lists(st.sampled_from(items), min_size=1, unique=True)))
+    known = Measurements({"t": 10})
+    order = data.draw(st.permutations(items))
+    for start, end in pairwise([0, *cuts, 10]):
+        part = order[start:end]
+        failures = {item: "choked" for item in part if item in failed}
+        scores = np.array([item not in failed for item in part], np.float32)
+        answers = Responses("t", np.array(part), {"score": scores}, failures=failures)
+        told = checked(Outcome(Job(0, 0, RECIPE, {"t": tuple(part)}), (answers,)))
+        known.add("f", told.responses[0])
+    assert known.can_answer("f", {"t": wanted}) == (not failed.issuperset(wanted))
+
+
+def test_nobody_is_judged_before_all_is_answered():
+    known = Measurements({"t": 10, "u": 10})
+    zero = {"score": np.zeros(2, np.float32)}
+    known.add("f", Responses("t", np.array([1, 2]), zero, failures={1: "a", 2: "b"}))
+    assert known.can_answer("f", {"t": (1, 2, 3)})
+    assert known.can_answer("f", {"t": (1, 2), "u": (3,)})
+    assert known.why_not("f", {"t": (1, 2)}, 0) == Failure(
+        "task", "t: no item could be answered: for more than one reason"
+    )
 
 
 def test_the_ledger_tells_failed_items_again(tmp_path):

@@ -11,7 +11,7 @@ import torch
 import yaml
 from test_lm_eval_task import Resident, character_tokenizer, random_llama
 
-from evomerge.errors import ConfigurationError
+from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.experiment.score import score_model
 from evomerge.fitness import TASKS, make_task
 from evomerge.fitness.latency_task import LatencyTask
@@ -45,10 +45,23 @@ def test_it_says_that_it_is_not_deterministic_and_no_other_does():
     assert not LatencyTask.deterministic
     assert LatencyTask("l", repeats=4).items == range(4)
     assert LatencyTask("l").fingerprint != LatencyTask("l", new_tokens=3).fingerprint
-    made = {kind: getattr(import_module(entry.module), entry.name) for kind, entry in TASKS.items()}
-    told = [kind for kind, task in made.items() if not getattr(task, "deterministic", True)]
-    assert told == ["latency"]
-    assert "not the same twice" in TASKS["latency"].summary
+    made = {kind: getattr(import_module(e.module), e.name) for kind, e in TASKS.items()}
+    unsure = [kind for kind, task in made.items() if not getattr(task, "deterministic", True)]
+    told = [kind for kind, entry in TASKS.items() if "not the same twice" in entry.summary]
+    assert unsure == told == ["latency"]
+
+
+@pytest.mark.parametrize("where", ["model.norm", "lm_head", "model.layers.0.mlp.down_proj"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_model_has_no_speed(where, value):
+    tokenizer = character_tokenizer()
+    module = random_llama(3, len(tokenizer))
+    task = LatencyTask("l", prompt_tokens=4, new_tokens=2, repeats=1)
+    assert task.respond(Resident(module, tokenizer), [0]).columns["score"] < 0
+    with torch.no_grad():
+        module.get_submodule(where).weight.fill_(value)
+    with pytest.raises(CandidateError, match="a logit is not finite"):
+        task.respond(Resident(module, tokenizer), [0])
 
 
 def test_a_prompt_has_to_fit():

@@ -29,6 +29,7 @@ from evomerge.experiment.config import parse_experiment
 from evomerge.experiment.wire import wire
 from evomerge.files import catalogue_folder
 from evomerge.fitness.lm_eval_task import LmEvalTask
+from evomerge.records import Measurements
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -376,15 +377,28 @@ def test_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def answers_nothing(task: Any, model: Any) -> bool:
+    """Whether all items fail, none of them well scored, and the candidate with them."""
+    try:
+        found = task.respond(model, task.items)
+    except CandidateError as error:
+        return "not finite" in str(error)
+    known = Measurements({task.name: len(task.items)})
+    known.add("broken", found)
+    return (
+        all("not finite" in found.failures[item] for item in task.items)
+        and bool((found.columns["score"] == task.worst).all())
+        and not known.can_answer("broken", {task.name: tuple(task.items)})
+    )
+
+
 @pytest.mark.parametrize("name", ["copy", "pick", "finish"])
 def test_a_broken_model_is_a_failure_and_not_a_champion(name):
     tokenizer = character_tokenizer()
     broken = random_llama(3, len(tokenizer))
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
-    task = asset(name)
-    with pytest.raises(CandidateError, match="not finite"):
-        task.respond(Resident(broken, tokenizer), task.items)
+    assert answers_nothing(asset(name), Resident(broken, tokenizer))
 
 
 def test_a_broken_model_would_be_perfect_in_lm_eval_where_gold_stands_first(tmp_path):
@@ -400,9 +414,7 @@ def test_a_broken_model_would_be_perfect_in_lm_eval_where_gold_stands_first(tmp_
     model = Resident(broken, tokenizer)
     theirs = lm_eval_samples(model, tmp_path, "assets_pick", batch_size=4)
     assert [sample["acc"] for sample in theirs] == [1.0] * 4
-    task = LmEvalTask("pick", task="assets_pick", path=tmp_path)
-    with pytest.raises(CandidateError, match="not finite"):
-        task.respond(model, task.items)
+    assert answers_nothing(LmEvalTask("pick", task="assets_pick", path=tmp_path), model)
 
 
 def test_forward_seconds_are_counted_and_reset(resident):
@@ -618,6 +630,19 @@ def test_a_filter_that_cannot_be_made_is_refused():
     )
     assert "mine filter_list: 'f' cannot be made" in message
     assert "unterminated subpattern" in message
+
+
+@pytest.mark.parametrize("aggregation", ["median", "nanmean", "perplexity", "!function own.agg"])
+def test_what_is_no_mean_over_items_in_lm_eval_is_refused(resident, tmp_path, aggregation):
+    old = "- metric: acc_norm\n    aggregation: mean"
+    options = changed(tmp_path, old, old.replace("mean", aggregation), name="pick")
+    (tmp_path / "own.py").write_text("def agg(items):\n    return max(items)\n")
+    options["allow_code"] = True
+    text = refusal(**options, metric="acc_norm")
+    assert f"by {aggregation.split('.')[-1]!r}, and is no mean over items" in text
+    assert LmEvalTask("t", **options).metric == "acc"
+    overrides = {"metric_list": [{"metric": "acc_norm", "aggregation": "mean"}]}
+    assert LmEvalTask("t", **options, overrides=overrides).metric == "acc_norm"
 
 
 def test_a_metric_over_all_items_at_once_is_refused(tmp_path):

@@ -148,3 +148,30 @@ def test_genomes_that_are_no_lists_of_numbers_are_refused() -> None:
     estimator = make_estimator({"kind": "shrinkage", "items": 8}, MEAN, all_items(answers), 0)
     with pytest.raises(ConfigurationError, match="genomes are lists of numbers"):
         lab.run(estimator, Cohort(0, lab.candidates, lab.measurements))
+
+
+def test_a_recipe_counts_once_however_often_it_was_told() -> None:
+    genomes, answers = family(2, 24, 2)
+    lab = Lab(answers)
+    lab.candidates = tuple(replace(c, genome=genomes[c.id].tolist()) for c in lab.candidates)
+    config = {"kind": "shrinkage", "items": 10}
+    scores = []
+    for copies in (1, 6):
+        estimator = make_estimator(config, MEAN, all_items(answers), 0)
+        first = Cohort(0, lab.candidates[:16], lab.measurements)
+        lab.run(estimator, first)
+        told = estimator.told(first)
+        again = [
+            replace(t, candidate=replace(t.candidate, id=100 + n))
+            for n in range(copies - 1)
+            for t in told[:1]
+        ]
+        own = lab.candidates[16:]
+        cohort = Cohort(1, own, lab.measurements, history=(*told[:15], *again, *told[15:]))
+        scores.append(lab.run(estimator, cohort))
+    for id_, score in scores[0].items():
+        assert score.values == pytest.approx(scores[1][id_].values, abs=0.02)
+    twice = (*lab.candidates[16:], replace(lab.candidates[16], id=50))
+    estimator = make_estimator(config, MEAN, all_items(answers), 0)
+    both = lab.run(estimator, Cohort(0, twice, lab.measurements))
+    assert both[16] == both[50]

@@ -10,7 +10,6 @@ by their answers; a wrong prediction costs precision only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from evomerge.fitness.estimators.column import (
     RandomItems,
     Side,
     check_side,
+    mean_of,
 )
 
 
@@ -71,7 +71,7 @@ class Aipw:
         """
         n, total = len(seen), self._num_items
         if n < 2:
-            return float(answers.mean()), math.inf
+            return mean_of(answers)
         x = self._features[seen]  # (n, p)
         factor = cho_factor(x.T @ x + np.diag(self._penalty), check_finite=False)
         inverse_x = cho_solve(factor, x.T, check_finite=False)  # (p, n)

@@ -114,7 +114,7 @@ class Anchors:
     def _spread_within(self, seen: Positions) -> Floats:
         """The variance of the weighted mean of a model, and of a difference of two: (2,).
 
-        Sum over anchors of w^2 s^2, s^2 the mean squared gap between an item and its anchor's mean.
+        The sum of the anchors' squared weights, times the variance within clusters (see _variance).
         For the references' own columns, a reference is taken from the features first.
         """
         models, gaps = [], []

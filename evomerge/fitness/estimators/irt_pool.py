@@ -125,6 +125,8 @@ def read_responses(path: Path, num_items: int) -> Floats:
             f"{path}: expected (models, {num_items} or more), one column for each item of the "
             f"task, got shape {responses.shape}"
         )
+    if np.isnan(responses).all():
+        raise ConfigurationError(f"{path}: has no answer at all")
     if np.nanmin(responses, initial=0) < 0 or np.nanmax(responses, initial=1) > 1:
         raise ConfigurationError(f"{path}: expected answers in [0, 1], or empty")
     return responses
@@ -148,6 +150,8 @@ def read_items(path: Path, num_items: int) -> Items:
         raise ConfigurationError(
             f"{path}: A: expected (1, dimensions, {num_items} or more), got shape {a.shape}"
         )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ConfigurationError(f"{path}: A and B: expected finite numbers")
     d, num_items = a.shape[1:]
     if b.shape not in ((1, d, num_items), (1, 1, num_items)):
         raise ConfigurationError(
@@ -161,6 +165,8 @@ def _read_csv(path: Path) -> list[list[float]]:
         rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: is no text (expected UTF-8)") from None
     try:
         return [[float(cell) if cell.strip() else np.nan for cell in row] for row in rows]
     except ValueError as error:
@@ -182,6 +188,8 @@ def _read_arrays(path: Path) -> Any:
         if suffix == ".json":
             return json.loads(path.read_text())
         with np.load(path, allow_pickle=False) as arrays:
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive of them")
             return {name: arrays[name] for name in arrays if arrays[name].dtype.kind in "biuf"}
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from evomerge.fitness.estimators.irt_pool import (
 from evomerge.fitness.estimators.reading import MakeColumn
 from evomerge.fitness.estimators.stratified import Stratified
 
+if TYPE_CHECKING:
+    from evomerge.fitness.estimators.kinds import IrtOptions
+
 VARIANTS: Mapping[str, type[PIrt]] = {
     "p_irt": PIrt,
     "gp_irt": GpIrt,
@@ -31,33 +35,40 @@ VARIANTS: Mapping[str, type[PIrt]] = {
 ENOUGH = 32  # candidates of a run that make a pool; until then items are read by patterns
 
 
-def irt_columns(
-    variant: str,
-    pool: str | Mapping[str, str],
-    items: Items,
-    dimensions: int,
-    anchors: bool,
-) -> MakeColumn:
+def irt_columns(options: IrtOptions, items: Items) -> MakeColumn:
     """Makes the reading of a task's column.
 
     Raises:
         ConfigurationError: a pool cannot be read, is of another task, or is missing.
     """
-    if pool == "history":
-        return _from_history(variant, dimensions, anchors)
-    files = dict.fromkeys(items, pool) if isinstance(pool, str) else dict(pool)
+    if options.pool == "history":
+        return _from_history(options)
+    several = {task: ids for task, ids in items.items() if len(ids) > 1}
+    files = options.pool
+    files = dict.fromkeys(several, files) if isinstance(files, str) else files
     problems = [Problem(f"estimator pool {t}", "no such task") for t in files if t not in items]
-    problems += [Problem(f"estimator pool {t}", "is missing") for t in items if t not in files]
+    problems += [Problem(f"estimator pool {t}", "is missing") for t in several if t not in files]
     if problems:
         raise ConfigurationError(problems)
-    pools = {task: read_pool(Path(files[task]), ids, dimensions) for task, ids in items.items()}
+    pools = {
+        task: read_pool(Path(files[task]), ids, options.dimensions) for task, ids in several.items()
+    }
 
     def make(task: str, side: Side, seed: int, num_items: int) -> ColumnReading:
-        _check_shares(task, side)
-        kind = VARIANTS[variant]
-        return kind(side, seed=seed, num_items=num_items, pool=pools[task], anchors=anchors)
+        return _reading(options, task, side, seed, num_items, pools[task])
 
     return make
+
+
+def _reading(
+    options: IrtOptions, task: str, side: Side, seed: int, num_items: int, pool: ItemPool
+) -> ColumnReading:
+    _check_shares(task, side)
+    kind = VARIANTS[options.variant]
+    inherits = {"residuals": True} if options.residuals and issubclass(kind, MpIrt) else {}
+    return kind(
+        side, seed=seed, num_items=num_items, pool=pool, anchors=options.anchors, **inherits
+    )
 
 
 def read_pool(path: Path, ids: Sequence[int], dimensions: int) -> ItemPool:
@@ -75,16 +86,16 @@ def read_pool(path: Path, ids: Sequence[int], dimensions: int) -> ItemPool:
     return fit_pool(responses, num_dimensions=dimensions)
 
 
-def _from_history(variant: str, dimensions: int, anchors: bool) -> MakeColumn:
+def _from_history(options: IrtOptions) -> MakeColumn:
     """The run's own candidates are the pool, as soon as there are enough of them."""
 
     def make(task: str, side: Side, seed: int, num_items: int) -> ColumnReading:
         _check_shares(task, side)
         if len(side.history) < ENOUGH:
             return Stratified(side, seed=seed, num_items=num_items)
-        pool = fit_pool(np.vstack([side.references, side.history]), num_dimensions=dimensions)
-        kind = VARIANTS[variant]
-        return kind(side, seed=seed, num_items=num_items, pool=pool, anchors=anchors)
+        answers = np.vstack([side.references, side.history])
+        pool = fit_pool(answers, num_dimensions=options.dimensions)
+        return _reading(options, task, side, seed, num_items, pool)
 
     return make
 

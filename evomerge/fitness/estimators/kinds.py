@@ -75,6 +75,8 @@ class ShrinkageOptions(EstimatorOptions):
     @field_validator("of")
     @classmethod
     def _is_reading(cls, of: Mapping[str, Any]) -> Mapping[str, Any]:
+        if of.get("kind") == "shrinkage":
+            raise ValueError("scores are drawn together once: name another kind")
         return check_reading(of)
 
 
@@ -104,7 +106,7 @@ class AipwOptions(EstimatorOptions):
     penalty: the ridge's, in answers.
     """
 
-    penalty: float = Field(default=10.0, gt=0)
+    penalty: float = Field(default=10.0, ge=1e-3)
 
 
 class IrtOptions(EstimatorOptions):
@@ -116,18 +118,21 @@ class IrtOptions(EstimatorOptions):
     variant: mp_irt and gmp_irt know a merge by its experts, p_irt and gp_irt by its answers alone.
     dimensions: of ability.
     anchors: whether anchor points are asked, instead of random items.
+    residuals: whether a merge also inherits what its experts know beyond their ability; for mp_irt
+        and gmp_irt.
     """
 
     pool: str | dict[str, str] = HISTORY
     variant: Literal["p_irt", "gp_irt", "mp_irt", "gmp_irt"] = "mp_irt"
     dimensions: int = Field(default=2, ge=1, le=15)
     anchors: bool = False
+    residuals: bool = False
 
 
 def _irt(objectives: Sequence[Objective], items: Items, seed: int, options: IrtOptions) -> Reading:
     from evomerge.fitness.estimators.irt_reading import irt_columns
 
-    make = irt_columns(options.variant, options.pool, items, options.dimensions, options.anchors)
+    make = irt_columns(options, items)
     return ByTask(
         objectives,
         items,
@@ -194,15 +199,15 @@ def check_reading(config: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: it does not, as pydantic's validators say it.
     """
-    kind = config.get("kind")
+    kind = str(config.get("kind"))
     if kind not in READINGS:
-        raise ValueError(f"unknown kind {kind!r} ({nearest(str(kind), READINGS)})")
+        raise ValueError(f"unknown kind {kind!r} ({nearest(kind, READINGS)})")
     rest = {key: value for key, value in config.items() if key != "kind"}
     for key in ("items", "rotate", "incumbents"):
         if key in rest:
-            raise ValueError(f"`{key}` is for whoever asks for this reading to say")
+            raise ValueError(f"`{key}` stands beside the outer kind, not in here")
     try:
-        parse(READINGS[str(kind)].options, Document(rest))
+        parse(READINGS[kind].options, Document(rest))
     except ConfigurationError as error:
         raise ValueError("; ".join(map(str, error.problems))) from None
     return config

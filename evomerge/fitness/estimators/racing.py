@@ -36,6 +36,7 @@ from evomerge.records import (
     Candidate,
     CandidateId,
     Cohort,
+    Failure,
     Objective,
     Request,
     Score,
@@ -118,6 +119,7 @@ class Race:
         self._everything = options is None
         self.num_incumbents = self._options.incumbents
         self.needs_history = reading.needs_history
+        self.needs_genes = reading.needs_genes
         if options is not None:
             _check_enough(reading, options.rungs[-1])
 
@@ -126,8 +128,10 @@ class Race:
         if self._everything:
             return num_candidates * sum(map(len, self._reading.tasks.values()))
         total, answered = 0, 0
+        # Where items stand still, the incumbents have answered them before.
+        others = self.num_incumbents if self._options.rotate else 0
         for count in self._options.rungs:
-            total += (num_candidates + self.num_incumbents) * (count - answered)
+            total += (num_candidates + others) * (count - answered)
             answered = count
             num_candidates = math.ceil(self._options.keep * num_candidates)
         return total * len(self._reading.tasks)
@@ -142,34 +146,45 @@ class Race:
     def scores(self, cohort: Cohort) -> dict[CandidateId, Score]:
         """Each candidate's scores on the last rung that it ran; incumbents' if they ran them all.
 
-        Who has no finite value in some objective has no score.
+        Who has no finite value in some objective keeps the score of the rung before, if any.
         """
-        scores: dict[CandidateId, Score] = {}
-        for number, rung in enumerate(self._finished(cohort)):
-            for candidate in rung.failed:
-                scores.pop(candidate.id, None)
-            found = self._estimates(cohort, rung, self._who_is_scored(number, rung))
-            scores |= {id_: Score(estimates, number) for id_, estimates in found.items()}
-        return {id_: score for id_, score in scores.items() if np.isfinite(score.values).all()}
+        return {id_: score for id_, (score, _) in self._scored(cohort).items()}
+
+    def failures(self, cohort: Cohort) -> dict[CandidateId, Failure]:
+        """Why candidates failed at the items of the rung where they did."""
+        known = cohort.measurements
+        return {
+            candidate.id: failure
+            for rung in self._finished(cohort)
+            for candidate in rung.failed
+            if (failure := known.why_not(candidate.fingerprint, rung.items, cohort.index))
+        }
 
     def told(self, cohort: Cohort) -> list[Told]:
-        """The items of the last rung that each candidate ran."""
-        last: dict[CandidateId, Told] = {}
+        """Those who have a score, and the items that it rests on."""
+        return [told for _, told in self._scored(cohort).values()]
+
+    def _scored(self, cohort: Cohort) -> dict[CandidateId, tuple[Score, Told]]:
+        found: dict[CandidateId, tuple[Score, Told]] = {}
         for number, rung in enumerate(self._finished(cohort)):
             for candidate in rung.failed:
-                last.pop(candidate.id, None)
-            for candidate in self._who_is_scored(number, rung):
-                last[candidate.id] = Told(candidate, rung.items, number)
-        return list(last.values())
+                found.pop(candidate.id, None)
+            who = self._who_is_scored(number, rung)
+            estimates = self._estimates(cohort, rung, who)
+            for candidate in who:
+                score = Score(estimates[candidate.id], number)
+                if np.isfinite(score.values).all():
+                    found[candidate.id] = score, Told(candidate, rung.items, number)
+        return found
 
     def told_anew(self, cohort: Cohort) -> dict[CandidateId, Score]:
         """Scores of everybody in the cohort's history, in the light of all of it.
 
         Of each candidate, on the items that it was told by last.
         """
-        newest = {entry.candidate.id: entry for entry in cohort.history}
+        last = {entry.candidate.id: entry for entry in cohort.history}
         groups: dict[int, list[Told]] = {}
-        for entry in newest.values():
+        for entry in last.values():
             groups.setdefault(id(entry.items), []).append(entry)
         found: dict[CandidateId, Score] = {}
         for entries in groups.values():
@@ -252,7 +267,8 @@ class Race:
 
 
 def _check_enough(reading: Reading, count: int) -> None:
-    scarce = [f"{t} ({len(i)})" for t, i in reading.tasks.items() if len(i) < count]
+    # A task with a single item (it gives one number) answers that, whatever is asked.
+    scarce = [f"{t} ({len(i)})" for t, i in reading.tasks.items() if 1 < len(i) < count]
     if scarce:
         raise ConfigurationError(
             f"estimator: {count} items of each task were asked for; "

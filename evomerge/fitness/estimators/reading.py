@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.fitness.agreement import answers_of, nearest
-from evomerge.fitness.estimators.column import ColumnReading, Side, mean_of
-from evomerge.fitness.estimators.estimate import Items
+from evomerge.fitness.estimators.column import ColumnReading, RandomItems, Side
+from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.records import Candidate, CandidateId, Cohort, Estimate, Objective, Told
 
 NO_EXPERTS = ("base", "uniform")  # labels of references
@@ -28,6 +27,7 @@ class Reading(Protocol):
     """Chooses items for a cohort, and reads the answers to them."""
 
     needs_history: bool
+    needs_genes: bool  # whether it places candidates by their genomes
 
     @property
     def tasks(self) -> Mapping[str, Sequence[int]]:
@@ -69,8 +69,10 @@ class ByTask:
         self._objectives = tuple(objectives)
         self._make = make
         self._needs_references = needs_references
+        self._learns = needs_history
         self._compares = any(objective.agreement for objective in objectives)
         self.needs_history = needs_history or self._compares
+        self.needs_genes = False  # where neighbours cannot be told, all are
         self.tasks = {task: tuple(ids) for task, ids in items.items()}
         seeds = np.random.SeedSequence(seed).generate_state(len(items))
         self._seeds = dict(zip(sorted(items), map(int, seeds), strict=True))
@@ -81,8 +83,10 @@ class ByTask:
         """See `Reading`; a task's items are chosen by the first objective that reads it."""
         chosen = {}
         for task, ids in self.tasks.items():
-            column = next((o.column for o in self._objectives if task in o.weights), "score")
-            order = self._column(cohort, task, column).order(counts, rotation)
+            if len(ids) == 1:  # a task that gives one number has nothing to choose from
+                chosen[task] = tuple(ids)
+                continue
+            order = self._column(cohort, task, self._first_column(task)).order(counts, rotation)
             chosen[task] = tuple(ids[place] for place in order.tolist())
         return [{task: ids[:count] for task, ids in chosen.items()} for count in counts]
 
@@ -122,51 +126,36 @@ class ByTask:
     def _estimate(
         self, cohort: Cohort, candidate: Candidate, items: Items, peers: Sequence[Candidate]
     ) -> dict[str, Estimate]:
-        found = {}
-        for objective in self._objectives:
-            value, variance, count = 0.0, 0.0, 0
-            if objective.cost is not None:
-                value = float(cohort.measurements.cost(candidate, objective.cost))
-            for task, weight in objective.weights.items():
-                if objective.agreement:
-                    near = nearest(candidate, peers, objective.agreement)
-                    answers = answers_of(
-                        objective,
-                        cohort.measurements,
-                        candidate.fingerprint,
-                        task,
-                        items[task],
-                        near,
-                    )
-                    mean, error = mean_of(answers)
-                else:
-                    answers = cohort.measurements.values(
-                        candidate.fingerprint, task, items[task], objective.column
-                    )
-                    reading = self._column(cohort, task, objective.column)
-                    mean, error = reading.read(self._seen(task, items), answers)
-                value += weight * mean
-                variance += weight**2 * error
-                count += len(answers)
-            found[objective.name] = Estimate(objective.sign * value, variance**0.5, count)
-        return found
+        def read(
+            objective: Objective, task: str, answers: NDArray[np.float64]
+        ) -> tuple[float, float]:
+            reading = self._column(cohort, task, objective.column)
+            return reading.read(self._seen(task, items), answers)
+
+        return estimate(self._objectives, cohort.measurements, candidate, items, peers, read)
+
+    def _first_column(self, task: str) -> str:
+        """What chooses a task's items; agreement's column has names and no values."""
+        own = (o.column for o in self._objectives if task in o.weights and not o.agreement)
+        return next(own, "score")
 
     def _seen(self, task: str, items: Items) -> NDArray[np.int64]:
         return self._places[task][np.asarray(items[task], np.int64)]
 
     def _column(self, cohort: Cohort, task: str, column: str) -> ColumnReading:
         """The reading of one column; made once, or anew when there is twice as much history."""
+        learnt = settled(len(cohort.history)) if self._learns else 0
         key: tuple[object, ...] = ()
-        history = cohort.history[: settled(len(cohort.history))] if self.needs_history else ()
         if self._needs_references:
-            key = (*(c.fingerprint for c in cohort.references), len(history))
+            key = (*(c.fingerprint for c in cohort.references), learnt)
         known = self._made.get((task, column))
         if known is None or known[0] != key:
             side = Side()
             if self._needs_references:
-                side = self._side(cohort, task, column, history)
+                side = self._side(cohort, task, column, newest(cohort.history[:learnt]))
             num_items = len(self.tasks[task])
-            made = self._make(task, side, self._seeds[task], num_items)
+            make = self._make if num_items > 1 else _plain
+            made = make(task, side, self._seeds[task], num_items)
             self._made[task, column] = known = (key, made)
         return known[1]
 
@@ -189,11 +178,24 @@ class ByTask:
         return Side(np.array(rows), tuple(experts), told)
 
 
+def _plain(_task: str, side: Side, seed: int, num_items: int) -> ColumnReading:
+    return RandomItems(side, seed=seed, num_items=num_items)
+
+
 def _places(ids: Sequence[int]) -> NDArray[np.int64]:
     """Item id -> its position among the task's search items."""
     places = np.full(max(ids, default=-1) + 1, -1, np.int64)
     places[list(ids)] = np.arange(len(ids))
     return places
+
+
+def newest(history: Sequence[Told]) -> list[Told]:
+    """Every recipe once, as it was told last, the one that was told last at the end."""
+    last: dict[str, Told] = {}
+    for entry in history:
+        last.pop(entry.candidate.fingerprint, None)
+        last[entry.candidate.fingerprint] = entry
+    return list(last.values())
 
 
 def same_items(first: Items, second: Items) -> bool:

@@ -9,6 +9,7 @@ before it. Values are the process's posterior means, standard errors its posteri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.fitness.estimators.estimate import Items
 from evomerge.fitness.estimators.genome_model import Scored, Shape, fit, posterior
-from evomerge.fitness.estimators.reading import Differences, Estimates, Reading, settled
+from evomerge.fitness.estimators.reading import Differences, Estimates, Reading, newest, settled
 from evomerge.records import Candidate, Cohort, Estimate, Objective, Told
 
 FITTED_ON = 256  # scores: the parameters are the most likely ones for the newest of them
@@ -33,13 +34,14 @@ class Shrinkage:
     """
 
     needs_history = True
+    needs_genes = True
 
     def __init__(self, objectives: Sequence[Objective], reading: Reading, memory: int) -> None:
         self._names = [o.name for o in objectives if o.cost is None]
         self._reading = reading
         self._memory = memory
         self._shapes: dict[tuple[str, int], Shape | None] = {}
-        self._of_told: dict[tuple[str, int], Mapping[str, Estimate]] = {}
+        self._of_told: dict[tuple[str, int, int], Mapping[str, Estimate]] = {}
         self._known: dict[tuple[Any, ...], Estimates] = {}
 
     @property
@@ -82,12 +84,15 @@ class Shrinkage:
         own = [c for c in candidates if c.genome is not None]
         if not own:
             return found
-        ids = {c.id for c in own}
-        told = list({t.candidate.id: t for t in cohort.history}.items())[-self._memory :]
-        before = [t for id_, t in told if id_ not in ids]
+        own = list({c.fingerprint: c for c in own}.values())  # equal recipes share their answers
+        fingerprints = {c.fingerprint for c in own}
+        told = newest(cohort.history)[-self._memory :]
+        before = [t for t in told if t.candidate.fingerprint not in fingerprints]
         genomes = _vectors([*(t.candidate for t in before), *own])
         groups = _groups([*(t.items for t in before), *[items] * len(own)])
         estimates = [*(self._estimate_of(cohort, t) for t in before), *(found[c.id] for c in own)]
+        if not all(np.isfinite([e[n].value for e in estimates for n in self._names])):
+            return found  # agreement with nobody: there is nothing to draw together
         wanted = range(len(before), len(estimates))
         result = {id_: dict(row) for id_, row in found.items()}
         for name in self._names:
@@ -100,17 +105,19 @@ class Shrinkage:
             if shape is None:
                 continue
             means, errors = posterior(scored, shape, wanted)
-            for c, mean, variance in zip(own, means, errors, strict=True):
-                count = found[c.id][name].num_items
-                result[c.id][name] = Estimate(float(mean), float(variance) ** 0.5, count)
+            places = {c.fingerprint: place for place, c in enumerate(own)}
+            for c in candidates:
+                if c.genome is not None:
+                    mean, variance = (float(x[places[c.fingerprint]]) for x in (means, errors))
+                    count = found[c.id][name].num_items
+                    result[c.id][name] = Estimate(mean, variance**0.5, count)
         return result
 
     def _shape(self, cohort: Cohort, name: str) -> Shape | None:
         """The process's parameters: learnt anew when there is twice as much history."""
         count = settled(len(cohort.history))
         if (name, count) not in self._shapes:
-            newest = {t.candidate.id: t for t in cohort.history[:count]}
-            told = list(newest.values())[-FITTED_ON:]
+            told = newest(cohort.history[:count])[-FITTED_ON:]
             shape = None
             if told:
                 rows = [self._estimate_of(cohort, t)[name] for t in told]
@@ -127,9 +134,13 @@ class Shrinkage:
         return self._shapes[name, count]
 
     def _estimate_of(self, cohort: Cohort, told: Told) -> Mapping[str, Estimate]:
-        key = (told.candidate.fingerprint, id(told.items))
+        count = settled(len(cohort.history)) if self._reading.needs_history else 0
+        key = (told.candidate.fingerprint, id(told.items), count)
         if key not in self._of_told:
-            rows = self._reading.estimates(cohort, [told.candidate], told.items)
+            # What a reading learns from history is fixed until it learns anew: else this would
+            # depend on who asked first.
+            then = replace(cohort, history=cohort.history[:count])
+            rows = self._reading.estimates(then, [told.candidate], told.items)
             self._of_told[key] = rows[told.candidate.id]
         return self._of_told[key]
 
@@ -156,7 +167,8 @@ def _vectors(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
 
 
 def _groups(item_sets: Sequence[Items]) -> NDArray[np.int64]:
-    """Equal numbers for equal item sets, which are told apart by their first items."""
+    """Equal numbers for item sets that begin alike: the rungs of one race do."""
+    shortest = min(len(ids) for items in item_sets for ids in items.values())
     numbers: dict[tuple[int, ...], int] = {}
-    keys = [tuple(ids[0] for ids in items.values()) for items in item_sets]
+    keys = [tuple(i for ids in items.values() for i in ids[:shortest]) for items in item_sets]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
