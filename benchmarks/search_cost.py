@@ -53,6 +53,32 @@ VARIANTS: dict[str, dict[str, Any]] = {  # an estimator, and options of the sear
         "estimator": {"kind": "stratified", "items": 8, "rotate": True},
         "noise": "adapt",
     },
+    "stratified 8, population 40": {
+        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
+        "population": 40,
+    },
+    "stratified 8, population 40, noise": {
+        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
+        "population": 40,
+        "noise": "adapt",
+    },
+    "shrinkage 8, stratified, population 40": {
+        "estimator": {
+            "kind": "shrinkage",
+            "items": 8,
+            "rotate": True,
+            "of": {"kind": "stratified"},
+        },
+        "population": 40,
+    },
+    "racing 4-12-36, stratified, population 40": {
+        "estimator": {
+            "kind": "racing",
+            "rungs": [4, 12, 36],
+            "estimator": {"kind": "stratified"},
+        },
+        "population": 40,
+    },
     "shrinkage 8": {"estimator": {"kind": "shrinkage", "items": 8, "rotate": True}},
     "shrinkage 8, stratified": {
         "estimator": {

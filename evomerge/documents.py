@@ -56,9 +56,9 @@ class Document:
             data = data[key]
         return Document(data, self.path, self.lines, (*self.at, *keys))
 
-    def without(self, key: str) -> Document:
-        """The same mapping without a key."""
-        return replace(self, data={k: v for k, v in self.data.items() if k != key})
+    def without(self, *keys: str) -> Document:
+        """The same mapping without some keys."""
+        return replace(self, data={k: v for k, v in self.data.items() if k not in keys})
 
 
 def read_yaml(path: Path) -> Document:
@@ -156,14 +156,18 @@ def check_options(
     location: tuple[str, ...],
     models: Mapping[str, type[BaseModel]],
     default: str = "",
+    noted: Iterable[str] = (),
 ) -> None:
-    """Note what is wrong with the options beside a `kind`; an unknown kind is noted elsewhere."""
+    """Note what is wrong with the options beside a `kind`.
+
+    An unknown kind is noted elsewhere, and so is what is wrong with the keys in `noted`.
+    """
     data: Any = document.data
     for key in location:
         data = data.get(key) if isinstance(data, dict) else None
     kind = data.get("kind", default) if isinstance(data, dict) else None
     if isinstance(kind, str) and kind in models:
-        options = document.part(*location).without("kind")
+        options = document.part(*location).without("kind", *noted)
         collect(problems, partial(parse, models[kind], options))
 
 

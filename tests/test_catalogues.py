@@ -12,7 +12,7 @@ from evomerge.errors import ConfigurationError
 from evomerge.experiment.config import BudgetConfig, find_in_catalogue, read_experiment
 from evomerge.experiment.plan import plan_experiment
 from evomerge.experiment.run import run_experiment
-from evomerge.experiment.wire import make_tasks, task_entries
+from evomerge.experiment.tasks import make_tasks, task_entries
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import SplitConfig, read_fitness
 from evomerge.search_spaces import SPACES, parse_space

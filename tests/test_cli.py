@@ -316,6 +316,20 @@ def test_code_in_a_task_file_runs_only_when_the_user_says_so(
         assert re.search("allow.code", called.err)
         assert not (tmp_path / "ran").exists()
     assert "code.py" in evomerge("validate", path).err  # what would run
+    kind = f"python:{evil / 'code.py'}:text"
+    for number, python in enumerate(({"kind": kind}, {"kind": kind, "allow_code": True})):
+        own = write_experiment(
+            tmp_path / f"python{number}", tiny_zoo, tasks={"evil": python}, **objective
+        )
+        fitness = own.parent / "fitness.yaml"
+        for arguments in (
+            ["run", own, "--out", tmp_path / "run"], ["plan", own], ["validate", own],
+            ["score", tiny_zoo / "base", "--fitness", fitness],
+        ):  # fmt: skip
+            called = evomerge(*arguments)
+            assert called.code == 2, called.err
+            assert "--allow-code" in called.err
+            assert not (tmp_path / "ran").exists()
     assert "if you trust it, add --allow-code" in evomerge("run", whole).err
 
 

@@ -225,5 +225,9 @@ def test_every_mistake_has_its_place(changes: dict[str, Any], told: list[str]) -
 
 def test_a_parameter_may_not_be_given_leave_in_a_file() -> None:
     entry = {"task": "t", "allow_code": True}
-    with pytest.raises(ConfigurationError, match=r"tasks\.t\.allow_code: unknown key"):
+    with pytest.raises(ConfigurationError, match=r"^tasks\.t\.allow_code: .*leave") as caught:
         read_fitness(Document(fitness(tasks={"t": entry, "u": {"task": "u"}})))
+    assert len(caught.value.problems) == 1
+    code = {"kind": "python:evil.py:f", "allow_code": True, "of_entry": entry}
+    with pytest.raises(ConfigurationError, match=r"tasks\.t\.allow_code(.|\n)*tasks\.t\.of_entry"):
+        read_fitness(Document(fitness(tasks={"t": code, "u": {"task": "u"}})))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import evomerge
 from evomerge.documents import Document
-from evomerge.errors import CandidateError, ModelError
+from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.experiment.score import score_model, score_recipe
@@ -236,6 +236,25 @@ def test_other_errors_are_the_candidates(models: dict[str, str]) -> None:
         failure = worker.run(job_of(models)).failure
         assert failure is not None
         assert failure.kind == "task"
+
+
+def test_what_a_task_cannot_do_with_the_model_is_told_in_its_own_words(
+    models: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Dtypes()
+    worker = Worker(spec_of(models, task), "driver")
+    for error, told in (
+        (Problem("task bits tokens", "too long"), "task bits tokens: too long"),
+        (Problem("continuation 'x'", "has 5 tokens"), "bits: continuation 'x': has 5 tokens"),
+    ):
+        task.error = ConfigurationError(error)
+        failure = worker.run(job_of(models)).failure
+        assert failure is not None
+        assert (failure.kind, failure.reason) == ("task", told)
+    assert not caplog.records
+    task.error = ValueError("a bug")
+    worker.run(job_of(models))
+    assert "failed unexpectedly" in caplog.text
 
 
 class Vanishing:

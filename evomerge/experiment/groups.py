@@ -22,12 +22,16 @@ def expand_groups(entries: Entries) -> dict[str, dict[str, Any]]:
     """The entries, with those of groups replaced by entries of their tasks.
 
     Raises:
-        ConfigurationError: the problems of all groups at once.
+        ConfigurationError: the problems of all groups at once; or a group is to lend its prompts.
     """
     expanded: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for name, entry in entries.items():
         try:
+            if _group_of(entry.get("of_entry") or {}) is not None:
+                what = f"{entry['of']!r} is a group, which lends no prompts"
+                hint = "give one of its tasks an entry, and name that"
+                raise ConfigurationError(Problem("of", what, hint))
             group = _group_of(entry)
             made = {name: dict(entry)} if group is None else _of_group(name, entry, group)
         except EvomergeError as error:

@@ -16,7 +16,8 @@ from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.run import LEDGER, read_run_config
-from evomerge.experiment.wire import IN_MEMORY, objectives_over, resolve
+from evomerge.experiment.tasks import objectives_over
+from evomerge.experiment.wire import IN_MEMORY, resolve
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items

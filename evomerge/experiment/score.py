@@ -14,13 +14,8 @@ from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.wire import (
-    check_teachers,
-    make_tasks,
-    objectives_over,
-    resolve,
-    task_entries,
-)
+from evomerge.experiment.tasks import check_teachers, make_tasks, objectives_over, task_entries
+from evomerge.experiment.wire import resolve
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,15 @@ from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
-from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
-from evomerge.experiment.groups import expand_groups, spread_weights
-from evomerge.fitness import make_task, with_others
-from evomerge.fitness.config import FitnessConfig
+from evomerge.experiment.tasks import (
+    check_teachers,
+    clock_warning,
+    make_tasks,
+    objectives_over,
+    task_entries,
+)
 from evomerge.fitness.contamination import contamination_warning
 from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
@@ -88,11 +92,14 @@ class Parts:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the trajectory, with models and tasks by their content."""
+        """What decides the trajectory, with models, tasks and groups by their content."""
+        weights = {o.name: dict(o.weights) for o in self.objectives}
+        has_groups = self.objectives != self.config.fitness.all_objectives()
         return {
             **self.config.identity(),
             "models": {name: source.sha256 for name, source in self.template.models.items()},
             "items": {name: task.fingerprint for name, task in self.tasks.items()},
+            **({"weights": weights} if has_groups else {}),
         }
 
 
@@ -208,89 +215,6 @@ def wire(
         ),
         worker=worker_spec(config, given, models),
     )
-
-
-def make_tasks(
-    entries: Mapping[str, dict[str, Any]], python_tasks: Mapping[str, Task] | None = None
-) -> dict[str, Task]:
-    """The tasks of a fitness; python tasks were made by the caller.
-
-    Raises:
-        ConfigurationError: the problems of all tasks at once.
-    """
-    tasks: dict[str, Task] = {}
-    problems: list[Problem] = []
-    for name, entry in entries.items():
-        try:
-            tasks[name] = (python_tasks or {}).get(name) or make_task(name, entry)
-        except EvomergeError as error:
-            problems += [Problem(f"task {name}", str(p)) for p in error.problems]
-    if problems:
-        raise ConfigurationError(problems)
-    return tasks
-
-
-def clock_warning(tasks: Mapping[str, Task]) -> str | None:
-    """What a user should know where a task measures time; None where none does."""
-    timed = [name for name, task in tasks.items() if not getattr(task, "deterministic", True)]
-    if not timed:
-        return None
-    return (
-        f"task {', '.join(timed)} measures time: the search will not be the same when it is run "
-        "again, and workers that share processors slow each other (pool: {workers: 1})"
-    )
-
-
-def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:
-    """Refuse tasks whose teacher is not there.
-
-    Raises:
-        ConfigurationError: naming them all.
-    """
-    problems = [
-        Problem(f"task {name} teacher", f"no model {teacher!r}", nearest(teacher, models))
-        for name, task in tasks.items()
-        if (teacher := getattr(task, "teacher", None)) is not None and teacher not in models
-    ]
-    if problems:
-        raise ConfigurationError(problems)
-
-
-def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:
-    """Each task's entry in the fitness file, with groups as the tasks that they hold.
-
-    allow_code: whether code may run, which is the user's to say.
-
-    Raises:
-        ConfigurationError: a task of a zoo that is not there, or of a group.
-    """
-    expanded = expand_groups(_resolved(config))
-    return {n: {**e, "allow_code": True} if allow_code else e for n, e in expanded.items()}
-
-
-def objectives_over(config: FitnessConfig, num_items: Mapping[str, int]) -> tuple[Objective, ...]:
-    """The objectives of a fitness file over the tasks that are made of its entries.
-
-    num_items: task -> number of its items, where groups are among the entries.
-    """
-    return spread_weights(config.all_objectives(), _resolved(config), num_items)
-
-
-def _resolved(config: FitnessConfig) -> dict[str, dict[str, Any]]:
-    """The entries of a fitness file, with the files of a zoo's tasks."""
-    entries: dict[str, dict[str, Any]] = {}
-    problems: list[Problem] = []
-    for name, entry in config.tasks.items():
-        entries[name] = dict(entry)
-        try:
-            if str(entry.get("path", "")).startswith("zoo:"):
-                entries[name]["path"] = resolve(entry["path"])
-        except EvomergeError as error:
-            problems += [Problem(f"task {name}", str(p)) for p in error.problems]
-    if problems:
-        raise ConfigurationError(problems)
-    wanted = {task for objective in config.all_objectives() for task in objective.weights}
-    return with_others(entries, wanted)
 
 
 def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:

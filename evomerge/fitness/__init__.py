@@ -17,6 +17,7 @@ from evomerge.fitness.options import (
     LatencyOptions,
     LmEvalOptions,
     PerplexityOptions,
+    PythonOptions,
     TeacherKLOptions,
     needs_code,
 )
@@ -91,13 +92,14 @@ def make_task(name: str, config: Mapping[str, Any]) -> Task:
     if needs_code(kind):
         from evomerge.fitness.python_file import PythonFileTask
 
+        parse(PythonOptions, Document(options))
         code = str(kind).removeprefix("python:")
         return PythonFileTask(name, code, allow_code=allow_code, **options)
     if kind == PYTHON_TASK:
         raise ConfigurationError(
             f"task {name}: a fitness that is a Python function is handed to evomerge.search()"
         )
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         raise ConfigurationError(
             f"task {name}: unknown kind {kind!r} ({nearest(str(kind), TASKS)})"
         )

@@ -107,7 +107,9 @@ class ClassificationTask:
         if not asked:
             return Responses(self.name, np.zeros(0, np.int64), {"score": np.zeros(0, np.float32)})
         logits = self._logits(model, asked)
-        gold = torch.tensor([self._class(item, model.module.config, logits) for item in asked])
+        config: Any = model.module.config
+        classes = _classes(config.label2id)
+        gold = torch.tensor([self._class(item, classes, logits.shape[-1]) for item in asked])
         rows = torch.arange(len(asked))
         others = logits.clone()
         others[rows, gold] = -torch.inf
@@ -162,14 +164,35 @@ class ClassificationTask:
         )
         return dict(encoded)
 
-    def _class(self, item: ItemId, config: Any, logits: Tensor) -> int:
+    def problems_with(self, config: Mapping[str, Any]) -> list[Problem]:
+        """What a model of that config.json could not answer: its classes are not those of the data.
+
+        Where the config tells no classes, that is seen when the first model is asked.
+        """
+        names = _classes(config.get("label2id"))
+        if not (count := len(config.get("id2label") or names)):
+            return []
+        first = {label: item for item, label in reversed(list(enumerate(self._labels)))}
+        problems: list[Problem] = []
+        for item in sorted(first.values()):
+            try:
+                self._class(item, names, count)
+            except ConfigurationError as error:
+                problems += error.problems
+        return problems
+
+    def _class(self, item: ItemId, names: Mapping[str, int], count: int) -> int:
         """The number of an item's right class.
+
+        Args:
+            item: the item.
+            names: class -> its number, as the model's config tells.
+            count: the number of classes.
 
         Raises:
             ConfigurationError: the model has no such class.
         """
-        label, count = self._labels[item], logits.shape[-1]
-        names = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+        label = self._labels[item]
         number = names.get(label, -1) if isinstance(label, str) else label
         if isinstance(label, str) and number < 0 and label.lstrip("-").isdigit():  # a .csv's
             number = int(label)
@@ -180,6 +203,10 @@ class ClassificationTask:
         raise ConfigurationError(Problem(where, what, nearest(str(label), names)))
 
 
+def _classes(label2id: Mapping[str, Any] | None) -> dict[str, int]:
+    return {str(name): int(number) for name, number in (label2id or {}).items()}
+
+
 def _images_of(
     where: str, file: Path, images: str, labels: str, limit: int | None
 ) -> tuple[Tensor, list[str | int]]:
@@ -188,12 +215,7 @@ def _images_of(
     Raises:
         ConfigurationError: it cannot be read, lacks an array, or their shapes do not fit.
     """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in (images, labels) if name in arrays}
-            names = list(arrays)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(Problem(f"{where} path", f"{file}: {error}")) from None
+    found, names = _arrays(where, file, (images, labels))
     for key, name in (("images", images), ("labels", labels)):
         if name not in found:
             what = f"no array {name!r} in {file}"
@@ -203,8 +225,28 @@ def _images_of(
         what = f"shapes {pixels.shape} and {right.shape}"
         hint = "expected (items, channels, height, width) and (items,)"
         raise ConfigurationError(Problem(f"{where} {file}", what, hint))
+    if pixels.dtype.kind not in "uif" or right.dtype.kind not in "uiU":
+        what = f"types {pixels.dtype} and {right.dtype}"
+        hint = "expected numbers, and whole numbers or names"
+        raise ConfigurationError(Problem(f"{where} {file}", what, hint))
     kept = pixels[:limit] if pixels.dtype == np.uint8 else pixels[:limit].astype(np.float32)
     return torch.from_numpy(kept), right[:limit].tolist()
+
+
+def _arrays(
+    where: str, file: Path, wanted: Sequence[str]
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The wanted arrays that an .npz has, and the names of all that it has."""
+    try:
+        with file.open("rb") as opened:
+            arrays = np.load(opened, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("is no .npz, which holds named arrays")
+            return {name: arrays[name] for name in wanted if name in arrays}, list(arrays)
+    except Exception as error:
+        # Of damaged files numpy and zipfile raise what they like: BadZipFile, EOFError, zlib's, ...
+        what = f"{file}: {error or 'is empty'}"
+        raise ConfigurationError(Problem(f"{where} path", what)) from None
 
 
 def _texts_of(
@@ -222,6 +264,6 @@ def _texts_of(
         value = record.get(label)
         if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
             place, what = f"{where}: {file}, record {number + 1}", f"no label {label!r}"
-            raise ConfigurationError(Problem(place, what, nearest(label, record)))
+            raise ConfigurationError(Problem(place, what, nearest(label, map(str, record))))
         labels.append(value)
     return texts, labels

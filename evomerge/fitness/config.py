@@ -9,20 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from evomerge.documents import Document, Misfit, Strict, check_options, collect, parse, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness import PYTHON_TASK, TASKS
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.estimators.kinds import HISTORY
-from evomerge.fitness.options import needs_code
+from evomerge.fitness.options import ALLOW_CODE, PythonOptions, needs_code
 from evomerge.fitness.split import Amount
 from evomerge.merging.costs import Cost
 from evomerge.records import Objective
 
 _ESTIMATOR_OPTIONS = {kind: estimator.options for kind, estimator in ESTIMATORS.items()}
 _TASK_OPTIONS = {kind: task.options for kind, task in TASKS.items()}
+_NOT_FOR_FILES = {  # keys of a task's entry that the run adds
+    "allow_code": ("a file cannot give itself leave to run code", ALLOW_CODE),
+    "of_entry": ("unknown key", "`of` names the task whose prompts to use"),
+}
 
 
 class ObjectiveConfig(Strict):
@@ -159,13 +163,18 @@ class FitnessConfig(Strict):
         if all(objective.cost is not None for objective in self.objectives.values()):
             what = "needs at least one task: what is cheapest is known without a search"
             misfits.append(Misfit(("objectives",), what))
-        kind = str(self.estimator.get("kind", "full"))
-        if kind not in ESTIMATORS:
-            hint = nearest(kind, ESTIMATORS)
+        kind = self.estimator.get("kind", "full")
+        if not isinstance(kind, str) or kind not in ESTIMATORS:
+            hint = nearest(str(kind), ESTIMATORS)
             misfits.append(Misfit(("estimator", "kind"), f"unknown kind {kind!r}", hint))
         for name, entry in self.tasks.items():
+            misfits += [
+                Misfit(("tasks", name, key), *told)
+                for key, told in _NOT_FOR_FILES.items()
+                if key in entry
+            ]
             kind = entry.get("kind", "lm_eval")
-            if kind not in {*TASKS, PYTHON_TASK} and not needs_code(kind):
+            if kind not in [*TASKS, PYTHON_TASK] and not needs_code(kind):
                 hint = nearest(str(kind), TASKS)
                 misfits.append(Misfit(("tasks", name, "kind"), f"unknown kind {kind!r}", hint))
         refuse(self, misfits)
@@ -189,8 +198,11 @@ def read_fitness(document: Document) -> FitnessConfig:
             name: _absolute_task(task, folder) for name, task in document.data["tasks"].items()
         }
         document = replace(document, data={**document.data, "tasks": tasks})
+        kinds = (task.get("kind") for task in tasks.values() if isinstance(task, dict))
+        options: dict[str, type[BaseModel]] = dict(_TASK_OPTIONS)
+        options |= {str(kind): PythonOptions for kind in kinds if needs_code(kind)}
         for name in tasks:
-            check_options(problems, document, ("tasks", name), _TASK_OPTIONS, "lm_eval")
+            check_options(problems, document, ("tasks", name), options, "lm_eval", _NOT_FOR_FILES)
     if isinstance(document.data, dict) and isinstance(document.data.get("estimator"), dict):
         estimator = _absolute_pools(document.data["estimator"], folder)
         document = replace(document, data={**document.data, "estimator": estimator})

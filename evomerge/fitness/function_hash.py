@@ -27,6 +27,12 @@ def function_hash(function: Callable[..., Any]) -> str:
     return hashlib.sha256(canonical_json(_callable(function, set())).encode()).hexdigest()
 
 
+def globals_read(function: FunctionType) -> dict[str, Any]:
+    """Name -> value of what a function reads from its module; None where that has no such name."""
+    names = _names(function.__code__, "LOAD_GLOBAL", "LOAD_NAME")
+    return {name: function.__globals__.get(name) for name in names}
+
+
 def _callable(value: Any, seen: set[int]) -> Content:
     if isinstance(value, FunctionType):
         return _function(value, None, seen)

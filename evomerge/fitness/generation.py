@@ -198,6 +198,6 @@ def _decode(
     # The maximum picks NaN and infinity, so what is not finite shows in the best logits.
     # After its own end a row only goes on because others do.
     is_over = np.arange(step + 1) >= lived[:, None]  # (rows, steps)
-    sound: NDArray[np.bool_] = torch.isfinite(torch.cat(best_logits, 1)).cpu().numpy()
-    finite: list[bool] = np.all(sound | is_over, axis=1).tolist()
+    is_finite = torch.isfinite(torch.cat(best_logits, 1)).cpu().numpy() | is_over
+    finite: list[bool] = np.all(is_finite, axis=1).tolist()
     return made[: step + 1].T.tolist(), ends.tolist(), finite

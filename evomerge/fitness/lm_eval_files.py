@@ -17,12 +17,12 @@ import yaml
 
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness.lm_eval_guard import (
-    ALLOW_CODE,
     TemplateGuard,
     code_by_name,
     silent_and_offline,
     without_dataset_scripts,
 )
+from evomerge.fitness.options import ALLOW_CODE
 
 FEWSHOT_SEED = 1234  # what lm-eval's own evaluation draws few-shot examples with
 

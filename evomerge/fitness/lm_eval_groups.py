@@ -137,7 +137,10 @@ def _in_group(
 ) -> Iterator[Leaf]:
     own = {key: value for key, value in config.items() if key not in _STRUCTURE} | dict(overrides)
     listed = config.get("task") or []
-    for item in [listed] if isinstance(listed, str) else listed:
+    for item in listed if isinstance(listed, list) else [listed]:
+        if not isinstance(item, str) and not _is_inline(item):
+            what = f"a member should be a task's name, or a mapping with a `task`, got {item!r}"
+            raise ConfigurationError(Problem(f"group {group} task", what))
         if isinstance(item, str):
             yield from _below(members.find(item, group), own, members, above)
             continue
@@ -148,6 +151,14 @@ def _in_group(
         else:
             name = item["task"] if inside is None else inside
             yield from _below(members.find(name, group), changes, members, above)
+
+
+def _is_inline(item: Any) -> bool:
+    """Whether this is a member that the group writes down itself."""
+    if not isinstance(item, Mapping):
+        return False
+    name = item.get("group", item.get("task"))
+    return isinstance(name, str)
 
 
 def _holds_group(file: Path) -> bool:

@@ -25,8 +25,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from evomerge.errors import ConfigurationError, Problem, nearest
-
-ALLOW_CODE = "code runs only where it is allowed: --allow-code"
+from evomerge.fitness.options import ALLOW_CODE
 
 _PLAIN_MODULES = frozenset({"builtins", "datetime", "decimal", "jinja2"})
 _OPTIONS = (

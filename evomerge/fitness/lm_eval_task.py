@@ -27,6 +27,7 @@ from evomerge.fitness.contamination import benchmark_of
 from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.item_failures import responses_of
+from evomerge.fitness.lm_eval_code import code_of
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     is_registered,
@@ -158,7 +159,10 @@ class LmEvalTask:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the task's configuration, documents, metric and batch size; not of paths."""
+        """sha256 of the task's configuration, documents, code, metric and batch size; not of paths.
+
+        The chat template is the model's, and part of a run's identity.
+        """
         config = dict(self._task.dump_config())
         for place in ("dataset_path", "dataset_kwargs", "metadata", "task_alias", "tag"):
             config.pop(place, None)
@@ -170,6 +174,8 @@ class LmEvalTask:
             "examples": list(sampler.df) if shots and sampler is not None else [],
             "metric": [self.metric, self._filter_name, self.batch_size],
         }
+        if code := code_of(self._task):
+            content["code"] = code
         if self._has_chat:
             content["chat"] = self._has_turns
         if self._is_turned:

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.documents import Misfit, refuse
 
+ALLOW_CODE = "code runs only where it is allowed: --allow-code"
+
 
 class TaskOptions(BaseModel):
     """Strict about keys and types.
@@ -104,6 +106,22 @@ class LatencyOptions(TaskOptions):
     prompt_tokens: int = Field(default=64, ge=1)
     new_tokens: int = Field(default=16, ge=1)
     repeats: int = Field(default=5, ge=1)
+
+
+class PythonOptions(BaseModel):
+    """A user's code, which gets what else stands there; see `PythonFileTask`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    num_items: int | None = Field(default=None, ge=1)
+    worst: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> PythonOptions:
+        taken = {"name", "code", "self"} & (self.model_extra or {}).keys()
+        what = "the task has this key itself: rename the option"
+        refuse(self, [Misfit((key,), what) for key in sorted(taken)])
+        return self
 
 
 def needs_code(kind: Any) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from evomerge.errors import CandidateError, ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.fitness.function_hash import function_hash
 from evomerge.fitness.item_failures import responses_of
-from evomerge.fitness.lm_eval_guard import ALLOW_CODE
+from evomerge.fitness.options import ALLOW_CODE
 from evomerge.fitness.python_task import writes_in_place
 from evomerge.protocols import ResidentModel
 from evomerge.recipe import canonical_json
@@ -77,25 +78,29 @@ class PythonFileTask:
             self._sha256 = _source_hash(found, module)
         else:
             self._object = found
-            count = getattr(found, "num_items", 1) if num_items is None else num_items
-            self.items = range(int(count))
+            self.items = range(_count(found, num_items, name))
             self._called = found
             self._sha256 = function_hash(found)
-        told = getattr(self._object, "worst", None) if worst is None else worst
-        self.worst = None if told is None else float(told)
+        self.worst = _worst(self._object, worst, name)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the code by its content, of the options, and of the number of items."""
+        """sha256 of the code by its content, of the options, and of the items.
+
+        Data that a class reads is not in it, unless the class says so by a `fingerprint`.
+        """
         own = getattr(self._object, "fingerprint", "") if self._called is None else ""
-        content = [PREFIX, self._sha256, own, len(self.items), self.worst, _plain(self._options)]
+        items = len(self.items) if self._called is not None else list(self.items)
+        own = str(own() if callable(own) else own)
+        content = [PREFIX, self._sha256, own, items, self.worst, _plain(self._options)]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
         """Responses in the order of `items`.
 
         Raises:
-            CandidateError: the code failed, or did not return a number for each item.
+            CandidateError: the code failed, or did not return a number for each item, in the order
+                in which they were asked.
         """
         asked = [int(item) for item in items]
         module = model.module
@@ -118,6 +123,7 @@ class PythonFileTask:
         if writes_in_place(state) != before:
             raise CandidateError("the code changed the model's tensors in place")
         if isinstance(result, Responses):
+            _check_rows(result, asked)
             return responses_of(
                 self.name, asked, result.columns, result.failures, self.worst, result.texts
             )
@@ -174,12 +180,17 @@ def _module_of(file: Path) -> ModuleType:
 
 
 def _source_hash(found: type, module: ModuleType) -> str:
-    """sha256 of the whole file of a class: what its methods lead to stands there, mostly."""
-    try:
-        source = inspect.getsource(module)
-    except (OSError, TypeError):
-        source = ""
-    return hashlib.sha256(f"{found.__qualname__}\n{source}".encode()).hexdigest()
+    """sha256 of the whole file of a class: what its methods lead to stands there, mostly.
+
+    Where the file that was named has imported the class, both files count.
+    """
+    text = found.__qualname__
+    for place in dict.fromkeys((module, sys.modules.get(found.__module__, module))):
+        try:
+            text += f"\n{inspect.getsource(place)}"
+        except (OSError, TypeError):
+            continue  # no text: an extension module
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _made(found: type, options: Mapping[str, Any], name: str) -> Any:
@@ -200,10 +211,58 @@ def _items_of(made: Any, name: str) -> Sequence[ItemId]:
     items = getattr(made, "items", None)
     if items is None and hasattr(made, "__len__"):
         items = range(len(made))
-    if items is None or not len(items):
+    if items is None or not hasattr(items, "__len__") or not len(items):
         what = f"{type(made).__qualname__} has neither `items` nor a length"
         raise ConfigurationError(Problem(f"task {name}", what))
-    return [int(item) for item in items]
+    try:
+        return [operator.index(item) for item in items]
+    except TypeError as error:
+        what = f"the items of {type(made).__qualname__} are no whole numbers: {error}"
+        raise ConfigurationError(Problem(f"task {name} items", what)) from None
+
+
+def _count(function: Any, num_items: int | None, name: str) -> int:
+    told = getattr(function, "num_items", 1) if num_items is None else num_items
+    if isinstance(told, int | np.integer) and not isinstance(told, bool) and told >= 1:
+        return int(told)
+    what = f"should be a whole number from 1, got {told!r}"
+    raise ConfigurationError(Problem(f"task {name} num_items", what))
+
+
+def _worst(found: Any, worst: float | None, name: str) -> float | None:
+    told = getattr(found, "worst", None) if worst is None else worst
+    if told is None:
+        return None
+    if isinstance(told, int | float | np.number) and np.isfinite(told):
+        return float(told)
+    what = f"should be a finite number, got {told!r}"
+    raise ConfigurationError(Problem(f"task {name} worst", what))
+
+
+def _check_rows(result: Responses, asked: Sequence[ItemId]) -> None:
+    """Refuse responses that are not those to `asked`.
+
+    Raises:
+        CandidateError: other items, another order, no scores, or columns of other lengths.
+    """
+    items = np.asarray(result.items).tolist()
+    if items != list(asked):
+        what = f"the responses are to the items {_few(items)}, asked were {_few(asked)}"
+        raise CandidateError(f"{what}: return them in that order")
+    if "score" not in result.columns:
+        hint = nearest("score", result.columns)
+        raise CandidateError(f"the responses have no column 'score'{f' ({hint})' if hint else ''}")
+    for name, values in result.columns.items():
+        if np.shape(values) != (len(asked),):
+            what = f"the column {name!r} has shape {np.shape(values)}, expected ({len(asked)},)"
+            raise CandidateError(what)
+    if result.texts is not None and len(result.texts) != len(asked):
+        raise CandidateError(f"{len(result.texts)} texts were returned for {len(asked)} items")
+
+
+def _few(items: Any) -> str:
+    listed = list(items) if isinstance(items, Sequence) else [items]
+    return ", ".join(map(str, listed[:8])) + (", ..." if len(listed) > 8 else "")
 
 
 def _scores(result: Any, asked: Sequence[ItemId]) -> tuple[Any, dict[ItemId, str]]:

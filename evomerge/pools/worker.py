@@ -173,6 +173,9 @@ class Worker:
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
                 return Failure("task", f"{name}: {error}")
+            if isinstance(error, ConfigurationError):  # which names the task, mostly
+                text = str(error)
+                return Failure("task", text if f"task {name}" in text else f"{name}: {text}")
             logger.exception("task %s failed unexpectedly", name)
             return Failure("task", f"{name}: {type(error).__name__}: {error}")
 

@@ -183,21 +183,54 @@ def test_a_broken_item_costs_itself(tmp_path):
         ({"path": "t.npz", "images": "image", "labels": "y"}, r"expected \(items, channels"),
         ({"path": "t.npz", "images": "objects"}, "pickle"),
         ({"path": "no.npz"}, "No such file"),
+        ({"path": "cut.npz"}, "cut.npz: .*zip"),
+        ({"path": "empty.npz"}, "empty.npz: .*"),
+        ({"path": "single.npz"}, "single.npz: is no .npz, which holds named arrays"),
+        ({"path": "t.npz", "images": "pixels", "labels": "shares"}, "types uint8 and float64"),
+        ({"path": "t.npz", "images": "words", "labels": "y"}, "types <U1 and int64"),
+        ({"path": "wide.csv"}, r"record 1: no label 'label' \(did you mean 'label'"),
     ],
 )
 def test_what_is_wrong_is_said(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text("text,label\nabc,0\n")
     objects = np.array([{}, {}], dtype=object)
-    np.savez("t.npz", image=np.zeros((2, 2, 8)), y=np.zeros(2, int), objects=objects)
+    pixels = np.zeros((2, 1, 8, 8), np.uint8)
+    shares, words = np.array([0.5, 1.0]), np.full((2, 1, 1, 1), "a")
+    more = {"pixels": pixels, "shares": shares, "words": words}
+    np.savez("t.npz", image=np.zeros((2, 2, 8)), y=np.zeros(2, int), objects=objects, **more)
+    Path("cut.npz").write_bytes(Path("t.npz").read_bytes()[:200])
+    Path("empty.npz").write_bytes(b"")
+    np.save("single.npy", pixels)
+    Path("single.npy").rename("single.npz")
+    Path("wide.csv").write_text("text,label\nabc,,2\n")
     with pytest.raises(ConfigurationError, match=message):
         make_task("t", {"kind": "classification", **options})
+
+
+def test_the_classes_of_a_config_are_read_once_for_all_items(tmp_path):
+    class Counted(dict):
+        calls = 0
+
+        def items(self):
+            Counted.calls += 1
+            return super().items()
+
+    (tmp_path / "t.csv").write_text("text,label\n" + "abc,middle\n" * 8)
+    task = make_task("t", {"kind": "classification", "path": str(tmp_path / "t.csv")})
+    module = random_model("bert", 3)
+    object.__setattr__(module.config, "label2id", Counted(module.config.label2id))
+    task.respond(Resident(module, character_tokenizer()), range(8))
+    assert Counted.calls == 1
 
 
 def test_labels_have_to_be_the_models(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\nabc,middle\nabc,hihg\nabc,3\n")
     task = make_task("t", {"kind": "classification", "path": str(tmp_path / "t.csv")})
     model = Resident(random_model("bert", 3), character_tokenizer())
+    told = [problem.where for problem in task.problems_with(model.module.config.to_dict())]
+    assert told == ["task t item 1", "task t item 2"]
+    assert task.problems_with({}) == []
     assert task.respond(model, [0]).items.tolist() == [0]
     with pytest.raises(ConfigurationError, match=r"item 1: label 'hihg' .*did you mean 'high'"):
         task.respond(model, [1])

@@ -24,7 +24,7 @@ from evomerge.experiment.config import read_experiment
 from evomerge.experiment.groups import expand_groups
 from evomerge.experiment.recorded import read_run
 from evomerge.experiment.run import read_run_config, run_experiment
-from evomerge.experiment.wire import make_tasks, objectives_over, task_entries
+from evomerge.experiment.tasks import make_tasks, objectives_over, task_entries
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, read_fitness
 from evomerge.fitness.lm_eval_files import is_registered
@@ -87,7 +87,7 @@ def test_the_tasks_of_a_group_have_its_options(resident):
 def test_a_file_of_entries_without_groups_is_left_as_it_is():
     config = fitness("assets_pick")
     entries = task_entries(config, allow_code=False)
-    assert entries == config.tasks
+    assert entries == {n: {**e, "allow_code": False} for n, e in config.tasks.items()}
     tasks = make_tasks(entries)
     assert objectives_over(config, sizes(tasks)) == config.all_objectives()
 
@@ -121,6 +121,9 @@ def test_a_tag_weighs_its_tasks_alike(tmp_path):
         ("group: top\ntask: [assets_pcik]\n", "no task 'assets_pcik'"),
         ("group: top\ntask: []\n", "has no tasks"),
         ("group: top\ntask: [top]\n", "holds itself"),
+        ("group: top\ntask: 5\n", "group top task: a member should be a task's name"),
+        ("group: top\ntask: [5]\n", "group top task: a member should be a task's name"),
+        ("group: top\ntask: [{num_fewshot: 2}]\n", "mapping with a `task`, got {'num_fewshot': 2}"),
         ("group: top\ntask: [assets_pick]\naggregate_metric_list: [{metirc: acc}]\n", "metirc"),
         (
             "group: top\ntask: [assets_pick]\naggregate_metric_list:\n"
@@ -148,6 +151,14 @@ def test_names_do_not_collide():
     other = {"task": "assets_copy", "path": str(ASSETS)}
     with pytest.raises(ConfigurationError, match="mine/assets_pick stands twice"):
         expand_groups({"mine": entry, "mine/assets_pick": other})
+
+
+def test_a_group_lends_no_prompts():
+    config = fitness("assets_group")
+    tasks = {**config.tasks, "more": {"kind": "entropy", "of": "mine"}}
+    config = config.model_copy(update={"tasks": tasks})
+    with pytest.raises(ConfigurationError, match="task more: of: 'mine' is a group, which lends"):
+        task_entries(config, allow_code=False)
 
 
 EXPERIMENT = """
@@ -189,6 +200,12 @@ def test_a_run_with_a_group_is_resumed(tiny_zoo, tmp_path):
     assert again.fitness.tasks.keys() == {"both"}
     with contextlib.closing(run(4)) as ledger:
         assert len(list(ledger.events("measured"))) > before
+    # Other weights are another search, which the entries of the fitness file do not tell.
+    text = (folder / "both.yaml").read_text()
+    (folder / "both.yaml").write_text(text.replace("_back]", "_back, evomerge_tiny_back]"))
+    with pytest.raises(ConfigurationError, match="weights"):
+        run(4)
+    (folder / "both.yaml").write_text(text)
     again = read_run(tmp_path / "run")
     (objective,) = again.objectives
     assert set(objective.weights.values()) == {0.5}

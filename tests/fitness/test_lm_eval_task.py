@@ -439,6 +439,70 @@ def test_the_fingerprint_follows_what_is_asked_and_nothing_else(tmp_path):
     assert len(others | {here}) == 6
 
 
+SCORED = """
+import math
+from operator import add
+
+LEAST = 2
+
+def helper(doc, results):
+    return float(len(results[0]) >= LEAST)
+
+def scored(doc, results):
+    return {"exact_match": helper(doc, results)}
+
+def alone(doc, results):
+    return {"exact_match": float(math.floor(add(len(results[0]), 0)) >= 2)}
+"""
+CLASS = """
+from lm_eval.api.task import ConfigurableTask
+
+class Own(ConfigurableTask):
+    def __init__(self, config=None):
+        super().__init__(config={k: v for k, v in config.items() if k != "class"})
+    def process_results(self, doc, results):
+        return {"exact_match": helper(results)}
+
+def helper(results):
+    return 1.0
+"""
+
+
+def test_the_fingerprint_follows_what_a_tasks_functions_call(tmp_path):
+    for name in ("copy.yaml", "copy.json", "copy_shots.json"):
+        (tmp_path / name).write_text((ASSETS / name).read_text())
+
+    def fingerprint(text: str, key: str, value: str) -> str:
+        (tmp_path / "scoring.py").write_text(text)
+        (tmp_path / "own.yaml").write_text(
+            f"include: copy.yaml\ntask: own\n{key}: !function scoring.{value}\n"
+        )
+        task = LmEvalTask("t", task="own", path=tmp_path / "own.yaml", allow_code=True)
+        return task.fingerprint
+
+    calls, alone = (fingerprint(SCORED, "process_results", f) for f in ("scored", "alone"))
+    assert fingerprint(SCORED, "process_results", "scored") == calls
+    for old, new in ((">= LEAST", "> LEAST"), ("LEAST = 2", "LEAST = 3")):
+        changed = SCORED.replace(old, new)
+        assert fingerprint(changed, "process_results", "scored") != calls
+        assert fingerprint(changed, "process_results", "alone") == alone
+    made = fingerprint(CLASS, "class", "Own")
+    assert fingerprint(CLASS.replace("1.0", "0.0"), "class", "Own") != made
+
+
+# Of before the code of helpers counted: runs of such tasks go on.
+RECORDED = {
+    "copy": "0922fdcc1523a3e8b18484ea8d941f61ad324b5e049ecba19b99a8200c00dc35",
+    "pick": "37198d2b7c8efe771542d1721af9712ff85133ebf558a4b49836ae606a59b783",
+    "code": "78e4e022bfa21a26e61bfd4d2c8a43f530f68001c25b415c5a28bda0b11aef87",
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_fingerprints_of_tasks_without_helpers_are_those_of_recorded_runs(name):
+    assert asset(name, allow_code=True).fingerprint == RECORDED[name]
+
+
 def test_a_limit_takes_the_first_items(resident):
     task = asset("copy", limit=5, num_fewshot=2)
     assert list(task.items) == [0, 1, 2, 3, 4]

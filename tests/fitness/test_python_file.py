@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import yaml
 from test_lm_eval_task import Resident
 from torch import nn
 
-from evomerge.documents import read_yaml
+from evomerge.documents import Document, read_yaml
 from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.experiment.config import read_experiment, read_fitness
 from evomerge.experiment.run import run_experiment
@@ -64,6 +66,29 @@ class Sizes:
 
 class Empty:
     def respond(self, model, items): ...
+
+class Odd:
+    items = (3, 5, 7)
+    def __init__(self, how):
+        self.how = how
+    def respond(self, model, items):
+        score = np.array(items, np.float32)
+        answers = {
+            "order": (sorted(items)[::-1], {"score": score}),
+            "fewer": (list(items)[:2], {"score": score[:2]}),
+            "short": (items, {"score": score[:2]}),
+            "nameless": (items, {"scores": score}),
+            "text": (items, {"score": score}),
+        }
+        found, columns = answers[self.how]
+        texts = ("a",) if self.how == "text" else None
+        return Responses("odd", np.array(found), columns, texts)
+
+class Some:
+    def __init__(self, items):
+        self.items = items
+    def respond(self, model, items):
+        return [0.0] * len(items)
 """
 
 
@@ -111,6 +136,21 @@ def test_single_items_may_fail(code, model):
         made(f"{code}:changes").respond(model, [0])
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("order", "to the items 7, 5, 3, asked were 3, 5, 7: return them in that order"),
+        ("fewer", "to the items 3, 5, asked were 3, 5, 7"),
+        ("short", r"'score' has shape \(2,\), expected \(3,\)"),
+        ("nameless", r"no column 'score' \(did you mean 'scores'"),
+        ("text", "1 texts were returned for 3 items"),
+    ],
+)
+def test_responses_have_to_be_to_what_was_asked(code, model, how, message):
+    with pytest.raises(CandidateError, match=message):
+        made(f"{code}:Odd", how=how).respond(model, [3, 5, 7])
+
+
 def test_code_runs_only_where_it_is_allowed(code):
     Path(code.removeprefix("python:")).write_text("raise SystemExit('it ran')")
     with pytest.raises(
@@ -137,6 +177,51 @@ def test_what_is_wrong_is_said(code, kind, message):
         made(f"{code}:Sizes", fctor=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_items": "abc"}, "num_items: should be a valid integer"),
+        ({"num_items": 2.5}, "num_items: should be a valid integer"),
+        ({"num_items": 0}, "num_items: should be greater than or equal to 1"),
+        ({"worst": "abc"}, "worst: should be a valid number"),
+        ({"worst": float("nan")}, "worst: should be a finite number"),
+        ({"name": "n"}, "name: the task has this key itself"),
+        ({"code": "c"}, "code: the task has this key itself"),
+    ],
+)
+def test_options_are_looked_at_before_code_runs(code, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        made(f"{code}:norm", **options)
+    tasks = {"t": {"kind": f"{code}:norm", **options}}
+    with pytest.raises(ConfigurationError, match=rf"tasks\.t\.{message}"):
+        read_fitness(Document({"tasks": tasks, "objectives": {"t": "t"}}))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("num_items = 'abc'", "task t num_items: should be a whole number from 1, got 'abc'"),
+        ("num_items = -1", "task t num_items: should be a whole number from 1, got -1"),
+        ("worst = float('inf')", "task t worst: should be a finite number, got inf"),
+    ],
+)
+def test_attributes_are_looked_at_as_well(tmp_path, attribute, message):
+    file = tmp_path / "own.py"
+    file.write_text(f"def f(module, items):\n    return items\nf.{attribute}\n")
+    with pytest.raises(ConfigurationError, match=message):
+        made(f"python:{file}:f")
+
+
+def test_items_are_whole_numbers(code):
+    with pytest.raises(ConfigurationError, match="items of Some are no whole numbers"):
+        made(f"{code}:Some", items=["a"])
+
+
+def test_a_kind_is_a_name():
+    with pytest.raises(ConfigurationError, match=r"tasks.t.kind: unknown kind \['a'\]"):
+        read_fitness(Document({"tasks": {"t": {"kind": ["a"]}}, "objectives": {"t": "t"}}))
+
+
 def test_the_fingerprint_follows_the_source_and_the_options(tmp_path):
     def fingerprint(text: str, name: str, folder: str = "a", **options: Any) -> str:
         file = tmp_path / folder / "mine.py"
@@ -151,6 +236,33 @@ def test_the_fingerprint_follows_the_source_and_the_options(tmp_path):
         changed = CODE.replace("1 + item", "2 + item").replace("biggest]", "-biggest]")
         assert fingerprint(changed, name) != here
     assert fingerprint(CODE, "norm", scale=2.0) != fingerprint(CODE, "norm", scale=3.0)
+
+
+def test_the_fingerprint_of_a_class_follows_its_items_and_where_it_comes_from(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "data.json").write_text("[1, 2, 3]")
+    theirs = "import json, pathlib\nclass Theirs:\n    items = json.loads("
+    theirs += f"pathlib.Path({str(tmp_path / 'data.json')!r}).read_text())\n"
+    theirs += "    def respond(self, model, items):\n        return [1.0] * len(items)\n"
+    (tmp_path / "theirs.py").write_text(theirs)
+    (tmp_path / "named.py").write_text("from theirs import Theirs\n")
+
+    def fingerprint() -> str:
+        for name in [n for n in sys.modules if n == "theirs" or n.startswith("_evomerge_task_")]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        found: str = made(f"python:{tmp_path / 'named.py'}:Theirs").fingerprint
+        return found
+
+    first = fingerprint()
+    assert fingerprint() == first
+    (tmp_path / "data.json").write_text("[4, 5, 6]")
+    other_items = fingerprint()
+    (tmp_path / "theirs.py").write_text(theirs.replace("1.0", "2.00"))
+    assert len({first, other_items, fingerprint()}) == 3
 
 
 def test_a_package_on_the_path_serves_as_well(code, model, tmp_path, monkeypatch):

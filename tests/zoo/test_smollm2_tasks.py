@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.config import find_in_catalogue, read_experiment
-from evomerge.experiment.wire import task_entries
+from evomerge.experiment.tasks import task_entries
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.lm_eval_task import LmEvalTask
