@@ -14,7 +14,13 @@ from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.stacked import pinned
-from evomerge.experiment.tasks import check_teachers, make_tasks, objectives_over, task_entries
+from evomerge.experiment.tasks import (
+    check_models,
+    check_teachers,
+    make_tasks,
+    objectives_over,
+    task_entries,
+)
 from evomerge.experiment.wire import resolve
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
@@ -108,6 +114,7 @@ def score_model(
     )
     for checkpoint in checkpoints.values():
         check_finite(checkpoint)
+    check_models(tasks, entries, checkpoints[recipe.base].config)
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.split.search,

@@ -7,8 +7,9 @@ from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
 from evomerge.experiment.groups import expand_groups, spread_weights
-from evomerge.fitness import make_task, with_others
+from evomerge.fitness import TASKS, make_task, with_others
 from evomerge.fitness.config import FitnessConfig
+from evomerge.fitness.prompts import POSITIONS
 from evomerge.protocols import Task
 from evomerge.records import Objective
 from evomerge.zoo import zoo_path
@@ -58,6 +59,38 @@ def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:
     ]
     if problems:
         raise ConfigurationError(problems)
+
+
+def check_models(
+    tasks: Mapping[str, Task], entries: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
+) -> None:
+    """Refuse what no model of the base's kind can be asked, as far as its config.json tells.
+
+    Raises:
+        ConfigurationError: a task needs more positions than the model has, or other classes.
+    """
+    problems: list[Problem] = []
+    most = positions_of(config)
+    for name, task in tasks.items():
+        entry = entries.get(name, {})
+        kind = TASKS.get(str(entry.get("kind", "lm_eval")))
+        if kind is not None and most is not None:
+            options = {k: v for k, v in entry.items() if k in kind.options.model_fields}
+            needed = kind.options.model_validate(options).positions
+            if needed > most:
+                what = f"needs at least {needed} positions, the model has {most}"
+                problems.append(Problem(f"task {name}", what))
+        if (look := getattr(task, "problems_with", None)) is not None:
+            problems += look(config)
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many positions a model has; None where its config.json does not tell."""
+    text_config = config.get("text_config") or config
+    known = (text_config.get(name) for name in POSITIONS)
+    return next((int(value) for value in known if value is not None), None)
 
 
 def task_entries(config: FitnessConfig, *, allow_code: bool) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.experiment.tasks import (
+    check_models,
     check_teachers,
     clock_warning,
     make_tasks,
@@ -27,9 +29,10 @@ from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
+from evomerge.merging.module import tokenizer_of
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
-from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.recipe import Merge, ModelSource, Recipe, canonical_json
 from evomerge.records import Facts, Objective
 from evomerge.search_spaces import make_space
 from evomerge.search_spaces.limits import Limited
@@ -100,7 +103,19 @@ class Parts:
             "models": {name: source.sha256 for name, source in self.template.models.items()},
             "items": {name: task.fingerprint for name, task in self.tasks.items()},
             **({"weights": weights} if has_groups else {}),
+            **({"chat_template": self._chat_template} if self._has_chat else {}),
         }
+
+    @property
+    def _has_chat(self) -> bool:
+        return any(entry.get("chat_template") for entry in self.config.fitness.tasks.values())
+
+    @property
+    def _chat_template(self) -> str:
+        """sha256 of what makes a conversation of a prompt; it stands beside the tensors."""
+        tokenizer = tokenizer_of(self.models.checkpoints["base"])
+        template = getattr(tokenizer, "chat_template", None)
+        return hashlib.sha256(canonical_json(template).encode()).hexdigest()
 
 
 def open_models(
@@ -171,9 +186,8 @@ def wire(
     given = in_memory or InMemory()
     if problems := config.space.check_experts(tuple(config.experts)):
         raise ConfigurationError(problems)
-    tasks = make_tasks(
-        task_entries(config.fitness, allow_code=config.allow_code), given.python_tasks
-    )
+    entries = task_entries(config.fitness, allow_code=config.allow_code)
+    tasks = make_tasks(entries, given.python_tasks)
     objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
     check_teachers(tasks, tuple(config.models()))
     split = split_items(
@@ -185,6 +199,7 @@ def wire(
     )
     estimator = make_estimator(config.fitness.estimator, objectives, split.search, config.seed)
     models = open_models(config, given, progress)
+    check_models(tasks, entries, models.checkpoints["base"].config)
     template = make_template(config, models)
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)

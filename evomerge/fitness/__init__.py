@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel
-
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.fitness.options import (
@@ -18,6 +16,7 @@ from evomerge.fitness.options import (
     LmEvalOptions,
     PerplexityOptions,
     PythonOptions,
+    TaskOptions,
     TeacherKLOptions,
     needs_code,
 )
@@ -33,7 +32,7 @@ class TaskKind:
     summary: str
     module: str
     name: str
-    options: type[BaseModel]
+    options: type[TaskOptions]
 
 
 TASKS = {

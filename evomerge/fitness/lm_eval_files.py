@@ -292,6 +292,11 @@ def _check(task: Any, file: Path, allow_code: bool) -> None:
     if task.OUTPUT_TYPE not in OUTPUT_TYPES:
         what, hint = f"not supported: {task.OUTPUT_TYPE}", nearest(task.OUTPUT_TYPE, OUTPUT_TYPES)
         problems.append(Problem(f"{file} output_type", what, hint))
+    repeats = task.get_config("repeats")
+    is_count = isinstance(repeats, int) and not isinstance(repeats, bool) and repeats >= 1
+    if repeats is not None and not is_count:
+        what = f"expected a whole number from 1, got {repeats!r}"
+        problems.append(Problem(f"{file} repeats", what))
     if problems:
         raise ConfigurationError(problems)
 

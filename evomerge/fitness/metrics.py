@@ -16,14 +16,18 @@ def choose_filter(name: str, task: Any, wanted: str | None) -> tuple[str, list[A
     """A filter of an lm-eval task and its steps; the first by default.
 
     Raises:
-        ConfigurationError: the task has no such filter.
+        ConfigurationError: the task has no such filter, or it cannot be made.
     """
     ensembles = {ensemble.name: ensemble for ensemble in task._filters}
     if wanted is not None and wanted not in ensembles:
         what = f"unknown filter {wanted!r}"
         raise ConfigurationError(Problem(f"{name} filter", what, nearest(wanted, ensembles)))
     chosen = next(iter(ensembles)) if wanted is None else wanted
-    return chosen, [make() for make in ensembles[chosen].filters]
+    try:
+        return chosen, [make() for make in ensembles[chosen].filters]
+    except Exception as error:  # what a filter's arguments may do: a pattern that is none, ...
+        what = f"{chosen!r} cannot be made: {type(error).__name__}: {error}"
+        raise ConfigurationError(Problem(f"{name} filter_list", what)) from error
 
 
 def choose_metric(name: str, task: Any, wanted: str | None, results: Mapping[str, Any]) -> str:

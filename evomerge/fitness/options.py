@@ -19,6 +19,11 @@ class TaskOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @property
+    def positions(self) -> int:
+        """How many a model needs at least."""
+        return 1
+
 
 class LmEvalOptions(TaskOptions):
     """A task of lm-eval; see `LmEvalTask`."""
@@ -78,6 +83,11 @@ class EntropyOptions(PromptOptions):
 
     tokens: int = Field(default=1, ge=1)
 
+    @property
+    def positions(self) -> int:
+        """An answer of one token is read from the prompt's last position."""
+        return self.tokens + 1 if self.tokens > 1 else 1
+
 
 class TeacherKLOptions(PromptOptions):
     """See `TeacherKLTask`."""
@@ -85,6 +95,11 @@ class TeacherKLOptions(PromptOptions):
     teacher: str
     tokens: int = Field(default=8, ge=1)
     top: int = Field(default=256, ge=1)
+
+    @property
+    def positions(self) -> int:
+        """An answer of one token is read from the prompt's last position."""
+        return self.tokens + 1 if self.tokens > 1 else 1
 
 
 class ClassificationOptions(TaskOptions):
@@ -106,6 +121,11 @@ class LatencyOptions(TaskOptions):
     prompt_tokens: int = Field(default=64, ge=1)
     new_tokens: int = Field(default=16, ge=1)
     repeats: int = Field(default=5, ge=1)
+
+    @property
+    def positions(self) -> int:
+        """Of the prompt and what is decoded after it."""
+        return self.prompt_tokens + self.new_tokens
 
 
 class PythonOptions(BaseModel):

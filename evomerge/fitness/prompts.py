@@ -11,6 +11,7 @@ from evomerge.errors import ConfigurationError, Problem
 from evomerge.fitness.forward import Tokens
 from evomerge.fitness.generation import StopRule
 
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # a configuration's names of them
 _UNLIMITED = 10**12  # tokenizers without a limit report 1e30
 
 
@@ -79,7 +80,7 @@ class Encoder:
 def max_length(config: Any, tokenizer: Any) -> int:
     """The positions that a model has, as far as its configuration or tokenizer tells."""
     text_config = getattr(config, "text_config", None) or config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+    for name in POSITIONS:
         if (value := getattr(text_config, name, None)) is not None:
             return int(value)
     limit = getattr(tokenizer, "model_max_length", None)
@@ -98,17 +99,26 @@ class GreedySettings:
         """Read lm-eval's `generation_kwargs`.
 
         Raises:
-            ConfigurationError: answers would be sampled, or a setting is not known.
+            ConfigurationError: answers would be sampled, or a setting is not known or no such
+                value.
         """
         rest = dict(kwargs)
         until = rest.pop("until", None) or []
+        strings = [until] if isinstance(until, str) else until
         lengths = [
             rest.pop(name, None)
             for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         ]
         most = next((length for length in lengths if length is not None), 256)
+        # lm-eval itself sees to it that this is a number.
         temperature, sample = float(rest.pop("temperature", 0) or 0), rest.pop("do_sample", None)
         problems = []
+        is_list = isinstance(strings, list | tuple)
+        if not is_list or not all(isinstance(text, str) for text in strings):
+            problems.append(Problem(f"{where} until", f"expected texts, got {until!r}"))
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            what = f"expected a whole number from 1, got {most!r}"
+            problems.append(Problem(f"{where} max_gen_toks", what))
         if sample or (sample is None and temperature > 0):
             problems.append(
                 Problem(where, "answers would be sampled", "only do_sample: false is supported")
@@ -122,5 +132,4 @@ class GreedySettings:
                 problems.append(Problem(where, f"not supported: {name}: {value}"))
         if problems:
             raise ConfigurationError(problems)
-        strings = (until,) if isinstance(until, str) else tuple(until)
-        return cls(strings, int(most))
+        return cls(tuple(strings), int(most))

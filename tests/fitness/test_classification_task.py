@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from evomerge.errors import ConfigurationError
+from evomerge.experiment.score import score_model
 from evomerge.fitness import make_task
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
@@ -236,3 +237,20 @@ def test_labels_have_to_be_the_models(tmp_path):
         task.respond(model, [1])
     with pytest.raises(ConfigurationError, match="none of the model's 3 classes"):
         task.respond(model, [2])
+
+
+def test_other_labels_are_refused_before_a_model_is_asked(tmp_path):
+    rows = "".join(f"abc,{label}\n" for label in ("low", "hihg") * 4)
+    (tmp_path / "t.csv").write_text(f"text,label\n{rows}")
+    fitness = {
+        "tasks": {"t": {"kind": "classification", "path": "t.csv"}},
+        "objectives": {"t": "t"},
+        "split": {"search": 4, "fresh": 2},
+    }
+    (tmp_path / "fitness.yaml").write_text(json.dumps(fitness))
+    model = family("bert", tmp_path)["base"]
+    with pytest.raises(ConfigurationError, match="item 1: label 'hihg'") as caught:
+        score_model(model, str(tmp_path / "fitness.yaml"))
+    assert len(caught.value.problems) == 1
+    (tmp_path / "t.csv").write_text(f"text,label\n{rows.replace('hihg', 'high')}")
+    assert score_model(model, str(tmp_path / "fitness.yaml")).keys() >= {"search", "holdout"}

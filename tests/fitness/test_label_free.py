@@ -284,9 +284,9 @@ def test_code_that_is_allowed_is_allowed_where_prompts_are_lent() -> None:
 # --- in a search ----------------------------------------------------------------------------------
 
 
-def experiment(teacher: str = "sort", **more: Any) -> Document:
+def experiment(teacher: str = "sort", tokens: int = 8, **more: Any) -> Document:
     path = str(catalogue_folder("fitness") / "tasks/tiny/sort.jsonl")
-    entry = {"kind": "teacher_kl", "teacher": teacher, "path": path, "limit": 24}
+    entry = {"kind": "teacher_kl", "teacher": teacher, "path": path, "limit": 24, "tokens": tokens}
     return Document(
         {
             "base": "zoo:tiny/base",
@@ -345,3 +345,11 @@ def test_a_teacher_has_to_be_a_model_of_the_run(tiny_zoo, tmp_path):
     fitness.write_text(json.dumps(experiment().data["fitness"]))
     with pytest.raises(ConfigurationError, match=r"no model 'sort' \(valid: base\)"):
         score_model("zoo:tiny/rot", str(fitness))
+
+
+def test_answers_that_the_model_has_no_room_for_are_refused_before_the_search(tiny_zoo):
+    with pytest.raises(
+        ConfigurationError, match="task like_sort: needs at least 61 positions, the model has 48"
+    ):
+        wire(parse_experiment(experiment(tokens=60)))
+    wire(parse_experiment(experiment(tokens=47)))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from test_lm_eval_task import Resident, character_tokenizer, random_llama
 
 from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.experiment.score import score_model
 from evomerge.fitness import TASKS, make_task
 from evomerge.fitness.latency_task import LatencyTask
 
@@ -69,3 +71,16 @@ def test_a_prompt_has_to_fit():
         LatencyTask("l", prompt_tokens=10, new_tokens=8).respond(model, [0])
     with pytest.raises(ConfigurationError, match="repeats"):
         make_task("l", {"kind": "latency", "repeats": 0})
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_a_model_is_asked(tiny_zoo, tmp_path):
+    fitness = {
+        "tasks": {"speed": {"kind": "latency", "prompt_tokens": 5000}},
+        "objectives": {"speed": "speed"},
+        "split": {"search": 1, "fresh": 1},
+    }
+    (tmp_path / "fitness.yaml").write_text(yaml.safe_dump(fitness))
+    with pytest.raises(
+        ConfigurationError, match="task speed: needs at least 5016 positions, the model has 48"
+    ):
+        score_model(str(tiny_zoo / "base"), str(tmp_path / "fitness.yaml"))

@@ -23,7 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evomerge.documents import Document
 from evomerge.errors import CandidateError, ConfigurationError
+from evomerge.experiment.config import parse_experiment
+from evomerge.experiment.wire import wire
 from evomerge.files import catalogue_folder
 from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.records import Measurements
@@ -503,6 +506,37 @@ def test_fingerprints_of_tasks_without_helpers_are_those_of_recorded_runs(name):
     assert asset(name, allow_code=True).fingerprint == RECORDED[name]
 
 
+@pytest.mark.parametrize("of", [False, True])
+def test_the_chat_template_is_part_of_what_a_run_is(tiny_zoo, tmp_path, of):
+    """It stands beside the tensors, whose digest it does not change."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_zoo / "base", base)
+
+    def identity(template: str, **options: Any) -> dict[str, Any]:
+        (base / "chat_template.jinja").write_text(template)
+        entry = {"task": "assets_copy", "path": str(ASSETS), **options}
+        lent = {"t": entry, "sure": {"kind": "entropy", "of": "t"}}
+        config = {
+            "base": str(base),
+            "experts": {name: str(tiny_zoo / name) for name in ("sort", "rot")},
+            "space": "per_expert",
+            "fitness": {
+                "tasks": lent if of else {"t": entry},
+                "objectives": {"mean": "sure" if of else "t"},
+                "split": {"search": 4, "fresh": 2},
+            },
+            "searcher": {"kind": "random"},
+            "budget": {"candidates": 2},
+        }
+        return wire(parse_experiment(Document(config))).identity
+
+    other = CHAT.replace("assistant", "model")
+    assert identity(CHAT, chat_template=True) == identity(CHAT, chat_template=True)
+    assert identity(CHAT, chat_template=True) != identity(other, chat_template=True)
+    assert identity(CHAT) == identity(other)
+    assert "chat_template" not in identity(CHAT)
+
+
 def test_a_limit_takes_the_first_items(resident):
     task = asset("copy", limit=5, num_fewshot=2)
     assert list(task.items) == [0, 1, 2, 3, 4]
@@ -574,6 +608,11 @@ def changed(folder: Path, old: str, new: str, name: str = "copy") -> dict[str, A
         ("do_sample: false", "num_beams: 4", "not supported: num_beams: 4"),
         ("dataset_path: json", "dataset_path: someone/data", "offline"),
         ("metadata:", "num_fewshot: 0\nmetadata:", "fixed at 0"),
+        ("metadata:", "repeats: 0\nmetadata:", "repeats: expected a whole number from 1, got 0"),
+        ("max_gen_toks: 6", "max_gen_toks: 0", "max_gen_toks: expected a whole number from 1"),
+        ("max_gen_toks: 6", "max_gen_toks: abc", "max_gen_toks: expected a whole number from 1"),
+        ('until: ["\\n"]', "until: 5", "until: expected texts, got 5"),
+        ("do_sample: false", "temperature: warm", "could not convert string to float: 'warm'"),
         ("task: assets_copy", "task: [assets_copy", "not valid YAML"),
     ],
 )
@@ -582,6 +621,15 @@ def test_what_cannot_be_asked_is_refused_with_its_place(tmp_path, old, new, mess
     text = refusal(**options, num_fewshot=2)
     assert message in text
     assert str(tmp_path) in text or "generation_kwargs" in text
+
+
+def test_a_filter_that_cannot_be_made_is_refused():
+    steps = [{"function": "regex", "regex_pattern": "("}, {"function": "take_first"}]
+    message = refusal(
+        task="assets_digits", overrides={"filter_list": [{"name": "f", "filter": steps}]}
+    )
+    assert "mine filter_list: 'f' cannot be made" in message
+    assert "unterminated subpattern" in message
 
 
 @pytest.mark.parametrize("aggregation", ["median", "nanmean", "perplexity", "!function own.agg"])
