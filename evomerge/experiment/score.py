@@ -51,8 +51,9 @@ def score_recipe(
     Raises:
         ModelError: the model cannot be merged or measured.
     """
-    objectives = tuple(o for o in objectives if not o.agreement)
-    if not objectives:
+    given = tuple(objectives)
+    objectives = tuple(o for o in given if not o.agreement)
+    if given and not objectives:
         what = "compares a candidate's answers with its neighbours', and a single model has none"
         raise ConfigurationError(Problem("objectives: agreement", what))
     models = {name: resolve(source.path) for name, source in recipe.models.items()}
