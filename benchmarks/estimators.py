@@ -11,8 +11,8 @@ in the pool of item response theory, and nobody whose score is estimated is in t
 
 A run is one whose candidates answered all search items (`estimator: {kind: full}`): real merges,
 with their real references (base, experts, uniform merge). Its tasks stand side by side as one
-matrix. A family are 12 candidates that the searcher asked for one after the other, the pool 100
-others.
+matrix. A family are 12 candidates that the searcher asked for one after the other (or points of the
+task arithmetic grid), the pool 100 others; with fewer there is none.
 
 Errors: `--targets` models x `--subsets` samples; nested counts. Choices: `--families` of 12 (a
 random model and the 11 most like it; experts are most like their mean) x `--draws` samples. All
@@ -155,7 +155,9 @@ def run_cases(
         parts = [run.measurements.values(candidate.fingerprint, t, i) for t, i in search.items()]
         return np.concatenate(parts)
 
-    asked = {c.fingerprint: answers(c) for cohort in run.cohorts for c in cohort if c.recipe}
+    grid = [c for c in run.references if c not in run.models]
+    merges = [*grid, *(c for cohort in run.cohorts for c in cohort if c.recipe)]
+    asked = {c.fingerprint: answers(c) for c in merges}
     candidates = np.array([row for row in asked.values() if np.isfinite(row).all()])
     references = np.array([answers(model) for model in run.models])
     experts = tuple(n for n, m in enumerate(run.models) if m.label not in ("base", "uniform"))

@@ -143,7 +143,7 @@ class PreparedTask(Protocol):
     """A task that has to see other models than the candidate, once, before it is asked."""
 
     def prepare(self, model: ResidentModel, write: Callable[[str], None]) -> None:
-        """Called once by each worker, before its first job.
+        """Called once by each worker, before its first job, with the run's base in `model`.
 
         write: puts a model of the run, by its name, into `model`. What is left there is written
             over by the first candidate.

@@ -50,13 +50,13 @@ TASKS = {
     ),
     "entropy": TaskKind(
         "how sure the model is of its answers to prompts; no labels",
-        "evomerge.fitness.label_free",
+        "evomerge.fitness.entropy_task",
         "EntropyTask",
         EntropyOptions,
     ),
     "teacher_kl": TaskKind(
         "how near the model stays to an expert on prompts; no labels",
-        "evomerge.fitness.label_free",
+        "evomerge.fitness.teacher_kl_task",
         "TeacherKLTask",
         TeacherKLOptions,
     ),

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,20 @@ class LmEvalTask:
     @forward_s.setter
     def forward_s(self, seconds: float) -> None:
         self.clock.seconds = seconds
+
+    def prepare(self, model: ResidentModel, write: Callable[[str], None]) -> None:
+        """Ask the base whether it takes shared prefixes, so that no candidate decides for others.
+
+        write: is not called.
+
+        Raises:
+            ConfigurationError: the task does not fit the tokenizer.
+        """
+        del write
+        if model.tokenizer is not None and not self.items_have_one_request:
+            run = self._run(model.tokenizer, model.module.config)
+            if isinstance(run, LikelihoodRun):
+                run.prepare(model.module)
 
     def respond(self, model: ResidentModel, items: Sequence[ItemId]) -> Responses:
         """Responses in the order of `items`.

@@ -61,7 +61,7 @@ class PerplexityOptions(TaskOptions):
 
 
 class PromptOptions(TaskOptions):
-    """Prompts of a file, or of another task; see `label_free.PromptTask`."""
+    """Prompts of a file, or of another task; see `PromptTask`."""
 
     path: str | None = None
     of: str | None = None

@@ -161,6 +161,9 @@ class TreeProbe:
     tree without its mask has to give others, or nothing is shown (the weights of a broken candidate
     are such a case) and the next candidate is asked. Weights decide nothing else: what is told is
     whether the module's code follows the mask.
+
+    Where it matters that candidates are asked alike whoever was asked before, `decide` on weights
+    that all of them follow.
     """
 
     _CONTEXT = 7
@@ -177,6 +180,10 @@ class TreeProbe:
                 return False
             self._known[module] = answer
         return self._known[module]
+
+    def decide(self, module: nn.Module) -> None:
+        """Ask the module now and never again; where nothing is shown, it gets no trees."""
+        self._known[module] = self._ask(module) is True
 
     def _ask(self, module: nn.Module) -> bool | None:
         accepted = inspect.signature(module.forward).parameters

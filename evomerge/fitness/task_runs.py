@@ -53,6 +53,11 @@ class LikelihoodRun:
         self._takes_trees = TreeProbe()
         self._scores: dict[tuple[Any, ...], float] = {}
 
+    def prepare(self, module: torch.nn.Module) -> None:
+        """Decide whether prefixes are shared, for whatever weights the module will have."""
+        if self._wants_trees:
+            self._takes_trees.decide(module)
+
     def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
         """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
         plan, bounds, choices = self._plan_for(module, items)

@@ -90,6 +90,8 @@ class Worker:
         self._spec = spec
         for made in self._tasks.values():
             if isinstance(made, PreparedTask):
+                if self._model.version:  # another task left its own there
+                    self._write_alone(spec.base)
                 made.prepare(self._model, self._write_alone)
 
     def run(self, job: Job) -> Outcome:

@@ -21,8 +21,11 @@ from evomerge.experiment.run import run_experiment
 from evomerge.experiment.score import score_model
 from evomerge.experiment.wire import wire
 from evomerge.files import catalogue_folder
-from evomerge.fitness import label_free, make_task, with_others
-from evomerge.fitness.label_free import EntropyTask, TeacherKLTask
+from evomerge.fitness import make_task, teacher_kl_task, with_others
+from evomerge.fitness.entropy_task import EntropyTask
+from evomerge.fitness.generation import PromptPlan, StopRule
+from evomerge.fitness.positions import PositionPlan
+from evomerge.fitness.teacher_kl_task import TeacherKLTask
 from evomerge.ledger import Ledger
 from evomerge.pools.worker import Worker
 from evomerge.records import Job
@@ -143,7 +146,7 @@ def test_an_answer_ends_where_the_teacher_ends_it(family, prompts):
 def test_of_a_large_vocabulary_the_rest_counts_as_one_token(family, prompts, top, monkeypatch):
     exact = TeacherKLTask("k", teacher="teacher", path=prompts, tokens=4)
     exact.prepare(family, family.write)
-    monkeypatch.setattr(label_free, "EXACT_VOCABULARY", 10)
+    monkeypatch.setattr(teacher_kl_task, "EXACT_VOCABULARY", 10)
     rough = TeacherKLTask("k", teacher="teacher", path=prompts, tokens=4, top=top)
     rough.prepare(family, family.write)
     family.write("other")
@@ -159,6 +162,52 @@ def test_of_a_large_vocabulary_the_rest_counts_as_one_token(family, prompts, top
     assert part <= whole + 1e-5
     if top == 200:
         assert part == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "planned"),  # what the second and third candidate have made anew
+    [("entropy", 1, []), ("entropy", 3, ["PositionPlan"] * 2), ("teacher_kl", 3, [])],
+)
+def test_what_depends_on_no_candidate_is_made_once(
+    family, prompts, kind, tokens, planned, monkeypatch
+):
+    options = {"teacher": "teacher"} if kind == "teacher_kl" else {}
+    task: Any = make_task("t", {"kind": kind, "path": prompts, "tokens": tokens, **options})
+    if kind == "teacher_kl":
+        task.prepare(family, family.write)
+    family.write("other")
+    first = task.respond(family, [0, 2, 1]).columns["score"].tolist()
+    made = []
+    for planner in (StopRule, PromptPlan, PositionPlan):
+
+        def note(*args: Any, _name: str = planner.__name__, _make: Any = planner.__init__) -> None:
+            made.append(_name)
+            _make(*args)
+
+        monkeypatch.setattr(planner, "__init__", note)
+    calls: list[str] = []
+    encode = family.tokenizer.encode
+    monkeypatch.setattr(
+        family.tokenizer, "encode", lambda t, **o: calls.append(t) or encode(t, **o)
+    )
+    family.write("teacher")
+    task.respond(family, [0, 2, 1])
+    family.write("other")
+    assert task.respond(family, [0, 2, 1]).columns["score"].tolist() == first
+    assert made == planned
+    assert calls == []
+    task.respond(family, [1, 3])  # other items are planned anew
+    assert len(made) > len(planned)
+
+
+def test_another_tokenizer_is_asked_anew(prompts):
+    task: Any = make_task("t", {"kind": "entropy", "path": prompts, "tokens": 3})
+    for bos in (False, True):
+        tokenizer = character_tokenizer(bos)
+        model = Resident(random_llama(6, len(tokenizer)), tokenizer)
+        fresh: Any = make_task("t", {"kind": "entropy", "path": prompts, "tokens": 3})
+        expected = fresh.respond(model, [0, 1]).columns["score"].tolist()
+        assert task.respond(model, [0, 1]).columns["score"].tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["entropy", "teacher_kl"])

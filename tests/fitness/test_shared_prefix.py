@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,9 @@ from torch import nn
 from evomerge.documents import Document
 from evomerge.experiment.config import parse_experiment
 from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, TreeRows, attention_window
+from evomerge.pools.worker import Worker, WorkerSpec
+from evomerge.recipe import Merge, ModelSource, Recipe
+from evomerge.records import Job
 
 SIZES = {
     "hidden_size": 32,
@@ -278,3 +283,40 @@ def test_a_broken_model_fails_where_prefixes_are_shared():
     with torch.no_grad():
         module.lm_head.weight.fill_(float("nan"))
     assert answers_nothing(task, Resident(module, tokenizer))
+
+
+def test_the_candidates_that_a_worker_met_decide_nothing(tmp_path):
+    """One in which the probe sees nothing is asked as all others are, first or not."""
+    tokenizer = character_tokenizer()
+    module = random_llama(3, len(tokenizer)).to(torch.bfloat16)
+    with torch.no_grad():  # one that is 0 would be blown up by the norms
+        module.model.embed_tokens.weight[0] = module.model.embed_tokens.weight[5]
+    models = {name: str(tmp_path / name) for name in ("base", "other", "weak")}
+    for number, folder in enumerate(models.values()):
+        with torch.no_grad():
+            for layer in module.model.layers:
+                layer.self_attn.o_proj.weight.mul_((1, 0.9, 1e-3)[number])
+        module.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    assert TreeProbe()(module) is False
+    entry = {"task": "assets_pick", "path": str(ASSETS), "shared_prefix": True}
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a\n")
+    teacher = {"kind": "teacher_kl", "teacher": "weak", "path": str(prompts)}
+    spec = WorkerSpec(models, "base", {"teacher": teacher, "pick": entry})
+
+    def margins(worker: Worker, name: str) -> list[float]:
+        recipe = Recipe(
+            base="base",
+            models={model: ModelSource(path=model) for model in models},
+            default=Merge(operator="linear", sources=(name,), parameters={"weight": 1.0}),
+        )
+        outcome = worker.run(Job(0, 0, recipe, {"pick": tuple(range(8))}))
+        (responses,) = outcome.responses
+        return [float(value) for value in responses.columns["margin"]]
+
+    fresh, used = Worker(spec, "fresh"), Worker(spec, "used")
+    margins(used, "other")
+    assert margins(fresh, "weak") == margins(used, "weak")
+    apart = Worker(replace(spec, tasks={"pick": {**entry, "shared_prefix": False}}), "apart")
+    assert margins(apart, "weak") != margins(fresh, "weak")  # trees it was, by last bits
