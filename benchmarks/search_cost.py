@@ -79,6 +79,14 @@ VARIANTS: dict[str, dict[str, Any]] = {  # an estimator, and options of the sear
         },
         "population": 40,
     },
+    "irt 4, population 40": {
+        "estimator": {"kind": "irt", "items": 4, "rotate": True},
+        "population": 40,
+    },
+    "irt 8, population 40": {
+        "estimator": {"kind": "irt", "items": 8, "rotate": True},
+        "population": 40,
+    },
     "shrinkage 8": {"estimator": {"kind": "shrinkage", "items": 8, "rotate": True}},
     "shrinkage 8, stratified": {
         "estimator": {
@@ -140,7 +148,7 @@ def checkpoint(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
     start = time.monotonic()
     run = Run(run_experiment(config, folder))
     final = run.status()["final"]
-    last = max(cohort for _, cohort, _ in run.ledger.events("told"))
+    last = max((cohort for _, cohort, _ in run.ledger.events("told", "scored")), default=0)
     finalists = (FINALISTS + 1 + 3) * SPLIT["fresh"] * len(config.fitness.tasks)
     return {
         "candidates": config.budget.candidates,
