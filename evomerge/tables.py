@@ -133,6 +133,8 @@ def summary(final: Mapping[str, Any]) -> str:
 
 def _curse_line(best: Mapping[str, Any]) -> str:
     """How much better the search thought of its choice than the holdout does."""
+    if "winners_curse" not in best and "told" in best:
+        return "No winner's curse is told of agreement: the holdout compares with other models."
     if "winners_curse" not in best:
         return "The searcher recommended the best without a score of its own: no winner's curse."
     curse, holdout = best["winners_curse"], best["holdout_mean"]["value"]

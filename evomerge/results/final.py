@@ -277,6 +277,8 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     if (score := finale.told.get(candidate.id)) is not None:
         row["told"] = {name: asdict(e) for name, e in score.objectives.items()}
         row["told_mean"] = {"value": score.mean}
+    if any(objective.agreement for objective in finale.objectives):
+        return row  # the search compared with other candidates than the holdout does
     if (source := next((s for s in ("told", "search") if s in row), None)) is not None:
         row["winners_curse"] = row[f"{source}_mean"]["value"] - row["holdout_mean"]["value"]
         row["winners_curses"] = {
