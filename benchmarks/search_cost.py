@@ -43,74 +43,29 @@ from evomerge.files import catalogue_folder
 from evomerge.fitness.split import split_items
 from evomerge.records import Candidate
 
+FEW = {"items": 8, "rotate": True}  # of each task, others for each generation
 VARIANTS: dict[str, dict[str, Any]] = {  # an estimator, and options of the searcher beside it
     "full": {"estimator": {"kind": "full"}},
     "racing 12-36-96": {"estimator": {"kind": "racing", "rungs": [12, 36, 96]}},
     "racing 4-12-36": {"estimator": {"kind": "racing", "rungs": [4, 12, 36]}},
-    "subset 8": {"estimator": {"kind": "subset", "items": 8, "rotate": True}},
-    "stratified 8": {"estimator": {"kind": "stratified", "items": 8, "rotate": True}},
-    "stratified 8, noise": {
-        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
-        "noise": "adapt",
-    },
-    "stratified 8, population 40": {
-        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
-        "population": 40,
-    },
-    "stratified 8, population 40, noise": {
-        "estimator": {"kind": "stratified", "items": 8, "rotate": True},
-        "population": 40,
-        "noise": "adapt",
-    },
-    "shrinkage 8, stratified, population 40": {
-        "estimator": {
-            "kind": "shrinkage",
-            "items": 8,
-            "rotate": True,
-            "of": {"kind": "stratified"},
-        },
-        "population": 40,
-    },
-    "racing 4-12-36, stratified, population 40": {
-        "estimator": {
-            "kind": "racing",
-            "rungs": [4, 12, 36],
-            "estimator": {"kind": "stratified"},
-        },
-        "population": 40,
-    },
-    "irt 4, population 40": {
-        "estimator": {"kind": "irt", "items": 4, "rotate": True},
-        "population": 40,
-    },
-    "irt 8, population 40": {
-        "estimator": {"kind": "irt", "items": 8, "rotate": True},
-        "population": 40,
-    },
-    "shrinkage 8": {"estimator": {"kind": "shrinkage", "items": 8, "rotate": True}},
-    "shrinkage 8, stratified": {
-        "estimator": {
-            "kind": "shrinkage",
-            "items": 8,
-            "rotate": True,
-            "of": {"kind": "stratified"},
-        },
-    },
-    "shrinkage 8, stratified, noise": {
-        "estimator": {
-            "kind": "shrinkage",
-            "items": 8,
-            "rotate": True,
-            "of": {"kind": "stratified"},
-        },
-        "noise": "adapt",
-    },
     "racing 4-12-36, stratified": {
         "estimator": {
             "kind": "racing",
             "rungs": [4, 12, 36],
             "estimator": {"kind": "stratified"},
         },
+    },
+    "subset 8": {"estimator": {"kind": "subset", **FEW}},
+    "stratified 8": {"estimator": {"kind": "stratified", **FEW}},
+    "stratified 8, noise": {"estimator": {"kind": "stratified", **FEW}, "noise": "adapt"},
+    "stratified 8, population 40": {
+        "estimator": {"kind": "stratified", **FEW},
+        "population": 40,
+    },
+    "irt 4, population 40": {"estimator": {"kind": "irt", **FEW, "items": 4}, "population": 40},
+    "irt 8, population 40": {"estimator": {"kind": "irt", **FEW}, "population": 40},
+    "shrinkage 8, stratified": {
+        "estimator": {"kind": "shrinkage", **FEW, "of": {"kind": "stratified"}},
     },
 }
 CHECKPOINTS = (26, 52, 104, 208, 400, 700, 1000)
