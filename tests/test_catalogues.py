@@ -27,7 +27,7 @@ GENES = {
     "quickstart_label_free": 3,
     "quickstart_pareto": 3,
     "quickstart_racing": 3,
-    "quickstart_shrinkage": 3,
+    "quickstart_irt": 3,
     "random_baseline": 3,
     "smollm2": 5,
     "smollm2_conflict": 10,
