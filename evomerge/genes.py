@@ -58,6 +58,20 @@ class Flag:
 
 
 Gene = Real | Integer | Choice | Flag
+
+
+def num_options(gene: Gene) -> int | None:
+    """How many values a gene has; None for a real one.
+
+    Of a gene with n values, the coordinates in [i / n, (i + 1) / n) all mean value i.
+    """
+    if isinstance(gene, Real):
+        return None
+    if isinstance(gene, Flag):
+        return 2
+    return len(gene.options) if isinstance(gene, Choice) else gene.high - gene.low + 1
+
+
 KINDS: dict[type, str] = {Real: "real", Integer: "integer", Choice: "choice", Flag: "flag"}
 
 

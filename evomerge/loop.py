@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from evomerge.errors import LedgerDamaged
 from evomerge.ledger import Ledger
@@ -27,6 +29,7 @@ from evomerge.records import (
     Evaluation,
     Failure,
     Genome,
+    Responses,
     Told,
 )
 
@@ -99,7 +102,8 @@ def replay(search: Search) -> None:
             open_cohort(search, recorded)
         else:
             evaluations = [search.ledger.evaluation(entry) for entry in data]
-            search.searcher.tell(evaluations)
+            answers = item_scores(search, search.open[0])
+            search.searcher.tell([replace(e, responses=answers.get(e.id, {})) for e in evaluations])
             close_cohort(search, evaluations)
 
 
@@ -181,6 +185,7 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
 def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
     """The cohort's evaluations in candidate order; re-scored incumbents come first."""
     scores = search.estimator.scores(cohort)
+    answers = item_scores(search, cohort)
     without = any(candidate.id not in scores for candidate in cohort.candidates)
     failures = search.estimator.failures(cohort) if without else {}
     own = {candidate.id for candidate in cohort.candidates}
@@ -197,9 +202,28 @@ def evaluate(search: Search, cohort: Cohort) -> list[Evaluation]:
                 if score is not None
                 else failures.get(candidate.id) or why_none(candidate, cohort),
                 violation=float(len(candidate.violations)),
+                responses=answers.get(candidate.id, {}),
             )
         )
     return evaluations
+
+
+def item_scores(search: Search, cohort: Cohort) -> Mapping[CandidateId, Mapping[str, Responses]]:
+    """What each candidate answered to each item, for searchers that compare item by item."""
+    if "complete_responses" not in search.searcher.needs:
+        return {}
+    known = cohort.measurements
+    return {
+        told.candidate.id: {
+            task: Responses(
+                task,
+                np.asarray(items, dtype=np.int64),
+                {"score": known.values(told.candidate.fingerprint, task, items).astype(np.float32)},
+            )
+            for task, items in told.items.items()
+        }
+        for told in search.estimator.told(cohort)
+    }
 
 
 def why_none(candidate: Candidate, cohort: Cohort) -> Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from evomerge.genes import Gene
+from evomerge.genes import Constraint, Gene
 from evomerge.recipe import Recipe
 from evomerge.records import (
     Candidate,
@@ -66,6 +66,33 @@ class SearchSpace(Protocol):
         """Genomes worth trying first: each expert alone and the uniform merge, for most spaces."""
         ...
 
+    def alone(self) -> Mapping[str, Genome]:
+        """The genome of each expert alone, by name, as far as the space can say it."""
+        ...
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What binds genes together; every point of the cube keeps them, by repair or violation."""
+        ...
+
+    def active(self, genome: Genome) -> list[bool]:
+        """Which genes matter where the genome stands, shape (genes,)."""
+        ...
+
+
+@runtime_checkable
+class LineageSpace(Protocol):
+    """A space whose genomes are descendants: new ones are made by crossing known ones."""
+
+    total: int  # entries of a model's flattened parameters: a split point is below it
+
+    def cross(self, first: Genome, second: Genome, mix: float, split: int) -> Genome:
+        """The child of two genomes.
+
+        mix: the second parent's share left of the split; right of it, it is 1 - mix.
+        """
+        ...
+
 
 class Searcher(Protocol):
     """Proposes genomes: a deterministic function of its seed and its sequence of calls.
@@ -75,8 +102,9 @@ class Searcher(Protocol):
     """
 
     population: int  # candidates that it wants to be asked for together, by default
+    in_flight: int  # candidates that may be asked for and not yet told, by default
     multi_objective: bool  # whether it can search more than one objective
-    needs: frozenset[str]  # "genes", "complete_responses"; checked when an experiment is validated
+    needs: frozenset[str]  # what it cannot do without: see searchers/needs.py
     resumes_on_drift: bool  # may go on from recorded genomes that a replay no longer reproduces
 
     def ask(self, count: int) -> list[Genome]:
@@ -160,6 +188,7 @@ class Estimator(Protocol):
     num_incumbents: int  # how many incumbents it wants to measure beside a cohort
     needs_history: bool  # whether it learns from what was told before
     needs_genes: bool  # whether it places candidates by their genomes
+    is_complete: bool  # whether all candidates of a search answer the same items
 
     def requests(self, cohort: Cohort) -> list[Request]:
         """What to measure next; called when nothing of the cohort is outstanding.

@@ -397,12 +397,20 @@ class Cohort:
 class Facts:
     """What a searcher may know before it asks.
 
-    `designs` are genomes worth trying first: each expert alone and the uniform merge, where the
-    space can express them.
+    designs: genomes worth trying first: what the user names, then each expert alone and the
+        uniform merge, where the space can express them.
+    experts: the genome of each expert alone; empty where the space cannot express all of them.
+    gram: inner products of the experts' task vectors, (experts, experts), in the same order, up to
+        a common factor; empty where nobody knows.
+    warm_start: what another run was told, in its order, as far as this space can express it; the
+        ids are that run's.
     """
 
     designs: tuple[Genome, ...] = ()
     objectives: tuple[str, ...] = ("score",)
+    experts: tuple[Genome, ...] = ()
+    gram: tuple[tuple[float, ...], ...] = ()
+    warm_start: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Relatedness:
     Attributes:
         relations: by expert.
         raw_cosines, delta_cosines: by pair of experts, of their weights and of their task vectors.
+        delta_gram: inner products of the task vectors, (experts, experts), as `relations` has them.
         num_entries: of each model that were looked at.
         dtype: of the output.
         weight: that `survives` is computed for.
@@ -60,6 +61,7 @@ class Relatedness:
     relations: Mapping[str, Relation]
     raw_cosines: Mapping[tuple[str, str], float]
     delta_cosines: Mapping[tuple[str, str], float]
+    delta_gram: NDArray[np.float64]
     num_entries: int
     dtype: torch.dtype
     weight: float
@@ -220,7 +222,9 @@ def _summed(
         norms = math.sqrt(gram[i + 1, i + 1] * gram[j + 1, j + 1])
         delta_cosines[pair] = _ratio(gram[i + 1, j + 1], norms)
     weight = 1 / max(1, len(experts))
-    return Relatedness(relations, raw_cosines, delta_cosines, num_entries, dtype, weight)
+    return Relatedness(
+        relations, raw_cosines, delta_cosines, gram[1:, 1:], num_entries, dtype, weight
+    )
 
 
 def _ratio(above: float, below: float) -> float:

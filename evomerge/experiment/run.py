@@ -111,13 +111,14 @@ def search_and_finish(
     phase("references")
     references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
     population = parts.searcher.population
-    cohort_size = parts.config.cohort or min(population, parts.config.in_flight or population)
+    in_flight = parts.config.in_flight or parts.searcher.in_flight
+    cohort_size = parts.config.cohort or min(population, in_flight)
     search = Search(
         searcher=parts.searcher,
         space=parts.space,
         estimator=parts.estimator,
         ledger=ledger,
-        in_flight=parts.config.in_flight or max(population, cohort_size),
+        in_flight=parts.config.in_flight or max(in_flight, cohort_size),
         cohort_size=cohort_size,
         references=models_of(references),
         observers=watchers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe, canonical_json
 from evomerge.records import Facts, Objective
 from evomerge.search_spaces import make_space
-from evomerge.search_spaces.limits import Limited
-from evomerge.searchers import make_searcher
+from evomerge.search_spaces.limits import limited
+from evomerge.searchers import SEARCHERS, make_searcher
 from evomerge.zoo import zoo_path
 
 if TYPE_CHECKING:
@@ -204,11 +204,15 @@ def wire(
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
-    space = Limited(space, costs, limits) if limits else space
+    space = limited(space, costs, limits)
     if estimator.needs_genes and not space.genes:
         what = "needs a space whose genomes are lists of numbers"
         raise ConfigurationError(Problem("fitness.estimator", what))
-    facts = Facts(tuple(space.designs()), tuple(o.name for o in objectives))
+    if not estimator.is_complete and "complete_responses" in SEARCHERS[config.searcher.kind].needs:
+        what = f"{config.searcher.kind} compares candidates item by item"
+        hint = "an estimator that asks everybody the same: full, or subset without rotate"
+        raise ConfigurationError(Problem("fitness.estimator", what, hint))
+    facts = facts_of(space, objectives, models)
     return Parts(
         config=config,
         models=models,
@@ -229,6 +233,18 @@ def wire(
             config.fitness.select.at_least,
         ),
         worker=worker_spec(config, given, models),
+    )
+
+
+def facts_of(space: SearchSpace, objectives: Sequence[Objective], models: Models) -> Facts:
+    """What the searcher may know before it asks."""
+    experts = tuple(models.relatedness.relations)
+    alone = space.alone()
+    return Facts(
+        designs=tuple(space.designs()),
+        objectives=tuple(o.name for o in objectives),
+        experts=tuple(alone[name] for name in experts) if set(experts) <= set(alone) else (),
+        gram=tuple(map(tuple, models.relatedness.delta_gram.tolist())),
     )
 
 

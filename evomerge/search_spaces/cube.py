@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.checkpoints.anatomy import Anatomy
-from evomerge.genes import Gene
+from evomerge.genes import Constraint, Gene
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
@@ -46,6 +46,15 @@ class CubeSpace(ABC):
     @abstractmethod
     def designs(self) -> list[Genome]:
         """Genomes worth trying first."""
+
+    def alone(self) -> dict[str, Genome]:
+        """The genome of each expert alone, by name; none, unless a kind says otherwise."""
+        return {}
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What binds genes together."""
+        return self.codec.constraints
 
     @property
     def genes(self) -> tuple[Gene, ...]:

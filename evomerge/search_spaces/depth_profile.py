@@ -20,7 +20,7 @@ from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig, count_problems
 from evomerge.search_spaces.cube import CubeSpace
-from evomerge.search_spaces.designs import plain_merges
+from evomerge.search_spaces.designs import expert_merges, plain_merges
 from evomerge.search_spaces.grid import Grid, Row, RowValue
 from evomerge.search_spaces.searched import (
     Bounds,
@@ -233,6 +233,10 @@ class DepthProfile(CubeSpace):
     def designs(self) -> list[Genome]:
         """Each expert alone and the uniform merge, as far as the space can say them."""
         return plain_merges(self, self._config.operator, self._config.fixed)
+
+    def alone(self) -> dict[str, Genome]:
+        """The genome of each expert alone, as far as the space can say it."""
+        return expert_merges(self, self._config.operator, self._config.fixed)
 
     def _range(self, line: _Line, gene: str) -> Bounds:
         curve = self._config.search[line.parameter]

@@ -16,21 +16,33 @@ def plain_merges(space: CubeSpace, operator: str, fixed: Mapping[str, Any]) -> l
 
     fixed: what the space fixes of the operator.
     """
+    found = list(expert_merges(space, operator, fixed).values())
+    if any(parameter.name == "weight" for parameter in OPERATORS[operator].parameters):
+        equal = dict.fromkeys(space.experts, round(1 / len(space.experts), 6))
+        found += _said(space, operator, fixed, equal)
+    return found
+
+
+def expert_merges(space: CubeSpace, operator: str, fixed: Mapping[str, Any]) -> dict[str, Genome]:
+    """Each expert alone, by name, as far as the space can say it; see `plain_merges`."""
+    found = {}
+    for chosen in space.experts:
+        weight = {name: float(name == chosen) for name in space.experts}
+        for genome in _said(space, operator, fixed, weight):
+            found[chosen] = genome
+    return found
+
+
+def _said(
+    space: CubeSpace, operator: str, fixed: Mapping[str, Any], weight: Mapping[str, float]
+) -> list[Genome]:
+    """The genome of a merge with these weights, if the space can say it."""
     known = {parameter.name for parameter in OPERATORS[operator].parameters}
-    whole: dict[str, Any] = {name: 1.0 for name in ("t", "lambda", "density") if name in known}
-    experts = space.experts
-    weights: list[dict[str, float]] = [
-        {name: float(name == chosen) for name in experts} for chosen in experts
-    ]
-    if "weight" in known:
-        weights.append(dict.fromkeys(experts, round(1 / len(experts), 6)))
-    designs = []
-    for weight in weights:
-        parameters = {**whole, "weight": weight} if "weight" in known else dict(whole)
-        parameters |= {name: value for name, value in fixed.items() if name in known}
-        merge = Merge(operator=operator, parameters=parameters)
-        try:
-            designs.append(space.encode(Recipe(**{**dict(space.template), "default": merge})))
-        except ValueError:
-            continue  # this space cannot say it
-    return designs
+    parameters: dict[str, Any] = {n: 1.0 for n in ("t", "lambda", "density") if n in known}
+    parameters |= {"weight": dict(weight)} if "weight" in known else {}
+    parameters |= {name: value for name, value in fixed.items() if name in known}
+    merge = Merge(operator=operator, parameters=parameters)
+    try:
+        return [space.encode(Recipe(**{**dict(space.template), "default": merge}))]
+    except ValueError:
+        return []

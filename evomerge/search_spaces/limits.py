@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.genes import Gene
+from evomerge.genes import Constraint, Gene
 from evomerge.merging.costs import COSTS, Costs, in_short
-from evomerge.protocols import SearchSpace
+from evomerge.protocols import LineageSpace, SearchSpace
 from evomerge.recipe import Recipe
 from evomerge.records import Genome
 
@@ -90,6 +90,19 @@ class Limited:
         """The space's own."""
         return self.space.genes
 
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The space's own."""
+        return self.space.constraints
+
+    def active(self, genome: Genome) -> list[bool]:
+        """The space's own."""
+        return self.space.active(genome)
+
+    def alone(self) -> Mapping[str, Genome]:
+        """The space's own, as far as they keep the limits."""
+        return {n: g for n, g in self.space.alone().items() if not self.violations(g)}
+
     def decode(self, genome: Genome) -> Recipe:
         """The space's own recipe."""
         if self._last is None or self._last[0] != genome:
@@ -122,6 +135,33 @@ class Limited:
             for name, limit in self._limits.items()
             if costs[name] > limit
         ]
+
+
+class LimitedLineages(Limited):
+    """The same, of a space whose genomes are crossed."""
+
+    space: LineageSpace  # type: ignore[assignment]
+
+    @property
+    def total(self) -> int:
+        """The space's own."""
+        return self.space.total
+
+    def cross(self, first: Genome, second: Genome, mix: float, split: int) -> Genome:
+        """The space's own child, whatever it costs."""
+        return self.space.cross(first, second, mix, split)
+
+
+def limited(
+    space: SearchSpace,
+    costs: Callable[[Recipe], Mapping[str, float]],
+    limits: Mapping[str, float],
+) -> SearchSpace:
+    """The space within limits; itself where there are none."""
+    if not limits:
+        return space
+    kind = LimitedLineages if isinstance(space, LineageSpace) else Limited
+    return kind(space, costs, limits)
 
 
 def seldom_kept(space: SearchSpace, tries: int = 200) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.genes import Gene
+from evomerge.genes import Constraint, Gene
 from evomerge.merging.segments import joined_stretches
 from evomerge.recipe import SEGMENTS_DEFAULT, Recipe, Segments
 from evomerge.records import Genome
@@ -88,6 +88,7 @@ class Niches:
             "tensors": {},
         }
         self.genes: tuple[Gene, ...] = ()
+        self.constraints: tuple[Constraint, ...] = ()
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a table without violations, which is not validated again."""
@@ -154,6 +155,17 @@ class Niches:
         alone = [Lineage.seed(k, count, self.total) for k in range(count)]
         average = Lineage(alone[0].stops, np.full((1, count), 1 / count))
         return [self._genome(lineage) for lineage in (*alone, average)]
+
+    def alone(self) -> dict[str, Genome]:
+        """The table of each expert alone."""
+        base = self._template.base
+        tables = zip(self.seeds, self.designs(), strict=False)  # the average comes after the seeds
+        return {name: table for name, table in tables if name != base}
+
+    def active(self, genome: Genome) -> list[bool]:
+        """Nothing: there are no genes."""
+        del genome
+        return []
 
     def cross(self, first: Genome, second: Genome, mix: float, split: int) -> Genome:
         """The child of two tables; see `lineage.cross`. Without split points, `split` is ignored.

@@ -22,7 +22,7 @@ from evomerge.records import Genome
 from evomerge.search_spaces.codec import CENTER, Codec
 from evomerge.search_spaces.config import SpaceConfig, count_problems
 from evomerge.search_spaces.cube import CubeSpace
-from evomerge.search_spaces.designs import plain_merges
+from evomerge.search_spaces.designs import expert_merges, plain_merges
 from evomerge.search_spaces.grid import Grid, Row, RowValue, alike
 from evomerge.search_spaces.searched import (
     FixedValue,
@@ -201,6 +201,10 @@ class Weights(CubeSpace):
     def designs(self) -> list[Genome]:
         """Each expert alone and the uniform merge, as far as the space can say them."""
         return plain_merges(self, self._config.operator, self._config.fixed)
+
+    def alone(self) -> dict[str, Genome]:
+        """The genome of each expert alone, as far as the space can say it."""
+        return expert_merges(self, self._config.operator, self._config.fixed)
 
     # --- the genes --------------------------------------------------------------------------------
 

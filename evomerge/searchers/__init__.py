@@ -1,7 +1,7 @@
 """Who proposes genomes.
 
-A searcher works in the unit cube: a genome is a list of floats in [0, 1], one for every gene of the
-search space. cma and pymoo are imported when a searcher is made, not before.
+Most searchers work in the unit cube: a genome is a list of floats in [0, 1], one for every gene of
+the search space. The libraries behind them are imported when a searcher is made, not before.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
-SEARCHERS: dict[str, type[RandomSearch | CmaEs | Nsga2]] = {
+SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
@@ -31,30 +32,31 @@ def make_searcher(
 
     Raises:
         ConfigurationError: with the nearest valid name of an unknown kind or option, for an option
-            out of bounds, a space without genes if it needs them, a seed below 0, or several
-            objectives with a searcher that can only search one.
+            out of bounds, a space or facts without something that it needs, a seed below 0, or
+            several objectives with a searcher that can only search one.
     """
     if kind not in SEARCHERS:
         raise ConfigurationError(
             Problem("searcher.kind", f"unknown searcher {kind!r}", nearest(kind, SEARCHERS))
         )
+    searcher = SEARCHERS[kind]
     problems = []
     if seed < 0:
         problems.append(Problem("seed", f"expected a whole number from 0, got {seed}"))
-    if "genes" in SEARCHERS[kind].needs and not space.genes:
-        able = ", ".join(n for n, other in SEARCHERS.items() if "genes" not in other.needs)
-        what = f"{kind} searches lists of genes, and this space's genomes are something else"
-        problems.append(Problem("searcher.kind", what, f"searchers that can: {able}"))
-    if len(facts.objectives) > 1 and not SEARCHERS[kind].multi_objective:
-        able = ", ".join(name for name, other in SEARCHERS.items() if other.multi_objective)
-        problems.append(
-            Problem(
-                "searcher.kind",
-                f"{kind} searches one objective, got {len(facts.objectives)}: "
-                f"{', '.join(facts.objectives)}",
-                f"searchers for several: {able}",
-            )
-        )
+    if missing := _why_not(searcher, space, facts):
+        able = ", ".join(n for n, other in SEARCHERS.items() if not _why_not(other, space, facts))
+        hint = f"searchers that can: {able}" if able else ""
+        problems += [Problem("searcher.kind", f"{kind} {text}", hint) for text in missing]
     if problems:
         raise ConfigurationError(problems)
-    return SEARCHERS[kind](space, seed, facts, **options)
+    made: Searcher = searcher(space, seed, facts, **options)
+    return made
+
+
+def _why_not(searcher: type[Any], space: SearchSpace, facts: Facts) -> list[str]:
+    """Why a searcher cannot search this space for these objectives."""
+    found = unmet(searcher.needs, space, facts)
+    if len(facts.objectives) > 1 and not searcher.multi_objective:
+        names = ", ".join(facts.objectives)
+        found.append(f"searches one objective, got {len(facts.objectives)}: {names}")
+    return found

@@ -144,7 +144,7 @@ class CmaEs:
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.population = population
+        self.population = self.in_flight = population
         self._best = None
         self._best_values = deque(maxlen=10 + math.ceil(30 * self._num_genes / population))
         diagonal = self.options.diagonal

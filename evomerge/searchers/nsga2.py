@@ -50,7 +50,7 @@ class Nsga2:
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
         self.options = read_options(self.Options, options, self.kind)
-        self.population = self.options.population
+        self.population = self.in_flight = self.options.population
         self._num_genes = len(space.genes)
         self._num_objectives = len(facts.objectives)
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))

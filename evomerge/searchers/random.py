@@ -37,6 +37,7 @@ class RandomSearch:
         del facts
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.options.population
+        self.in_flight = 2 * self.population  # nothing waits for anything
         self._space = space
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))
 

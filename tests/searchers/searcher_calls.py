@@ -7,14 +7,50 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.genes import Real
+from evomerge.genes import Choice, Constraint, Flag, Gene, Integer, OneOf, Real
 from evomerge.protocols import Searcher
-from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Score
-from evomerge.searchers import make_searcher
+from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Responses, Score
+from evomerge.search_spaces.codec import Codec
+from evomerge.searchers import SEARCHERS, make_searcher
+
+# Options that keep a searcher's first steps short, for tests that look at the steps after them.
+SMALL: dict[str, dict[str, Any]] = {
+    "random": {"population": 8},
+    "cma_es": {"population": 8},
+    "nsga2": {"population": 8},
+}
+
+# How many candidates the longer tests tell a searcher, where 50 would take too long.
+LENGTH: dict[str, int] = {}
+
+Shape = Literal["reals", "mixed", "conditional"]
+
+
+def genes_of(shape: Shape, num_genes: int) -> tuple[Gene, ...]:
+    """So many genes: real ones, or all types in turns, or such that hang on those before them."""
+    genes: list[Gene] = []
+    for i in range(num_genes):
+        name = f"g{i}"
+        when = None
+        if shape == "conditional" and i % 3 and i > 1:
+            asked = genes[i - i % 3]
+            when = OneOf(asked.name, (True,)) if isinstance(asked, Flag) else None
+        if shape == "reals":
+            genes.append(Real(name, -1.0, 1.0))
+        elif i % 3 == 0:
+            genes.append(Flag(name))
+        elif i % 3 == 1:
+            genes.append(Choice(name, ("a", "b", "c"), when))
+        elif i % 2:
+            genes.append(Integer(name, -2, 5, when))
+        else:
+            genes.append(Real(name, 0.1, 10.0, log=True, when=when))
+    return tuple(genes)
 
 
 @dataclass(frozen=True)
@@ -22,13 +58,40 @@ class Cube:
     """A search space of which a searcher may only see the genes."""
 
     num_genes: int
+    shape: Shape = "reals"
+    constraints: tuple[Constraint, ...] = ()
 
-    @property
-    def genes(self) -> tuple[Real, ...]:
-        return tuple(Real(f"g{i}", -1.0, 1.0) for i in range(self.num_genes))
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        return genes_of(self.shape, self.num_genes)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return Codec(self.genes, self.constraints)
 
     def sample(self, generator: np.random.Generator) -> Genome:
         return generator.random(self.num_genes).tolist()
+
+    def active(self, genome: Genome) -> list[bool]:
+        return self._codec.active(self._codec.values(genome))
+
+
+class Lines:
+    """A space of lineages in one number, which is crossed by averaging."""
+
+    total = 100
+    genes: tuple[Gene, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+
+    def sample(self, generator: np.random.Generator) -> Genome:
+        return {"at": float(generator.random())}
+
+    def active(self, genome: Genome) -> list[bool]:
+        return []
+
+    def cross(self, first: Genome, second: Genome, mix: float, split: int) -> Genome:
+        share = (mix * split + (1 - mix) * (self.total - split)) / self.total
+        return {"at": (1 - share) * first["at"] + share * second["at"]}
 
 
 def evaluation(
@@ -39,16 +102,33 @@ def evaluation(
     rung: int = 0,
     violation: float = 0.0,
 ) -> Evaluation:
-    """An evaluation with these values, or a failure."""
+    """An evaluation with these values and answers made from them, or a failure."""
     if values is None:
         return Evaluation(candidate, genome, None, Failure("merge", "made up"), violation)
     estimates = {f"f{i}": Estimate(value, 0.01, 10) for i, value in enumerate(values)}
-    return Evaluation(candidate, genome, Score(estimates, rung), None, violation)
+    return Evaluation(candidate, genome, Score(estimates, rung), None, violation, answers(values))
+
+
+def answers(values: Sequence[float]) -> dict[str, Responses]:
+    """Twelve right or wrong answers to each of two tasks: the better the value, the more right."""
+    finite = [value if math.isfinite(value) else -1.0 for value in values]
+    found = {}
+    for number, task in enumerate(("t", "u")):
+        level = math.exp(finite[number % len(finite)])
+        places = (np.arange(12) * 7 % 12 + number) / 12
+        score = (places < level).astype(np.float32)
+        found[task] = Responses(task, np.arange(12), {"score": score})
+    return found
+
+
+def point_of(genome: Genome) -> list[float]:
+    """A genome's numbers, whatever it is."""
+    return [genome["at"]] if isinstance(genome, dict) else genome
 
 
 def bowls(genome: Genome, num_objectives: int) -> list[float]:
     """Maximised; every objective has its optimum elsewhere in the cube."""
-    x = np.asarray(genome)
+    x = np.asarray(point_of(genome))
     return [
         -float(((x - (k + 1) / (num_objectives + 2)) ** 2).sum()) for k in range(num_objectives)
     ]
@@ -56,7 +136,7 @@ def bowls(genome: Genome, num_objectives: int) -> list[float]:
 
 def sometimes_failing(genome: Genome, num_objectives: int) -> list[float] | None:
     """Bowls; about a quarter of the genomes fails, decided by their digits."""
-    if int(sum(genome) * 1e6) % 4 == 0:
+    if int(sum(point_of(genome)) * 1e6) % 4 == 0:
         return None
     return bowls(genome, num_objectives)
 
@@ -74,12 +154,42 @@ class Setting:
     num_objectives: int = 1
     designs: tuple[Genome, ...] = ()
     options: dict[str, Any] | None = None
+    shape: Shape = "reals"
+    constraints: tuple[Constraint, ...] = ()
+    warm_start: tuple[Evaluation, ...] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        known = SEARCHERS.get(self.kind)
+        return known.needs if known else frozenset()
+
+    def space(self) -> Any:
+        if "lineages" in self.needs:
+            return Lines()
+        return Cube(self.num_genes, self.shape, self.constraints)
 
     def make(self) -> Searcher:
-        objectives = tuple(f"f{i}" for i in range(self.num_objectives))
-        facts = Facts(designs=self.designs, objectives=objectives)
-        cube: Any = Cube(self.num_genes)
-        return make_searcher(self.kind, cube, self.seed, facts, self.options or {})
+        """The searcher, given what it needs."""
+        several = 2 if "several_objectives" in self.needs else 1
+        objectives = tuple(f"f{i}" for i in range(max(self.num_objectives, several)))
+        experts, gram = self.experts()
+        facts = Facts(
+            designs=self.designs or experts,
+            objectives=objectives,
+            experts=experts,
+            gram=gram,
+            warm_start=self.warm_start,
+        )
+        return make_searcher(self.kind, self.space(), self.seed, facts, self.options or {})
+
+    def experts(self) -> tuple[tuple[Genome, ...], tuple[tuple[float, ...], ...]]:
+        """Three experts somewhere in the space, if the searcher needs some; and their relation."""
+        if not {"experts", "lineages"} & self.needs:
+            return (), ()
+        generator = np.random.default_rng(5)
+        space = self.space()
+        gram = tuple((1.0,) * i + (4.0,) + (1.0,) * (2 - i) for i in range(3))
+        return tuple(space.sample(generator) for _ in range(3)), gram
 
 
 def drive(
@@ -128,7 +238,9 @@ def replay(searcher: Searcher, calls: list[list[Any]]) -> list[Genome]:
 
 
 def in_cube(genome: Genome, num_genes: int) -> bool:
-    """A list of num_genes finite Python floats in [0, 1]."""
+    """A list of num_genes finite Python floats in [0, 1]; or a lineage of the toy space."""
+    if isinstance(genome, dict):
+        return 0 <= genome["at"] <= 1
     return (
         isinstance(genome, list)
         and len(genome) == num_genes

@@ -18,13 +18,17 @@ import searcher_calls
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from searcher_calls import Setting, asked, bowls, drive, evaluation, in_cube, replay
+from searcher_calls import LENGTH, SMALL, Setting, asked, bowls, drive, evaluation, in_cube, replay
 
 from evomerge.records import Estimate, Evaluation, Score
 from evomerge.searchers import SEARCHERS
 
 ALL = sorted(SEARCHERS)
-GENERATIONAL = [kind for kind in ALL if kind != "random"]
+# Those that wait for a whole generation; the others are asked ahead.
+GENERATIONAL = [
+    k for k in ALL if (s := Setting(k, 5, options=SMALL[k]).make()).in_flight == s.population
+]
+ANY_SHAPE = [kind for kind in ALL if "genes" in SEARCHERS[kind].needs or not SEARCHERS[kind].needs]
 REPEATABLE = settings(
     max_examples=12,
     deadline=None,
@@ -34,13 +38,14 @@ REPEATABLE = settings(
 
 
 def small(kind: str, num_genes: int = 5, **more: Any) -> Setting:
-    """A searcher with a small population, where it can be set."""
-    return Setting(kind, num_genes, options={"population": 8}, **more)
+    """A searcher whose first steps are short."""
+    return Setting(kind, num_genes, options=SMALL[kind], **more)
 
 
 @st.composite
 def searches(draw: st.DrawFn, kind: str) -> Setting:
     num_genes = draw(st.integers(1, 30))
+    any_shape = kind in ANY_SHAPE
     unit = st.floats(0, 1, allow_subnormal=False)
     genome = st.lists(unit, min_size=num_genes, max_size=num_genes)
     return Setting(
@@ -49,7 +54,10 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
         seed=draw(st.integers(0, 2**32)),
         num_objectives=draw(st.integers(1, 3)) if SEARCHERS[kind].multi_objective else 1,
         designs=tuple(draw(st.lists(genome, max_size=3))),
-        options={"population": draw(st.integers(3, 12))},
+        options=SMALL[kind]
+        if "population" not in SMALL[kind]
+        else SMALL[kind] | {"population": draw(st.integers(3, 12))},
+        shape=draw(st.sampled_from(["reals", "mixed", "conditional"])) if any_shape else "reals",
     )
 
 
@@ -62,8 +70,9 @@ def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) 
     @given(searches(kind), sizes, sizes)
     def check(setting: Setting, ask_counts: list[int], tell_counts: list[int]) -> None:
         first, second = setting.make(), setting.make()
+        length = LENGTH.get(kind, 50)
         cycles = itertools.cycle(ask_counts), itertools.cycle(tell_counts)
-        calls = drive(first, 50, *cycles, num_objectives=setting.num_objectives)
+        calls = drive(first, length, *cycles, num_objectives=setting.num_objectives)
         genomes = asked(calls)
         assert all(in_cube(genome, setting.num_genes) for genome in genomes)
         assert all(len(call[2]) <= call[1] for call in calls if call[0] == "ask")
@@ -74,7 +83,7 @@ def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) 
         # The batches only cut the stream; how, changes nothing in it.
         whole = drive(
             setting.make(),
-            50,
+            length,
             itertools.repeat(50),
             itertools.repeat(50),
             num_objectives=setting.num_objectives,
@@ -90,7 +99,8 @@ def test_replay_is_equal_in_another_process_with_another_hash_seed_and_threads()
     for kind in ALL:
         # An eigendecomposition of 300 rows depends on the number of threads.
         for num_genes, num_candidates in ((1, 150), (7, 150), (300, 90)):
-            setting = Setting(kind, num_genes, 3, options={"population": 30})
+            num_candidates = min(num_candidates, LENGTH.get(kind, num_candidates))
+            setting = small(kind, num_genes, seed=3)
             steps = itertools.cycle([13, 5, 22]), itertools.cycle([4, 31])
             calls = drive(setting.make(), num_candidates, *steps)
             recordings.append((setting, calls))

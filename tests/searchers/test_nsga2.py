@@ -97,7 +97,7 @@ def test_scores_of_the_dead_change_nothing() -> None:
     quiet, disturbed = made(1), made(1)
     for generation in range(3):
         told = tell_next(quiet, 8 * generation)
-        assert tell_next(disturbed, 8 * generation) == told
+        assert [e.genome for e in tell_next(disturbed, 8 * generation)] == [e.genome for e in told]
     dead = min(set(range(24)) - set(disturbed._evaluations))
     disturbed.tell([evaluation(dead, [0.0] * 3, [1000.0])])
     assert disturbed.ask(100) == quiet.ask(100)

@@ -120,6 +120,8 @@ class Race:
         self.num_incumbents = self._options.incumbents
         self.needs_history = reading.needs_history
         self.needs_genes = reading.needs_genes
+        one_set = len(self._options.rungs) == 1 and not self._options.rotate
+        self.is_complete = self._everything or (one_set and not self.needs_history)
         if options is not None:
             _check_enough(reading, options.rungs[-1])
 
