@@ -114,7 +114,7 @@ def answers(values: Sequence[float]) -> dict[str, Responses]:
     finite = [value if math.isfinite(value) else -1.0 for value in values]
     found = {}
     for number, task in enumerate(("t", "u")):
-        level = math.exp(finite[number % len(finite)])
+        level = math.exp(min(finite[number % len(finite)], 0.0))
         places = (np.arange(12) * 7 % 12 + number) / 12
         score = (places < level).astype(np.float32)
         found[task] = Responses(task, np.arange(12), {"score": score})
