@@ -15,6 +15,7 @@ from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
+from evomerge.searchers.nsga3 import Nsga3
 from evomerge.searchers.random import RandomSearch
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
@@ -22,6 +23,7 @@ SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
+    "nsga3": Nsga3,
 }
 
 

@@ -14,8 +14,9 @@ from pymoo.core.termination import NoTermination
 from searcher_calls import Setting, bowls, evaluation
 
 from evomerge.records import Evaluation, Genome
-from evomerge.searchers.nsga2 import Nsga2, standing
+from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.order import is_scored, order_key
+from evomerge.searchers.standing import standing
 
 
 def made(num_objectives: int = 2, designs: tuple[Genome, ...] = (), **options: Any) -> Nsga2:
@@ -32,7 +33,7 @@ def tell_next(searcher: Nsga2, first_id: int, *, rungs: Any = None) -> list[Eval
         evaluation(
             first_id + i,
             genome,
-            bowls(genome, searcher._num_objectives),
+            bowls(genome, searcher._living._num_objectives),
             rung=rungs[i] if rungs else 0,
         )
         for i, genome in enumerate(genomes)
@@ -67,14 +68,14 @@ def test_with_one_objective_the_best_survive() -> None:
     for generation in range(6):
         told += tell_next(searcher, 8 * generation)
         best = sorted(told, key=order_key)[:8]
-        assert set(searcher._evaluations) == {e.id for e in best}
+        assert set(searcher._living.evaluations) == {e.id for e in best}
 
 
 def test_a_dropped_candidate_survives_only_where_finalists_are_missing() -> None:
     searcher = made()
     first = tell_next(searcher, 0, rungs=[2, 0, 1, 2, 0, 1, 2, 0])
     second = tell_next(searcher, 8, rungs=[0, 0, 1, 0, 2, 0, 2, 0])
-    kept = [e for e in first + second if e.id in searcher._evaluations]
+    kept = [e for e in first + second if e.id in searcher._living.evaluations]
     rungs = sorted(e.score.rung for e in kept if e.score)
     assert rungs == [1, 1, 1, 2, 2, 2, 2, 2]
 
@@ -85,12 +86,12 @@ def test_a_rescored_elite_is_judged_by_its_new_scores() -> None:
     best = min(first, key=order_key)
     searcher.tell([evaluation(best.id, best.genome, [-100.0])])
     tell_next(searcher, 8)
-    assert best.id not in searcher._evaluations
+    assert best.id not in searcher._living.evaluations
     worse = made(1)
     tell_next(worse, 0)
     worse.tell([evaluation(best.id, best.genome, None)])
     tell_next(worse, 8)
-    assert best.id not in worse._evaluations
+    assert best.id not in worse._living.evaluations
 
 
 def test_scores_of_the_dead_change_nothing() -> None:
@@ -98,7 +99,7 @@ def test_scores_of_the_dead_change_nothing() -> None:
     for generation in range(3):
         told = tell_next(quiet, 8 * generation)
         assert [e.genome for e in tell_next(disturbed, 8 * generation)] == [e.genome for e in told]
-    dead = min(set(range(24)) - set(disturbed._evaluations))
+    dead = min(set(range(24)) - set(disturbed._living.evaluations))
     disturbed.tell([evaluation(dead, [0.0] * 3, [1000.0])])
     assert disturbed.ask(100) == quiet.ask(100)
 
@@ -108,7 +109,7 @@ def test_where_no_new_children_can_be_bred_strangers_fill_the_generation(
 ) -> None:
     searcher = made()
     tell_next(searcher, 0)
-    algorithm = searcher._algorithm
+    algorithm = searcher._living.algorithm
     bred = algorithm.ask()
     for first_id, available in ((8, None), (16, bred[:3])):
         monkeypatch.setattr(algorithm, "ask", lambda available=available: available)
