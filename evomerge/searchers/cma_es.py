@@ -36,10 +36,11 @@ class CmaEs:
     scores; those that look at the distribution are pycma's. A candidate that is told again after
     its generation was learnt changes nothing: a distribution cannot forget.
 
-    Of discrete genes pycma samples the numbers of the cells (see cells.py), and keeps their standard
-    deviations from vanishing: without that, such a gene freezes as soon as the distribution lies
-    within one cell. That is the lower bound of LB+IC-CMA-ES (Marty, Hansen, Auger, Semet & Heron,
-    PPSN 2024), without its centring, for which pycma takes numpy's global generator.
+    Of discrete genes pycma samples the numbers of the cells (see cells.py), and keeps their
+    standard deviations from vanishing: without that, such a gene freezes as soon as the
+    distribution lies within one cell. That is the lower bound of LB+IC-CMA-ES (Marty, Hansen,
+    Auger, Semet & Heron, PPSN 2024), without its centring, for which pycma takes numpy's global
+    generator.
 
     What another run was told gives the first mean, step size and covariance (see cma_warm.py).
 

@@ -116,7 +116,7 @@ def _directions(
     room = population or POPULATION
     outer = partitions or _most_partitions(room, num_objectives)
     count = num_directions(outer, num_objectives)
-    if population is not None and count > population or not partitions and count > room:
+    if count > room and (population is not None or partitions is None):
         raise ConfigurationError(
             Problem(
                 "searcher.population (nsga3)",

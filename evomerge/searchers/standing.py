@@ -1,4 +1,4 @@
-"""How evaluations with several objectives compare, for libraries that know values and violations."""
+"""How evaluations compare, for libraries that know objectives and constraint violations."""
 
 from __future__ import annotations
 

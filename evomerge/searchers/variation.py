@@ -32,12 +32,12 @@ class VariationOptions(StrictOptions):
 def operators(space: SearchSpace, options: VariationOptions) -> dict[str, Any]:
     """Crossover and mutation for pymoo.
 
-    Real genes: simulated binary crossover and polynomial mutation (Deb & Agrawal, Complex Systems 9,
-    1995). Integers: the same, in the cube; then the middle of the cell, or of the next one where a
-    mutation stayed within it. Names and flags: each child takes them from either parent, as likely,
-    and a mutation makes another of it, all others as likely. Children of spaces with such genes lie
-    in the middles of their cells, so that pymoo's search for duplicates finds those of the same
-    values.
+    Real genes: simulated binary crossover and polynomial mutation (Deb & Agrawal, Complex Systems
+    9, 1995). Integers: the same, in the cube; then the middle of the cell, or of the next one where
+    a mutation stayed within it. Names and flags: each child takes them from either parent, as
+    likely, and a mutation makes another of it, all others as likely. Children of spaces with such
+    genes lie in the middles of their cells, so that pymoo's search for duplicates finds those of
+    the same values.
     """
     from pymoo.operators.crossover.sbx import SBX
     from pymoo.operators.mutation.pm import PM
@@ -47,16 +47,16 @@ def operators(space: SearchSpace, options: VariationOptions) -> dict[str, Any]:
     if cells.any():
 
         class Crossing(SBX):  # type: ignore[misc]
-            def _do(self, problem: Any, X: Points, *args: Any, **more: Any) -> Points:
-                children = super()._do(problem, X, *args, **more)
-                children = np.where(named, exchanged(X, more["random_state"]), children)
+            def _do(self, problem: Any, parents: Points, *args: Any, **more: Any) -> Points:
+                children = super()._do(problem, parents, *args, **more)
+                children = np.where(named, exchanged(parents, more["random_state"]), children)
                 return snapped(children, cells)
 
         class Mutation(PM):  # type: ignore[misc]
-            def _do(self, problem: Any, X: Points, *args: Any, **more: Any) -> Points:
-                moved = super()._do(problem, X, *args, **more)
-                moved = np.where(named, renamed(X, cells, more["random_state"]), moved)
-                return middles(stepped(X, moved, cells), cells)
+            def _do(self, problem: Any, points: Points, *args: Any, **more: Any) -> Points:
+                moved = super()._do(problem, points, *args, **more)
+                moved = np.where(named, renamed(points, cells, more["random_state"]), moved)
+                return middles(stepped(points, moved, cells), cells)
 
         crossover, mutation = Crossing, Mutation
     return {

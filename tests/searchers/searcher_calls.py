@@ -22,12 +22,17 @@ from evomerge.searchers import SEARCHERS, make_searcher
 SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
+    "cma_es_mixed": {"population": 8},
     "nsga2": {"population": 8},
     "nsga3": {"population": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
 LENGTH: dict[str, int] = {}
+
+# The smallest population, and the most genes, of those with such a limit of their own.
+LEAST_POPULATION: dict[str, int] = {"cma_es_mixed": 4}
+MOST_GENES: dict[str, int] = {"cma_es_mixed": 200}
 
 Shape = Literal["reals", "mixed", "conditional"]
 

@@ -18,7 +18,19 @@ import searcher_calls
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from searcher_calls import LENGTH, SMALL, Setting, asked, bowls, drive, evaluation, in_cube, replay
+from searcher_calls import (
+    LEAST_POPULATION,
+    LENGTH,
+    MOST_GENES,
+    SMALL,
+    Setting,
+    asked,
+    bowls,
+    drive,
+    evaluation,
+    in_cube,
+    replay,
+)
 
 from evomerge.records import Estimate, Evaluation, Score
 from evomerge.searchers import SEARCHERS
@@ -56,7 +68,7 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
         designs=tuple(draw(st.lists(genome, max_size=3))),
         options=SMALL[kind]
         if "population" not in SMALL[kind]
-        else SMALL[kind] | {"population": draw(st.integers(3, 12))},
+        else SMALL[kind] | {"population": draw(st.integers(LEAST_POPULATION.get(kind, 3), 12))},
         shape=draw(st.sampled_from(["reals", "mixed", "conditional"])) if any_shape else "reals",
     )
 
@@ -100,7 +112,7 @@ def test_replay_is_equal_in_another_process_with_another_hash_seed_and_threads()
         # An eigendecomposition of 300 rows depends on the number of threads.
         for num_genes, num_candidates in ((1, 150), (7, 150), (300, 90)):
             num_candidates = min(num_candidates, LENGTH.get(kind, num_candidates))
-            setting = small(kind, num_genes, seed=3)
+            setting = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes)), seed=3)
             steps = itertools.cycle([13, 5, 22]), itertools.cycle([4, 31])
             calls = drive(setting.make(), num_candidates, *steps)
             recordings.append((setting, calls))
@@ -138,7 +150,7 @@ def test_global_generators_are_neither_read_nor_written(kind: str, num_genes: in
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
-        searcher = small(kind, num_genes).make()
+        searcher = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes))).make()
         streams.append(asked(drive(searcher, 80, itertools.repeat(8), itertools.repeat(8))))
         searcher.recommend()
         assert random.getstate() == before[0]
