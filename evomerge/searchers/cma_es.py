@@ -22,6 +22,7 @@ from evomerge.searchers.order import OrderKey, is_scored, order_key, total_order
 from evomerge.searchers.stagnation import Stagnation
 
 DIAGONAL_ABOVE = 500  # genes; a full covariance matrix then learns too slowly and costs n^3
+LEAST_STD = 0.2  # of discrete genes, in cells
 SHORTEST_STEP = 0.1  # of the mean, where a generation is all noise
 
 
@@ -36,8 +37,8 @@ class CmaEs:
     scores; those that look at the distribution are pycma's. A candidate that is told again after
     its generation was learnt changes nothing: a distribution cannot forget.
 
-    Of discrete genes pycma samples the numbers of the cells (see cells.py), and keeps their
-    standard deviations from vanishing: without that, such a gene freezes as soon as the
+    Of discrete genes it samples the numbers of the cells (see cells.py), and their standard
+    deviations are kept from vanishing: without that, such a gene freezes as soon as the
     distribution lies within one cell. That is the lower bound of LB+IC-CMA-ES (Marty, Hansen,
     Auger, Semet & Heron, PPSN 2024), without its centring, for which pycma takes numpy's global
     generator.
@@ -106,11 +107,11 @@ class CmaEs:
             0.1, gt=0, le=1, description="share of a warm start's candidates from which to begin"
         )
         warm_width: float = Field(
-            0.1,
+            0.01,
             gt=0,
             le=1,
-            description="standard deviation that is added to theirs: how far this run's optimum "
-            "may be from that one's",
+            description="least standard deviation of a warm start: how far this run's optimum may "
+            "be from that one's",
         )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
@@ -224,14 +225,14 @@ class CmaEs:
                 np.where(is_discrete, -0.5, 0.0).tolist(),
                 np.where(is_discrete, scale - 0.5, 1.0).tolist(),
             ]
-            options["integer_variables"] = np.flatnonzero(is_discrete).tolist()
+            weights = cma.recombination_weights.RecombinationWeights(start.population)
+            least = min(LEAST_STD, weights.mueff / self._num_genes)
+            options["minstd"] = np.where(is_discrete, least, 0.0)
             mean = np.where(is_discrete, mean * scale - 0.5, mean)
             stds = stds * scale
         if (stds != 1).any():
             options["CMA_stds"] = stds
         self._strategy = cma.CMAEvolutionStrategy(mean, sigma, options)
-        # Pycma's centring of integers draws from numpy's global generator.
-        self._strategy.integer_centering = lambda *_: None
         if correlation is not None and not is_diagonal:
             with self._blas.limit(limits=1):
                 self._strategy.sm.C = correlation
@@ -273,21 +274,23 @@ class CmaEs:
     def _genome(self, x: NDArray[np.float64]) -> Genome:
         """What pycma's coordinates mean in the cube."""
         if self._cells is not None:
-            x = middles(x, self._cells)
+            most = np.maximum(self._cells - 1, 0)
+            x = middles(np.where(self._cells > 0, np.clip(np.rint(x), 0, most), x), self._cells)
         genome: list[float] = np.clip(x[: self._num_genes], 0.0, 1.0).tolist()
         return genome
 
     def _coordinates(
         self, genome: NDArray[np.float64], asked: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """The inverse of `_genome`; a dimension that is no gene stays as it was asked."""
+        """The inverse of `_genome`: within the cells that were asked for, what was asked for."""
         x = asked.copy()
         x[: self._num_genes] = np.clip(genome, 0.0, 1.0)
         if self._cells is None:
             return x
-        number = places(x[: self._num_genes], self._cells[: self._num_genes])
-        x[: self._num_genes] = number
-        return x
+        x = np.where(self._cells > 0, places(x, self._cells), x)
+        most = np.maximum(self._cells - 1, 0)
+        is_same = (self._cells > 0) & (x == np.clip(np.rint(asked), 0, most))
+        return np.where(is_same, asked, x)
 
     def _mean(self) -> Genome:
         """The mean of the distribution, in the cube."""

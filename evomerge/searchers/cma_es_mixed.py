@@ -66,11 +66,11 @@ class CmaEsMixed:
             0.1, gt=0, le=1, description="share of a warm start's candidates from which to begin"
         )
         warm_width: float = Field(
-            0.1,
+            0.01,
             gt=0,
             le=1,
-            description="standard deviation that is added to theirs: how far this run's optimum "
-            "may be from that one's",
+            description="least standard deviation of a warm start: how far this run's optimum may "
+            "be from that one's",
         )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
