@@ -39,6 +39,7 @@ class Nsga3:
     kind: ClassVar[str] = "nsga3"
     summary: ClassVar[str] = "NSGA-III: three objectives or more, a front spread by directions"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
