@@ -44,9 +44,11 @@ class Cube:
         )
 
     def sample(self, generator: np.random.Generator) -> Genome:
+        """A random genome."""
         return generator.random(len(self.genes)).tolist()
 
     def active(self, genome: Genome) -> list[bool]:
+        """All genes matter."""
         return [True] * len(genome)
 
 
@@ -58,17 +60,22 @@ class Lines:
     total = 100
 
     def sample(self, generator: np.random.Generator) -> Genome:
+        """A random genome."""
         return {"at": float(generator.random())}
 
     def active(self, genome: Genome) -> list[bool]:
+        """There are no genes."""
+        del genome
         return []
 
     def cross(self, first: Genome, second: Genome, mix: float, split: int) -> Genome:
-        return {"at": mix * first["at"] + (1 - mix) * second["at"] + 0 * split}
+        """A mean of two genomes."""
+        del split
+        return {"at": mix * first["at"] + (1 - mix) * second["at"]}
 
 
 def made(kind: str, num_genes: int, options: dict[str, Any]) -> tuple[Any, int]:
-    """A searcher with what it needs, and the number of objectives; the widest space that it takes."""
+    """A searcher with what it needs, on the widest space that it takes; how many objectives."""
     needs = SEARCHERS[kind].needs
     num_objectives = 2 if SEARCHERS[kind].multi_objective else 1
     space: Any = Cube(num_genes, is_mixed="reals" not in needs)

@@ -192,7 +192,7 @@ class CmaEsMixed:
 
     def _start(self, population: int, warm: NDArray[np.float64]) -> None:
         """A fresh distribution. warm: good points of another run, shape (n, genes)."""
-        from cmaes import CatCMAwM
+        from cmaes import CatCMAwM  # type: ignore[import-untyped]
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
         self._blas = ThreadpoolController().select(user_api="blas")
