@@ -13,8 +13,8 @@ from pydantic import Field
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.cells import cells_of, middles, places
 from evomerge.searchers.cma_restarts import Restarts, Start
+from evomerge.searchers.cma_strategy import Coordinates, make_strategy, round_one, shaped
 from evomerge.searchers.cma_warm import Distribution, best_of, promising
 from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.options import StrictOptions, read_options
@@ -22,7 +22,6 @@ from evomerge.searchers.order import OrderKey, is_scored, order_key, total_order
 from evomerge.searchers.stagnation import Stagnation
 
 DIAGONAL_ABOVE = 500  # genes; a full covariance matrix then learns too slowly and costs n^3
-LEAST_STD = 0.2  # of discrete genes, in cells
 SHORTEST_STEP = 0.1  # of the mean, where a generation is all noise
 
 
@@ -72,7 +71,7 @@ class CmaEs:
             "center",
             description="first mean: the cube's centre, the mean of the space's designs (each "
             "expert alone and the uniform merge, for most), the first of them, or one value in "
-            "[0, 1] for every gene",
+            "[0, 1] for every gene; a warm start has its own",
         )
         sigma0: float = Field(
             1 / 6, gt=0, le=1, description="first standard deviation, in a cube of side 1"
@@ -117,7 +116,7 @@ class CmaEs:
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
         self.options = read_options(self.Options, options, self.kind)
         self._num_genes = len(space.genes)
-        self._cells = _cells(space) if self.options.discrete == "cells" else None
+        self._coordinates = Coordinates(space, use_cells=self.options.discrete == "cells")
         self._x0 = _first_mean(self.options.x0, self._num_genes, facts)
         self._designs = read_designs(facts.designs, self._num_genes)
         if self.options.restart_from == "designs":
@@ -160,7 +159,7 @@ class CmaEs:
             return []
         with self._blas.limit(limits=1):
             self._asked = [np.array(x) for x in self._strategy.ask()]
-        return [self._genome(x) for x in self._asked]
+        return [self._coordinates.genome(x) for x in self._asked]
 
     def learn(self, generation: list[Evaluation]) -> None:
         """One step of the distribution (see `Breeder`)."""
@@ -168,7 +167,7 @@ class CmaEs:
         positions = np.empty(len(order))
         positions[order] = np.arange(len(order))
         told = [
-            self._coordinates(np.asarray(evaluation.genome), x)
+            self._coordinates.told(np.asarray(evaluation.genome), x)
             for x, evaluation in zip(self._asked, generation, strict=True)
         ]
         if self.options.noise == "adapt":
@@ -187,7 +186,6 @@ class CmaEs:
 
     def _start(self, start: Start, warm: Distribution | None) -> None:
         """A fresh distribution."""
-        import cma
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
         self._blas = ThreadpoolController().select(user_api="blas")
@@ -195,49 +193,15 @@ class CmaEs:
         self._best = None
         self._stagnation = Stagnation(self._num_genes, start.population)
         diagonal = self.options.diagonal
-        is_diagonal = self._num_genes > DIAGONAL_ABOVE if diagonal == "auto" else diagonal
-        options = {
-            "popsize": start.population,
-            "bounds": [0.0, 1.0],
-            "CMA_diagonal": is_diagonal,
-            # From 300 genes on, pycma would take TPA, which draws from numpy's global generator.
-            "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
-            "randn": lambda *shape: self._generator.standard_normal(shape),
-            "seed": np.nan,  # touch no generator
-            "signals_filename": "",
-            "verbose": -9,
-            "verb_log": 0,
-            "verb_disp": 0,
-            # These compare values, and are given positions.
-            "tolfun": 0,
-            "tolfunhist": 0,
-            "tolfunrel": 0,
-            "tolstagnation": 0,
-        }
-        mean, sigma, correlation = self._first_mean_of_run(), start.sigma, None
-        stds = np.ones(len(mean))
-        if warm is not None:
-            mean, sigma, stds, correlation = self._from(warm, mean)
-        if self._cells is not None:
-            scale = np.maximum(self._cells, 1)
-            is_discrete = self._cells > 0
-            options["bounds"] = [
-                np.where(is_discrete, -0.5, 0.0).tolist(),
-                np.where(is_discrete, scale - 0.5, 1.0).tolist(),
-            ]
-            weights = cma.recombination_weights.RecombinationWeights(start.population)
-            least = min(LEAST_STD, weights.mueff / self._num_genes)
-            options["minstd"] = np.where(is_discrete, least, 0.0)
-            mean = np.where(is_discrete, mean * scale - 0.5, mean)
-            stds = stds * scale
-        if (stds != 1).any():
-            options["CMA_stds"] = stds
-        self._strategy = cma.CMAEvolutionStrategy(mean, sigma, options)
-        if correlation is not None and not is_diagonal:
-            with self._blas.limit(limits=1):
-                self._strategy.sm.C = correlation
-                self._strategy.sm.update_now(-1)
-                self._strategy._updateBDfromSM()
+        first = self._first_mean_of_run()
+        with self._blas.limit(limits=1):
+            self._strategy = make_strategy(
+                self._coordinates,
+                round_one(first, start.sigma) if warm is None else shaped(warm, first),
+                start.population,
+                self._generator,
+                diagonal=self._num_genes > DIAGONAL_ABOVE if diagonal == "auto" else diagonal,
+            )
 
     def _restart(self) -> None:
         """Begin again, or finish."""
@@ -259,42 +223,9 @@ class CmaEs:
             mean[: self._num_genes] = self._generator.random(self._num_genes)
         return mean
 
-    def _from(self, warm: Distribution, mean: NDArray[np.float64]) -> tuple[Any, ...]:
-        """A distribution as a mean, a step size, relative standard deviations and correlations."""
-        variances, correlation = np.ones(len(mean)), np.eye(len(mean))
-        mean[: self._num_genes] = warm.mean
-        variances[: self._num_genes] = np.diag(warm.covariance)
-        stds = np.sqrt(variances)
-        here = slice(0, self._num_genes)
-        correlation[here, here] = warm.covariance / np.outer(stds[here], stds[here])
-        sigma = float(np.exp(np.log(stds[here]).mean()))
-        stds = np.where(np.arange(len(mean)) < self._num_genes, stds, sigma)
-        return mean, sigma, stds / sigma, correlation
-
-    def _genome(self, x: NDArray[np.float64]) -> Genome:
-        """What pycma's coordinates mean in the cube."""
-        if self._cells is not None:
-            most = np.maximum(self._cells - 1, 0)
-            x = middles(np.where(self._cells > 0, np.clip(np.rint(x), 0, most), x), self._cells)
-        genome: list[float] = np.clip(x[: self._num_genes], 0.0, 1.0).tolist()
-        return genome
-
-    def _coordinates(
-        self, genome: NDArray[np.float64], asked: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The inverse of `_genome`: within the cells that were asked for, what was asked for."""
-        x = asked.copy()
-        x[: self._num_genes] = np.clip(genome, 0.0, 1.0)
-        if self._cells is None:
-            return x
-        x = np.where(self._cells > 0, places(x, self._cells), x)
-        most = np.maximum(self._cells - 1, 0)
-        is_same = (self._cells > 0) & (x == np.clip(np.rint(asked), 0, most))
-        return np.where(is_same, asked, x)
-
     def _mean(self) -> Genome:
         """The mean of the distribution, in the cube."""
-        return self._genome(np.asarray(self._strategy.result.xfavorite))
+        return self._coordinates.genome(np.asarray(self._strategy.result.xfavorite))
 
 
 def signal_share(generation: Sequence[Evaluation]) -> float:
@@ -352,10 +283,3 @@ def _need_designs(facts: Facts, option: str, instead: str) -> None:
                 instead,
             )
         )
-
-
-def _cells(space: SearchSpace) -> NDArray[np.int64] | None:
-    """The cells of each dimension (see `cells_of`), 0 for one that is no gene; None: no cells."""
-    cells = np.zeros(max(len(space.genes), 2), dtype=np.int64)
-    cells[: len(space.genes)] = cells_of(space)
-    return cells if cells.any() else None
