@@ -108,7 +108,7 @@ def generations(searcher: Any, num_objectives: int, seconds: float) -> Iterator[
     number, until = 0, time.perf_counter() + seconds
     for _ in range(GENERATIONS + 1):
         began = time.process_time()
-        genomes = searcher.ask(searcher.population)
+        genomes = searcher.ask(searcher.in_flight)
         asked = time.process_time() - began
         if not genomes or time.perf_counter() > until:
             return
@@ -141,7 +141,7 @@ def measure(kinds: list[str], seconds: float) -> list[dict[str, Any]]:
                     rows.append(
                         {
                             "searcher": kind + (" steady" if "steady" in options else ""),
-                            "population": searcher.population,
+                            "asked_together": searcher.in_flight,
                             "genes": num_genes,
                             "ms_a_candidate": round(statistics.median(spent), 3),
                             "slowest": round(max(spent), 3),

@@ -55,22 +55,22 @@ class Nsga2:
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
         self.options = read_options(self.Options, options, self.kind)
-        self.population = self.in_flight = self.options.population
+        self.population = self.in_flight = size = self.options.population
 
         def make(first: NDArray[np.float64], generator: np.random.Generator) -> Any:
             from pymoo.algorithms.moo.nsga2 import NSGA2
 
             return NSGA2(
-                pop_size=self.population,
+                pop_size=size,
                 sampling=first,
                 seed=generator,
                 **operators(space, self.options),
             )
 
-        self._living = GeneticPopulation(make, self.population, space, seed, facts)
+        self._living = GeneticPopulation(make, size, space, seed, facts)
         self._calls: Generations | Stream = Generations(self._living)
         if self.options.steady:
-            self.in_flight = self.options.ahead or self.population
+            self.population, self.in_flight = 1, self.options.ahead or size
             self._calls = Stream(self._living, self.in_flight)
 
     def ask(self, count: int) -> list[Genome]:

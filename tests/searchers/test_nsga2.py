@@ -155,7 +155,7 @@ def test_a_steady_stream_is_the_same_for_any_batches(
 
 def test_steadily_at_most_so_many_are_outstanding_and_each_is_judged_by_itself() -> None:
     searcher = made(steady=True, ahead=5)
-    assert searcher.in_flight == 5
+    assert (searcher.population, searcher.in_flight) == (1, 5)
     told = [evaluation(i, g, bowls(g, 2)) for i, g in enumerate(searcher.ask(100))]
     assert len(told) == 5
     assert searcher.ask(100) == []
