@@ -51,6 +51,7 @@ def test_bipop_takes_the_regime_that_has_used_less() -> None:
                     assert regime == "small"
                     assert spent >= last_large / 2
                     break
+            assert regime == "large" or spent < last_large / 2 + start.population
             used[regime] += spent
             last_large = spent if regime == "large" else last_large
         assert max(start.population for start in starts) == 160
