@@ -13,15 +13,23 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.gp import GaussianProcess
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
+from evomerge.searchers.sobol import SobolSearch
+from evomerge.searchers.successive import Successive
+from evomerge.searchers.tpe import Tpe
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
 SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
+    "sobol": SobolSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
+    "tpe": Tpe,
+    "gp": GaussianProcess,
+    "successive": Successive,
 }
 
 

@@ -23,6 +23,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
     "nsga2": {"population": 8},
+    "sobol": {"population": 8},
+    "tpe": {"population": 8, "startup": 4, "samples": 8},
+    "gp": {"population": 8, "startup": 4, "history": 16},
+    "successive": {"population": 8, "min_points": 4, "samples": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
