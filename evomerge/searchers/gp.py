@@ -81,6 +81,7 @@ class GaussianProcess:
         parameters = Parameters(space)
         self._study = StudyOfSpace(parameters, self._num_objectives, only_active=False)
         self._before = foreign(facts.warm_start)
+        self.learn([])
         self._first = FirstPoints(
             parameters,
             seed,
@@ -101,25 +102,29 @@ class GaussianProcess:
         """None: it believes in nothing but its candidates."""
         return None
 
-    def propose(
-        self, number: int, known: Sequence[Evaluation], waiting: Sequence[Genome]
-    ) -> Genome:
-        """The next candidate (see `Proposer`)."""
-        if number < self._first.count:
-            return self._first[number]
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """See `Proposer`."""
         kept = most_telling([*self._before, *known], self.options.history)
         scores = [e.score if is_scored(e) and not e.violation > 0 else None for e in kept]
-        valid = np.array([score is not None for score in scores])
-        if valid.sum() < 2:  # nothing can be told from one value
-            return self._first.random(number)
+        valid = np.array([score is not None for score in scores], dtype=bool)
+        self._is_empty = bool(valid.sum() < 2)  # nothing can be told from one value
+        if self._is_empty:
+            return
         values = np.empty((len(kept), self._num_objectives))
         values[valid] = levelled([score for score in scores if score is not None])
         values[~valid] = np.median(values[valid], axis=0)
         limits = [None] * len(kept) if valid.all() else np.where(valid, -1.0, 1.0).tolist()
-        completed = list(zip(kept, values.tolist(), limits, strict=True))
+        self._study.learn(list(zip(kept, values.tolist(), limits, strict=True)))
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
+        """The next candidate (see `Proposer`)."""
+        if number < self._first.count:
+            return self._first[number]
+        if self._is_empty:
+            return self._first.random(number)
         seed = np.random.SeedSequence([self._seed, CANDIDATE, number])
         with one_thread():
-            return self._study.propose(sampler, seed, completed, waiting)
+            return self._study.propose(sampler, seed, waiting)
 
 
 def sampler(seed: int) -> BaseSampler:

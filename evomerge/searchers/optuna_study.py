@@ -71,37 +71,53 @@ class StudyOfSpace:
         ]
         self._read: dict[CandidateId, tuple[Genome, dict[str, float | int]]] = {}
 
-    def propose(
+    def learn(
         self,
-        make_sampler: MakeSampler,
-        seed: np.random.SeedSequence,
         completed: Sequence[tuple[Evaluation, Sequence[float], float | None]],
-        running: Sequence[Genome],
-    ) -> Genome:
-        """A new genome.
+        outstanding: Sequence[Genome] = (),
+    ) -> None:
+        """Begin a new study of what is told.
 
         completed: each with values, and with a violation: above 0 for those that rank after all
             others, None where the sampler need not know of constraints.
+        outstanding: more that count as outstanding, for good.
         """
         with quiet():
-            storage = InMemoryStorage()
-            sampler = make_sampler(int(seed.generate_state(1)[0]))
-            study = optuna.create_study(
-                storage=storage, sampler=sampler, study_name="told", directions=self._directions
+            self._storage = InMemoryStorage()
+            self._study = optuna.create_study(
+                storage=self._storage, study_name="told", directions=self._directions
             )
-            study_id = storage.get_study_id_from_name("told")
+            self._num_waiting = 0
             for evaluation, values, violation in completed:
                 params = self._params(evaluation.genome, evaluation.id)
                 trial = self._trial(TrialState.COMPLETE, params, values)
                 if violation is not None:
                     trial.set_constraint("violation", violation)
-                storage.create_new_trial(study_id, trial)
-            for genome in running:
-                trial = self._trial(TrialState.RUNNING, self._params(genome), None)
-                storage.create_new_trial(study_id, trial)
-            asked = study.ask()
+                self._add(trial)
+            for genome in outstanding:
+                self._add(self._trial(TrialState.RUNNING, self._params(genome), None))
+
+    def propose(
+        self, make_sampler: MakeSampler, seed: np.random.SeedSequence, waiting: Sequence[Genome]
+    ) -> Genome:
+        """A new genome.
+
+        waiting: what is outstanding; it only grows until `learn` is called again.
+        """
+        with quiet():
+            for genome in waiting[self._num_waiting :]:
+                self._add(self._trial(TrialState.RUNNING, self._params(genome), None))
+            self._num_waiting = len(waiting)
+            self._study.sampler = make_sampler(int(seed.generate_state(1)[0]))
+            asked = self._study.ask()
             generator = np.random.default_rng(seed.spawn(1)[0])
-            return self._parameters.write(lambda i: self._suggest(asked, i), generator)
+            genome = self._parameters.write(lambda i: self._suggest(asked, i), generator)
+            # What is outstanding is the genome, which is not always all that was suggested.
+            self._study.tell(asked, state=TrialState.FAIL)
+            return genome
+
+    def _add(self, trial: FrozenTrial) -> None:
+        self._storage.create_new_trial(self._storage.get_study_id_from_name("told"), trial)
 
     def _suggest(self, trial: Trial, i: int) -> float | int:
         """What the sampler gives a gene."""

@@ -79,6 +79,7 @@ class Successive:
             self.options.samples,
         )
         self._before = foreign(facts.warm_start)
+        self.learn([])
         designs = facts.designs if self.options.designs else ()
         self._first = FirstPoints(self._model.parameters, seed, designs, 0)
         self._window = Window(self, self.population, ahead=0)
@@ -95,18 +96,18 @@ class Successive:
         """None: it believes in nothing but its candidates."""
         return None
 
-    def propose(
-        self, number: int, known: Sequence[Evaluation], waiting: Sequence[Genome]
-    ) -> Genome:
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """See `Proposer`."""
+        self._model.learn(at_highest_rung([*self._before, *known], self._min_points))
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
         """The next candidate (see `Proposer`)."""
         if number < self._first.count:
             return self._first[number]
-        seen = at_highest_rung([*self._before, *known], self._min_points)
         dice = np.random.default_rng(np.random.SeedSequence([self._seed, CANDIDATE, number]))
-        genome = None
-        if seen and dice.random() >= self.options.random_share:
-            genome = self._model.propose(number, seen, waiting)
-        return self._first.random(number) if genome is None else genome
+        if self._model.is_empty or dice.random() < self.options.random_share:
+            return self._first.random(number)
+        return self._model.propose(number, waiting)
 
 
 def at_highest_rung(evaluations: Sequence[Evaluation], enough: int) -> list[Evaluation]:

@@ -54,22 +54,28 @@ class ParzenModel:
         self._is_conditional = any(gene.when is not None for gene in space.genes)
         self._is_finite = None not in self.parameters.sizes
         self._study = StudyOfSpace(self.parameters, num_objectives, only_active=True)
+        self.is_empty = True  # nothing is known that has a score
 
-    def propose(
-        self, number: int, known: Sequence[Evaluation], waiting: Sequence[Genome]
-    ) -> Genome | None:
-        """The next genome, or None where nothing has a score."""
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """Forget all else, and know these."""
         scored = [e for e in known if is_scored(e)]
-        if not scored:
-            return None
+        self.is_empty = not scored
+        if self.is_empty:
+            return
         values, violations = standing(scored, self._num_objectives)
         limits = violations.tolist() if violations.any() else [None] * len(scored)
-        completed = list(zip(scored, values.tolist(), limits, strict=True))
-        bad = [e.genome for e in known if not is_scored(e)]
-        seen = [*(e.genome for e in known), *waiting] if self._is_finite else []
+        self._seen = [e.genome for e in known]
+        self._study.learn(
+            list(zip(scored, values.tolist(), limits, strict=True)),
+            outstanding=[e.genome for e in known if not is_scored(e)],
+        )
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
+        """The next genome, where something has a score."""
+        seen = [*self._seen, *waiting] if self._is_finite else []
         for attempt in range(TRIES):
             seed = np.random.SeedSequence([self._seed, CANDIDATE, number, attempt])
-            genome = self._study.propose(self._sampler, seed, completed, [*bad, *waiting])
+            genome = self._study.propose(self._sampler, seed, waiting)
             if genome not in seen:
                 break
         return genome
@@ -149,6 +155,7 @@ class Tpe:
             self.options.samples,
         )
         self._before = foreign(facts.warm_start)
+        self._model.learn(self._before)
         self._first = FirstPoints(
             self._model.parameters,
             seed,
@@ -169,11 +176,14 @@ class Tpe:
         """None: it believes in nothing but its candidates."""
         return None
 
-    def propose(
-        self, number: int, known: Sequence[Evaluation], waiting: Sequence[Genome]
-    ) -> Genome:
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """See `Proposer`."""
+        self._model.learn([*self._before, *known])
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
         """The next candidate (see `Proposer`)."""
         if number < self._first.count:
             return self._first[number]
-        genome = self._model.propose(number, [*self._before, *known], waiting)
-        return self._first.random(number) if genome is None else genome
+        if self._model.is_empty:
+            return self._first.random(number)
+        return self._model.propose(number, waiting)

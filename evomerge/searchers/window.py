@@ -13,16 +13,17 @@ from evomerge.records import CandidateId, Evaluation, Genome
 
 
 class Proposer(Protocol):
-    """What a model-based searcher does itself."""
+    """What a model-based searcher does itself: a function of these arguments and nothing else."""
 
-    def propose(
-        self, number: int, known: Sequence[Evaluation], waiting: Sequence[Genome]
-    ) -> Genome:
-        """The next candidate: a function of these three and nothing else.
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """Forget all else, and know what is told of the first candidates, in their order."""
+        ...
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
+        """The next candidate.
 
         number: of candidates asked for before.
-        known: what may be learnt from, in candidate order.
-        waiting: those that were asked for since and count as outstanding.
+        waiting: those of them that are not known, and count as outstanding.
         """
         ...
 
@@ -43,6 +44,8 @@ class Window:
         self._genomes: list[Genome] = []  # all that were asked for
         self._told: dict[CandidateId, Evaluation] = {}
         self._num_told = 0  # up to the first that is not
+        self._num_known = 0
+        self._is_stale = False  # what is known was told anew
 
     def ask(self, count: int) -> list[Genome]:
         """At most `count` genomes; fewer where the next block waits for an older one."""
@@ -52,9 +55,11 @@ class Window:
             num_known = max(number // self._population - self._ahead, 0) * self._population
             if num_known > self._num_told:
                 break
-            known = [self._told[i] for i in range(num_known)]
+            if num_known != self._num_known or self._is_stale:
+                self._num_known, self._is_stale = num_known, False
+                self._proposer.learn([self._told[i] for i in range(num_known)])
             waiting = self._genomes[num_known:]
-            self._genomes.append(self._proposer.propose(number, known, waiting))
+            self._genomes.append(self._proposer.propose(number, waiting))
         return [list(genome) for genome in self._genomes[first:]]
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
@@ -70,5 +75,6 @@ class Window:
                 "ids count from 0"
             )
         self._told.update(own)
+        self._is_stale = self._is_stale or any(id_ < self._num_known for id_ in own)
         while self._num_told in self._told:
             self._num_told += 1
