@@ -45,6 +45,7 @@ class GaussianProcess:
     kind: ClassVar[str] = "gp"
     summary: ClassVar[str] = "Gaussian processes: fewest evaluations, up to some 30 genes"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
@@ -85,7 +86,7 @@ class GaussianProcess:
         self._first = FirstPoints(
             parameters,
             seed,
-            facts.designs if self.options.designs else (),
+            facts.designs if self.options.designs else facts.given,
             max(self.options.startup - len(self._before), 0),
         )
         self._window = Window(self, self.population, self.options.ahead)

@@ -30,6 +30,7 @@ class SobolSearch:
     kind: ClassVar[str] = "sobol"
     summary: ClassVar[str] = "evenly spread points, a better baseline; any number of objectives"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
@@ -47,7 +48,7 @@ class SobolSearch:
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.options.population
         self.in_flight = 2 * self.population  # nothing waits for anything
-        designs = facts.designs if self.options.designs else ()
+        designs = facts.designs if self.options.designs else facts.given
         self._designs: list[Genome] = read_designs(designs, len(space.genes)).tolist()
         self._points = SobolPoints(len(space.genes), np.random.SeedSequence(seed))
 

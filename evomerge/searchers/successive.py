@@ -37,6 +37,7 @@ class Successive:
     kind: ClassVar[str] = "successive"
     summary: ClassVar[str] = "BOHB: TPE by cohorts, for `racing`; any genes, several objectives"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
@@ -80,7 +81,7 @@ class Successive:
         )
         self._before = foreign(facts.warm_start)
         self.learn([])
-        designs = facts.designs if self.options.designs else ()
+        designs = facts.designs if self.options.designs else facts.given
         self._first = FirstPoints(self._model.parameters, seed, designs, 0)
         self._window = Window(self, self.population, ahead=0)
 

@@ -111,6 +111,7 @@ class Tpe:
         "TPE: choices and conditions, few evaluations; any number of objectives"
     )
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
@@ -159,7 +160,7 @@ class Tpe:
         self._first = FirstPoints(
             self._model.parameters,
             seed,
-            facts.designs if self.options.designs else (),
+            facts.designs if self.options.designs else facts.given,
             max(self.options.startup - len(self._before), 0),
         )
         self._window = Window(self, self.population, self.options.ahead)
