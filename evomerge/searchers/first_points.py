@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,11 +12,11 @@ from evomerge.searchers.generation import read_designs
 from evomerge.searchers.parameters import Parameters
 from evomerge.searchers.sobol import MOST_DIMENSIONS, SobolPoints
 
-DESIGNS, STARTUP, CANDIDATE, WARM = range(4)  # what a random stream is for
+STARTUP, CANDIDATE, RANDOM, DICE = range(4)  # what a stream of random numbers is for
 
 
 class FirstPoints:
-    """The designs, then evenly spread points: the first candidates, as a list that grows on demand.
+    """The designs, then evenly spread points: the first candidates.
 
     Args:
         designs: asked for as they are, each once.
@@ -27,8 +28,6 @@ class FirstPoints:
         self, parameters: Parameters, seed: int, designs: Sequence[Genome], num_spread: int
     ) -> None:
         num_genes = len(parameters.genes)
-        self._parameters = parameters
-        self._seed = seed
         self._genomes: list[Genome] = read_designs(designs, num_genes).tolist()
         self.count = len(self._genomes) + num_spread
         if num_spread == 0:
@@ -45,15 +44,14 @@ class FirstPoints:
     def __getitem__(self, number: int) -> Genome:
         return self._genomes[number]
 
-    def random(self, number: int) -> Genome:
-        """A random genome in a candidate's place."""
-        generator = np.random.default_rng(np.random.SeedSequence([self._seed, CANDIDATE, number]))
-        point = generator.random(len(self._parameters.genes)).tolist()
-        return self._parameters.tidy(point, generator)
+
+def random_genome(parameters: Parameters, seed: int, number: int, attempt: int = 0) -> Genome:
+    """A random genome in a candidate's place."""
+    stream = np.random.SeedSequence([seed, RANDOM, number, attempt])
+    generator = np.random.default_rng(stream)
+    return parameters.tidy(generator.random(len(parameters.genes)).tolist(), generator)
 
 
 def foreign(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """What another run was told, with ids below those of this run, in its order."""
-    from dataclasses import replace
-
     return [replace(e, id=i - len(evaluations)) for i, e in enumerate(evaluations)]

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome, Score
-from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign
+from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, random_genome
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored, total_order
 from evomerge.searchers.parameters import Parameters
@@ -79,12 +79,12 @@ class GaussianProcess:
         self.in_flight = self.population * (1 + self.options.ahead)
         self._seed = seed
         self._num_objectives = len(facts.objectives)
-        parameters = Parameters(space)
-        self._study = StudyOfSpace(parameters, self._num_objectives, only_active=False)
+        self._parameters = Parameters(space)
+        self._study = StudyOfSpace(self._parameters, self._num_objectives, only_active=False)
         self._before = foreign(facts.warm_start)
         self.learn([])
         self._first = FirstPoints(
-            parameters,
+            self._parameters,
             seed,
             facts.designs if self.options.designs else facts.given,
             max(self.options.startup - len(self._before), 0),
@@ -122,7 +122,7 @@ class GaussianProcess:
         if number < self._first.count:
             return self._first[number]
         if self._is_empty:
-            return self._first.random(number)
+            return random_genome(self._parameters, self._seed, number)
         seed = np.random.SeedSequence([self._seed, CANDIDATE, number])
         with one_thread():
             return self._study.propose(sampler, seed, waiting)

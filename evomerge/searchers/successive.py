@@ -10,7 +10,7 @@ from pydantic import Field
 
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign
+from evomerge.searchers.first_points import DICE, FirstPoints, foreign, random_genome
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.tpe import ParzenModel
@@ -105,9 +105,9 @@ class Successive:
         """The next candidate (see `Proposer`)."""
         if number < self._first.count:
             return self._first[number]
-        dice = np.random.default_rng(np.random.SeedSequence([self._seed, CANDIDATE, number]))
-        if self._model.is_empty or dice.random() < self.options.random_share:
-            return self._first.random(number)
+        dice = np.random.default_rng(np.random.SeedSequence([self._seed, DICE, number]))
+        if dice.random() < self.options.random_share:
+            return random_genome(self._model.parameters, self._seed, number)
         return self._model.propose(number, waiting)
 
 

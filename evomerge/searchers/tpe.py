@@ -10,7 +10,7 @@ from pydantic import Field
 
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign
+from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, random_genome
 from evomerge.searchers.nsga2 import standing
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
@@ -20,7 +20,7 @@ from evomerge.searchers.window import Window
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-TRIES = 8  # to find a genome that was not asked for, in spaces that are finite
+TRIES = 4  # to find a genome that was not asked for, in spaces that are finite
 
 
 class ParzenModel:
@@ -60,22 +60,26 @@ class ParzenModel:
         """Forget all else, and know these."""
         scored = [e for e in known if is_scored(e)]
         self.is_empty = not scored
+        self._seen = [e.genome for e in known]
         if self.is_empty:
             return
         values, violations = standing(scored, self._num_objectives)
         limits = violations.tolist() if violations.any() else [None] * len(scored)
-        self._seen = [e.genome for e in known]
         self._study.learn(
             list(zip(scored, values.tolist(), limits, strict=True)),
             outstanding=[e.genome for e in known if not is_scored(e)],
         )
 
     def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
-        """The next genome, where something has a score."""
+        """The next genome; a random one where nothing has a score, or all proposals are known."""
         seen = [*self._seen, *waiting] if self._is_finite else []
-        for attempt in range(TRIES):
+        for attempt in range(0 if self.is_empty else TRIES):
             seed = np.random.SeedSequence([self._seed, CANDIDATE, number, attempt])
             genome = self._study.propose(self._sampler, seed, waiting)
+            if genome not in seen:
+                return genome
+        for attempt in range(TRIES):
+            genome = random_genome(self.parameters, self._seed, number, attempt)
             if genome not in seen:
                 break
         return genome
@@ -103,7 +107,8 @@ class Tpe:
 
     A real gene is modelled by its coordinate, an integer by its value, a choice and a flag as
     categories; of flags that are counted, those that the constraint leaves are learnt. In a space
-    without real genes, a genome that was asked for before is proposed anew, up to 8 times.
+    without real genes, a genome that was asked for before gives way to another proposal, and after
+    four of them to random ones.
     """
 
     kind: ClassVar[str] = "tpe"
@@ -119,7 +124,7 @@ class Tpe:
         """Options of `tpe`."""
 
         population: int = Field(
-            8,
+            4,
             ge=1,
             le=100_000,
             description="candidates that are proposed from the same evaluations",
@@ -185,6 +190,4 @@ class Tpe:
         """The next candidate (see `Proposer`)."""
         if number < self._first.count:
             return self._first[number]
-        if self._model.is_empty:
-            return self._first.random(number)
         return self._model.propose(number, waiting)
