@@ -49,6 +49,11 @@ REPEATABLE = settings(
 )
 
 
+def rounds(kind: str, most: int) -> int:
+    """How many rounds of 8 candidates a test takes: so many, or what the kind's length has."""
+    return min(most, LENGTH.get(kind, 8 * most) // 8)
+
+
 def small(kind: str, num_genes: int = 5, **more: Any) -> Setting:
     """A searcher whose first steps are short."""
     return Setting(kind, num_genes, options=SMALL[kind], **more)
@@ -78,7 +83,8 @@ sizes = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 
 @pytest.mark.parametrize("kind", ALL)
 def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) -> None:
-    @REPEATABLE
+    # A Gaussian process of three objectives takes half a second for each candidate.
+    @settings(REPEATABLE, max_examples=3 if kind == "gp" else REPEATABLE.max_examples)
     @given(searches(kind), sizes, sizes)
     def check(setting: Setting, ask_counts: list[int], tell_counts: list[int]) -> None:
         first, second = setting.make(), setting.make()
@@ -151,7 +157,8 @@ def test_global_generators_are_neither_read_nor_written(kind: str, num_genes: in
         torch.manual_seed(seed)
         before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
         searcher = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes))).make()
-        streams.append(asked(drive(searcher, 80, itertools.repeat(8), itertools.repeat(8))))
+        length = 8 * rounds(kind, 10)
+        streams.append(asked(drive(searcher, length, itertools.repeat(8), itertools.repeat(8))))
         searcher.recommend()
         assert random.getstate() == before[0]
         for now, then in zip(np.random.get_state(), before[1], strict=True):  # noqa: NPY002
@@ -165,7 +172,8 @@ def test_nothing_is_written_and_pycmas_signals_file_is_not_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stream() -> list[Any]:
-        return asked(drive(small(kind).make(), 80, itertools.repeat(8), itertools.repeat(8)))
+        length = 8 * rounds(kind, 10)
+        return asked(drive(small(kind).make(), length, itertools.repeat(8), itertools.repeat(8)))
 
     expected = stream()
     monkeypatch.chdir(tmp_path)
@@ -205,12 +213,12 @@ def test_generations_that_fail_entirely_do_not_stop_the_search(
     kind: str, num_objectives: int
 ) -> None:
     searcher = small(kind, num_objectives=num_objectives).make()
-    told = 0
-    for generation in range(40):
+    told, num_rounds = 0, rounds(kind, 40)
+    for generation in range(num_rounds):
         genomes = searcher.ask(100)
         assert genomes
         assert all(in_cube(genome, 5) for genome in genomes)
-        dead = generation < 12 or generation % 3 == 0
+        dead = generation < 0.3 * num_rounds or generation % 3 == 0
         searcher.tell(
             [
                 evaluation(told + i, g, None if dead else bowls(g, num_objectives))
@@ -224,7 +232,7 @@ def test_generations_that_fail_entirely_do_not_stop_the_search(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_not_finite_counts_as_a_failure(kind: str, value: float) -> None:
     odd, failed = small(kind).make(), small(kind).make()
-    for generation in range(6):
+    for generation in range(rounds(kind, 6)):
         genomes = odd.ask(8)
         assert failed.ask(8) == genomes
         told = [
@@ -242,7 +250,7 @@ def test_a_value_that_is_not_finite_counts_as_a_failure(kind: str, value: float)
 def test_told_again_is_deterministic_and_replaces_within_a_generation(kind: str) -> None:
     def stream(first_values: float) -> list[Any]:
         searcher, genomes = small(kind).make(), []
-        for generation in range(6):
+        for generation in range(rounds(kind, 6)):
             born = searcher.ask(8)
             genomes += born
             told = [evaluation(8 * generation + i, g, bowls(g, 1)) for i, g in enumerate(born)]
@@ -271,7 +279,7 @@ def test_what_was_never_asked_for_cannot_be_told(kind: str) -> None:
 def test_recommend_is_in_the_cube_and_disturbs_nothing(kind: str) -> None:
     quiet, curious = small(kind).make(), small(kind).make()
     assert curious.recommend() is None
-    for generation in range(30):
+    for generation in range(rounds(kind, 30)):
         genomes = quiet.ask(8)
         assert curious.ask(8) == genomes
         told = [evaluation(8 * generation + i, g, bowls(g, 1)) for i, g in enumerate(genomes)]
@@ -285,7 +293,7 @@ def test_recommend_is_in_the_cube_and_disturbs_nothing(kind: str) -> None:
 def test_goes_on_from_recorded_genomes_that_differ(kind: str) -> None:
     searcher = small(kind).make()
     generator = np.random.default_rng(0)
-    for generation in range(12):
+    for generation in range(rounds(kind, 12)):
         drifted = [
             np.clip(g + generator.normal(0, 0.05, 5), 0, 1).tolist() for g in searcher.ask(8)
         ]
