@@ -11,10 +11,10 @@ from pydantic import Field
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
 from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, random_genome
-from evomerge.searchers.nsga2 import standing
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parameters import Parameters
+from evomerge.searchers.standing import standing
 from evomerge.searchers.window import Window
 
 if TYPE_CHECKING:
