@@ -16,12 +16,14 @@ from evomerge.searchers.cma_es import CmaEs
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
+from evomerge.searchers.rl_agent import RlAgent
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
 SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
+    "rl_agent": RlAgent,
 }
 
 
