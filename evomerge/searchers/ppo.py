@@ -188,12 +188,17 @@ class Agent:
             foretold = self._critic.forward(steps.seen)[..., 0]
             self._critic.step(((foretold - returns) * share)[..., None])
 
-    def imitate(self, steps: Steps, times: int) -> None:
-        """So many steps towards doing what was done (behaviour cloning)."""
+    def imitate(self, steps: Steps, times: int, enough: float) -> None:
+        """Steps of Adam towards doing what was done (behaviour cloning).
+
+        At most so many, and none once what was done is as probable as `enough`, in the mean.
+        """
         share = steps.acted / np.float32(max(int(steps.acted.sum()), 1))
         chosen = _one_hot(steps)
         for _ in range(times):
             _, shares = self._log_shares(steps)
+            if ((shares * chosen).sum(axis=-1) * share).sum() >= enough:
+                return
             self._actor.step((shares - chosen) * share[..., None])
 
     def _log_shares(self, steps: Steps) -> tuple[Floats, Floats]:

@@ -19,7 +19,8 @@ from evomerge.searchers.order import is_scored, order_key
 from evomerge.searchers.ppo import Agent, Floats, Settings
 
 POINTS = 100.0  # a score of 1 is so much reward
-CLONING_STEPS = 30  # of Adam: towards another run's best genomes, and not up to them
+# Of another run's best genomes: towards them, and not up to them.
+CLONING_STEPS, CLONED = 100, 0.7
 
 
 class RlAgent:
@@ -50,7 +51,7 @@ class RlAgent:
             0.2, gt=0, lt=1, description="an update changes no probability by a larger share"
         )
         entropy: float = Field(
-            1e-2, ge=0, description="weight of the actor's entropy, which keeps it trying"
+            1e-4, ge=0, description="weight of the actor's entropy, which keeps it trying"
         )
         penalty: float = Field(
             -10.0, le=0, description="reward of a failure, where a score of 1 is 100"
@@ -133,7 +134,7 @@ class RlAgent:
         if known:
             with self._blas.limit(limits=1):
                 steps = self._course.follow([e.genome for e in known[: self.population]])
-                self._agent.imitate(steps, CLONING_STEPS)
+                self._agent.imitate(steps, CLONING_STEPS, CLONED)
 
     def _drawn(self, place: int, seen: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.intp]:
         """One action for each episode, as likely as the actor has them."""
