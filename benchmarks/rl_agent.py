@@ -5,11 +5,11 @@
     python benchmarks/rl_agent.py merges --out runs/rl_agent --space layer_choice --seeds 0 1 2 3
     python benchmarks/rl_agent.py show --out runs/rl_agent
 
-`toy`: 12 layers, each from one of 4 sources. A layer's gain from a source is U(0, 1), and every pair
-of neighbours adds U(-1/4, 1/4); the sum is scaled so that the worst choice is 0 and the optimum 1,
-both found by dynamic programming. 700 episodes. The target is the best candidate at .97 or above;
-what the greedy policy makes is printed beside it. The settings were chosen on other toys (seeds 100
-to 115). `paper` has the paper's settings.
+`toy`: 12 layers, each from one of 4 sources. A layer's gain from a source is U(0, 1), and every two
+neighbours add U(-1/4, 1/4) to it; the sum is scaled so that the worst choice is 0 and the optimum
+1, both found by dynamic programming. 700 episodes. The target is the best candidate at .97 or
+above; what the greedy policy makes is printed beside it. The settings were chosen on other toys
+(seeds 100 to 115). `paper` has the paper's settings.
 
 `merges`: the tiny family on 32 fixed items of each task, 300 candidates; then the best four and the
 agent's own genome on 100 fresh items of each task, and the chosen one on the holdout.

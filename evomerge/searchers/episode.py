@@ -130,7 +130,8 @@ class Course:
             columns = self.columns[place]
             far = np.abs(points[:, place, None] - self.coordinates[place])
             far[~allowed[:, columns]] = np.inf
-            return far.argmin(axis=1) + columns.start
+            chosen: NDArray[np.intp] = far.argmin(axis=1) + columns.start
+            return chosen
 
         return self.walk(len(points), nearest)[1]
 
@@ -206,9 +207,9 @@ def _coordinates(gene: Gene, size: int) -> NDArray[np.float64]:
 
 
 def _values(gene: Gene, coordinates: Sequence[float]) -> Sequence[Value]:
-    """What a gene's options mean; a real one's are rounded as they will be (search_spaces/codec.py).
+    """What a gene's options mean, which only conditions ask.
 
-    Only conditions ask for them.
+    Those of a real one are rounded as a codec does (search_spaces/codec.py).
     """
     if isinstance(gene, Real):
         return [_real(gene, coordinate) for coordinate in coordinates]

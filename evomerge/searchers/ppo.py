@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,8 +49,8 @@ class Network:
         generator: np.random.Generator,
     ) -> None:
         def uniform(fan_in: int, *shape: int) -> Floats:
-            drawn = generator.uniform(-1, 1, shape) / np.sqrt(fan_in)
-            return drawn.astype(np.float32)
+            drawn: Floats = (generator.uniform(-1, 1, shape) / fan_in**0.5).astype(np.float32)
+            return drawn
 
         num_inputs = num_places + num_features
         self._shapes = [
@@ -90,7 +89,8 @@ class Network:
         two += bias
         np.tanh(two, out=two)
         self._kept = rows, one, two
-        return (two @ last + last_bias).reshape(*seen.shape[:2], -1)
+        result: Floats = (two @ last + last_bias).reshape(*seen.shape[:2], -1)
+        return result
 
     def step(self, slopes: Floats) -> None:
         """One step of Adam down the slopes of the loss in the outputs of the last `forward`."""
@@ -169,7 +169,7 @@ class Agent:
         """Take in whole episodes; rewards: one at the end of each, shape (episodes,)."""
         settings = self._settings
         returns = self._returns(steps, rewards)
-        share = steps.acted / np.float32(max(int(steps.acted.sum()), 1))  # of one step in the mean
+        share = _weights(steps)
         chosen = _one_hot(steps)
         advantages = returns - self._critic.forward(steps.seen)[..., 0]
         before: Floats | None = None
@@ -193,7 +193,7 @@ class Agent:
 
         At most so many, and none once what was done is as probable as `enough`, in the mean.
         """
-        share = steps.acted / np.float32(max(int(steps.acted.sum()), 1))
+        share = _weights(steps)
         chosen = _one_hot(steps)
         for _ in range(times):
             _, shares = self._log_shares(steps)
@@ -214,8 +214,15 @@ class Agent:
         spread = rewards.std()
         standard = (rewards - rewards.mean()) / spread if spread > 0 else np.zeros(len(rewards))
         still_to_go = steps.acted[:, ::-1].cumsum(axis=1)[:, ::-1] - 1
-        returns = standard[:, None] * self._settings.discount ** np.maximum(still_to_go, 0)
-        return returns.astype(np.float32)
+        discounts = self._settings.discount ** np.maximum(still_to_go, 0)
+        returns: Floats = (standard[:, None] * discounts).astype(np.float32)
+        return returns
+
+
+def _weights(steps: Steps) -> Floats:
+    """What each step counts in the mean over steps; 0 where there was nothing to do."""
+    weights: Floats = (steps.acted / max(int(steps.acted.sum()), 1)).astype(np.float32)
+    return weights
 
 
 def _one_hot(steps: Steps) -> Floats:
