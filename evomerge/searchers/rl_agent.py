@@ -35,9 +35,9 @@ class RlAgent:
 
     Departures (what the first brought stands in benchmarks/results/rl_agent.txt):
 
-    - 16 episodes an update instead of 4, with which the agent settles too early more often. 10 steps
-      of Adam an update instead of 40, with a rate of 2e-3 for both networks instead of 3e-4 and
-      1e-3: as good as far as 10 seeds tell, in a third of the time.
+    - 16 episodes an update instead of 4, with which the agent settles too early more often. 10
+      steps of Adam an update instead of 40, with a rate of 2e-3 for both networks instead of 3e-4
+      and 1e-3: as good as far as 10 seeds tell, in a third of the time.
     - Any genes will do: choices, flags and integers are actions as they are, real ones have `bins`.
       What does not matter or would break a constraint is masked.
     - Rewards are standardised over an update's episodes, before they are discounted. The paper
