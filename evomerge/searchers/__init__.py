@@ -21,6 +21,7 @@ from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.nsga3 import Nsga3
 from evomerge.searchers.random import RandomSearch
+from evomerge.searchers.rl_agent import RlAgent
 from evomerge.searchers.scalarised import ScalariseConfig, Scalarised
 from evomerge.searchers.sobol import SobolSearch
 from evomerge.searchers.successive import Successive
@@ -37,6 +38,7 @@ SEARCHERS: dict[str, type[Any]] = {
     "tpe": Tpe,
     "gp": GaussianProcess,
     "successive": Successive,
+    "rl_agent": RlAgent,
 }
 
 

@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tpe": {"population": 4, "startup": 4, "samples": 8},
     "gp": {"population": 4, "ahead": 1, "startup": 12},
     "successive": {"population": 8, "min_points": 4, "samples": 8},
+    "rl_agent": {"population": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
