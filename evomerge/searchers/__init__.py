@@ -13,6 +13,8 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.cycle_qd import CycleQd
+from evomerge.searchers.map_elites import MapElites
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
@@ -22,6 +24,8 @@ SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
+    "map_elites": MapElites,
+    "cycle_qd": CycleQd,
 }
 
 

@@ -23,6 +23,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
     "nsga2": {"population": 8},
+    "map_elites": {"population": 8},
+    "cycle_qd": {"population": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
@@ -141,6 +143,11 @@ def sometimes_failing(genome: Genome, num_objectives: int) -> list[float] | None
     return bowls(genome, num_objectives)
 
 
+def fewest_objectives(searcher: Any) -> int:
+    """How many objectives a searcher (or a kind of it) must be told."""
+    return 2 if "several_objectives" in searcher.needs else 1
+
+
 Measure = Callable[[Genome, int], "list[float] | None"]
 
 
@@ -170,7 +177,7 @@ class Setting:
 
     def make(self) -> Searcher:
         """The searcher, given what it needs."""
-        several = 2 if "several_objectives" in self.needs else 1
+        several = fewest_objectives(self)
         objectives = tuple(f"f{i}" for i in range(max(self.num_objectives, several)))
         experts, gram = self.experts()
         facts = Facts(
@@ -201,6 +208,7 @@ def drive(
     measure: Measure = sometimes_failing,
 ) -> list[list[Any]]:
     """Ask and tell in pieces until so many candidates are told; every call with its content."""
+    num_objectives = max(num_objectives, fewest_objectives(searcher))
     calls: list[list[Any]] = []
     waiting: list[Evaluation] = []
     num_asked = 0

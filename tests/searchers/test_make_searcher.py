@@ -76,7 +76,7 @@ def test_the_table_is_read_without_the_libraries() -> None:
     code = (
         "import sys; from evomerge.searchers import SEARCHERS; "
         "[kind.Options() for kind in SEARCHERS.values()]; "
-        "print(sorted({'cma', 'pymoo', 'torch', 'scipy', 'matplotlib'} & set(sys.modules)))"
+        "print(sorted({'cma', 'pymoo', 'torch', 'scipy', 'matplotlib', 'ribs'} & set(sys.modules)))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
