@@ -82,7 +82,7 @@ class CycleQd:
             0.03, ge=0, le=1, description="standard deviation of a parent's weight, whose mean is 1"
         )
         sigma: float = Field(
-            0.1, ge=0, le=1, description="standard deviation of mutations, in a cube of side 1"
+            0.05, ge=0, le=1, description="standard deviation of mutations, in a cube of side 1"
         )
         mutation_rate: float | None = Field(
             None,

@@ -89,7 +89,7 @@ class Archives:
         self._cells = cells
         self._given = {self._objectives.index(name): ranges[name] for name in ranges}
         self._rows: dict[CandidateId, _Row] = {}  # this run's
-        self._known: set[CandidateId] = set()  # who was told, with a score or without
+        self._newest = -1  # of this run's, with a score or without
         self._strangers = self._read_strangers(warm_start)
         self._rung = 0
         self._bounds: Floats = np.empty(0)  # (2, objectives)
@@ -99,14 +99,14 @@ class Archives:
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Take in evaluations, of new candidates or of known ones."""
         fresh: dict[CandidateId, _Row] = {}
-        is_known = any(evaluation.id in self._known for evaluation in evaluations)
+        is_late = any(evaluation.id <= self._newest for evaluation in evaluations)
         for evaluation in evaluations:
-            self._known.add(evaluation.id)
+            self._newest = max(self._newest, evaluation.id)
             self._rows.pop(evaluation.id, None)
             row = self._read(evaluation)
             if row is not None:
                 self._rows[evaluation.id] = fresh[evaluation.id] = row
-        if is_known or self._outgrows(fresh.values()):
+        if is_late or self._outgrows(fresh.values()):
             self._refill()
         else:
             self._add({i: row for i, row in fresh.items() if row.rung == self._rung})
@@ -170,7 +170,7 @@ class Archives:
         from ribs.archives import GridArchive
 
         self._rung = max((row.rung for row in self._rows.values()), default=0)
-        own = {i: self._rows[i] for i in sorted(self._rows) if self._rows[i].rung == self._rung}
+        own = {i: row for i, row in self._rows.items() if row.rung == self._rung}
         rows = self._strangers | own
         self._bounds = np.empty(0)
         if rows:

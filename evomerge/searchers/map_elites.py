@@ -74,7 +74,7 @@ class MapElites:
         )
         iso_sigma: float = Field(0.01, ge=0, le=1, description="standard deviation of `iso_line`")
         line_sigma: float = Field(
-            0.2, ge=0, le=10, description="standard deviation of `iso_line` along the difference"
+            0.5, ge=0, le=10, description="standard deviation of `iso_line` along the difference"
         )
         mutation_rate: float | None = Field(
             None,
