@@ -9,6 +9,7 @@ import pytest
 from brute_archive import brute_archive
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from evomerge.records import Estimate, Evaluation, Failure, Genome, Score
 from evomerge.searchers.elites import Archives, Axes, Elites
 
@@ -134,3 +135,11 @@ def test_those_of_another_run_are_the_oldest_and_keep_no_rung() -> None:
 def test_nobody_is_in_new_archives() -> None:
     for number in range(len(AXES)):
         assert len(archives()[number]) == 0
+
+
+def test_who_was_dropped_does_not_enter_with_those_who_were_not() -> None:
+    made = archives({name: [0.0, 1.0] for name in NAMES})
+    made.tell([evaluation(0, [0.5], (0.1, 0.1, 0.1))])
+    made.tell([evaluation(1, [0.5], (0.2, 0.9, 0.9), rung=1), evaluation(2, [0.5], (0.9,) * 3)])
+    made.tell([evaluation(3, [0.5], (0.1, 0.1, 0.1), rung=1), evaluation(4, [0.5], (0.9,) * 3)])
+    assert made[1].ids.tolist() == [3, 1]
