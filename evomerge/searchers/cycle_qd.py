@@ -49,6 +49,7 @@ class CycleQd:
     kind: ClassVar[str] = "cycle_qd"
     summary: ClassVar[str] = "CycleQD: an archive for each objective, bred from in turns"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes", "several_objectives"})
     resumes_on_drift: bool = True
 

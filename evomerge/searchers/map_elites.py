@@ -39,6 +39,7 @@ class MapElites:
     kind: ClassVar[str] = "map_elites"
     summary: ClassVar[str] = "MAP-Elites: the best of every balance of several objectives"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes", "several_objectives"})
     resumes_on_drift: bool = True
 
