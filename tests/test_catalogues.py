@@ -20,6 +20,7 @@ from evomerge.zoo import ZOOS
 
 GENES = {
     "accuracy_against_size": 18,
+    "cycle_qd": 24,
     "evolutionary_ps": 6,
     "evolutionary_ps_then_dfs": 72,
     "gptailor": 26,

@@ -15,8 +15,10 @@ from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
 from evomerge.searchers.cma_es_mixed import CmaEsMixed
+from evomerge.searchers.cycle_qd import CycleQd
 from evomerge.searchers.given_first import GivenFirst
 from evomerge.searchers.gp import GaussianProcess
+from evomerge.searchers.map_elites import MapElites
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.nsga3 import Nsga3
@@ -39,6 +41,8 @@ SEARCHERS: dict[str, type[Any]] = {
     "gp": GaussianProcess,
     "successive": Successive,
     "rl_agent": RlAgent,
+    "map_elites": MapElites,
+    "cycle_qd": CycleQd,
 }
 
 
