@@ -187,7 +187,7 @@ def speed(repeats: int) -> None:
         "insertion": lambda n: archive.insert(-1 - n, right),
         "crossover": lambda _: dense.birth("child", first, second, 0.3, TOTAL // 2),
         "noise": lambda n: (
-            noise * np.random.default_rng((0, n, 1)).standard_normal(TOTAL, np.float32)
+            noise * np.random.Generator(np.random.SFC64((0, n))).standard_normal(TOTAL, np.float32)
         ),
     }
     print(

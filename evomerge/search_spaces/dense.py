@@ -43,11 +43,12 @@ class Dense:
         mix: float,
         split: int,
         noise_std: float = 0.0,
-        noise_seed: int | Sequence[int] = 0,
+        noise_seed: int | Sequence[int] | np.random.Generator = 0,
     ) -> None:
         """Add the child of two members, as `lineage.cross`, with noise N(0, noise_std^2).
 
-        noise_seed: the child's own, so that its noise depends on nothing that was drawn before.
+        noise_seed: the child's own, so that its noise depends on nothing that was drawn before; or
+            a generator that is.
 
         Raises:
             KeyError: a parent that is not alive.
@@ -92,9 +93,8 @@ class Dense:
                 a, b = one[part], other[part]
                 products = _product(a, a), _product(a, b), _product(b, b)
             for_one, for_other = slerp_shares(share, *products)
-            for start in range(part.start, part.stop, _CHUNK):
-                here = slice(start, min(start + _CHUNK, part.stop))
-                child[here] = for_one * one[here].astype(np.float64) + for_other * other[here]
+            np.multiply(one[part], np.float32(for_one), out=child[part])
+            child[part] += np.float32(for_other) * other[part]
         return child
 
     def _square(self, member: Hashable) -> float:

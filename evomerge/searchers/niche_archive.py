@@ -39,6 +39,9 @@ class NicheArchive(Generic[Member]):
         self._scores: Floats = np.zeros((size + 1, 0))  # the last row is the newcomer's
         self._is_free = np.ones(size + 1, np.bool_)
         self._has_negative = False
+        self._judgement: tuple[Floats, Floats, Floats, Floats] | None = (
+            None  # until something changes
+        )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -71,17 +74,19 @@ class NicheArchive(Generic[Member]):
         """
         if member in self._places:
             raise ValueError(f"{member!r} is in the archive already")
+        row = self._checked(scores)
         last = len(self._rows)
-        self._write(last, scores)
-        worst = int(np.argmin(self._fitness(last + 1)))  # of equal ones the first
+        self._scores[last], self._is_free[last] = row, False
+        points = self._points(last + 1)
+        worth = self._worth(points.max(axis=0), points.sum(axis=0))
+        worst = int(np.argmin(_weighted(points, worth)))  # of equal ones the first
         self._is_free[last] = True
         if worst == last:
             return member
         left = self._rows[worst]
         if left is not None:
             del self._places[left]
-        self._scores[worst] = self._scores[last]
-        self._is_free[worst] = False
+        self._write(worst, row)
         self._rows[worst] = member
         self._places[member] = worst
         return left
@@ -93,7 +98,7 @@ class NicheArchive(Generic[Member]):
             KeyError: it is not alive.
             ValueError: as in `insert`.
         """
-        self._write(self._places[member], scores)
+        self._write(self._places[member], self._checked(scores))
 
     def remove(self, member: Member) -> None:
         """Make a member's row free.
@@ -103,12 +108,12 @@ class NicheArchive(Generic[Member]):
         """
         place = self._places.pop(member)
         self._rows[place] = None
-        self._scores[place] = 0.0
+        self._write(place, np.zeros_like(self._scores[place]))
         self._is_free[place] = True
 
     def fitness(self) -> dict[Member, float]:
         """The fitness f_i of every member."""
-        fitness = self._fitness(len(self._rows)).tolist()
+        fitness = self._judged()[-1].tolist()
         return {member: fitness[place] for member, place in self._places.items()}
 
     def parents(
@@ -127,17 +132,17 @@ class NicheArchive(Generic[Member]):
         Raises:
             ValueError: nobody is alive.
         """
-        size = len(self._rows)
-        alive = ~self._is_free[:size]
+        alive = ~self._is_free[:-1]
         if not alive.any():
             raise ValueError("an empty archive has no parents")
-        points, worth = self._points(size)
-        fitness = _weighted(points, worth)
+        points, best, worth, fitness = self._judged()
         lots = generator.random(2)
         first = _drawn(fitness, alive, lots[0])
         if not attraction:
             return self._member(first), self._member(_drawn(fitness, alive, lots[1]))
-        weights = _weighted(np.maximum(points - points[first], 0.0), worth)
+        better = np.flatnonzero(points[first] < best)  # elsewhere nobody has more: few are left
+        gains = points.take(better, axis=1) - points[first, better]
+        weights = _weighted(np.maximum(gains, 0.0), worth[better])
         if not weights.any():
             others = alive.copy()
             others[first] = len(self) == 1
@@ -150,34 +155,45 @@ class NicheArchive(Generic[Member]):
             raise KeyError(f"nobody lives in row {row}")
         return member
 
-    def _write(self, place: int, scores: ArrayLike) -> None:
+    def _write(self, place: int, row: Floats) -> None:
+        self._scores[place] = row
+        self._is_free[place] = False
+        self._judgement = None
+
+    def _checked(self, scores: ArrayLike) -> Floats:
         row = np.asarray(scores, np.float64)
         if not self._scores.shape[1]:
             self._scores = np.zeros((len(self._rows) + 1, len(row)))
         if row.shape != self._scores.shape[1:] or not np.isfinite(row).all():
             expected = f"{self._scores.shape[1]} finite scores"
             raise ValueError(f"expected {expected}, got {row.shape}: {row!r}")
-        self._has_negative = self._has_negative or bool((row < 0).any())
-        self._scores[place] = row
-        self._is_free[place] = False
+        self._has_negative = self._has_negative or bool(row.min(initial=0.0) < 0)
+        return row
 
-    def _fitness(self, num_rows: int) -> Floats:
-        points, worth = self._points(num_rows)
-        return _weighted(points, worth)
+    def _judged(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Points of the rows, (P, items), c and c / z^alpha, (items,), and fitness, (P,)."""
+        if self._judgement is None:
+            points = self._points(len(self._rows))
+            best = points.max(axis=0)
+            worth = self._worth(best, points.sum(axis=0))
+            self._judgement = points, best, worth, _weighted(points, worth)
+        return self._judgement
 
-    def _points(self, num_rows: int) -> tuple[Floats, Floats]:
-        """Scores s of the first rows, (rows, items), and c / z^alpha of the items, (items,)."""
+    def _points(self, num_rows: int) -> Floats:
+        """Scores of the first rows; of an item where some are negative, less the least of them."""
         points = self._scores[:num_rows]
         if self._has_negative:
             is_free = self._is_free[:num_rows]
-            points = points - np.minimum(points[~is_free].min(axis=0, initial=0.0), 0.0)
+            points = points - points[~is_free].min(axis=0, initial=0.0)
             points[is_free] = 0.0
-        worth = points.max(axis=0)
-        if self._alpha:
-            sums = points.sum(axis=0)
-            sums[sums == 0] = 1.0
-            worth /= sums if self._alpha == 1 else sums**self._alpha
-        return points, worth
+        return points
+
+    def _worth(self, best: Floats, sums: Floats) -> Floats:
+        """What a point of each item is worth, c / z^alpha; nothing where nobody has any."""
+        if not self._alpha:
+            return best
+        shared = np.where(sums == 0, 1.0, sums)
+        return best / (shared if self._alpha == 1 else shared**self._alpha)
 
 
 def _weighted(points: Floats, worth: Floats) -> Floats:
