@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
     "nsga2": {"population": 8},
+    "m2n2": {"archive": 5, "in_flight": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
