@@ -110,7 +110,7 @@ def gains_table(final: Mapping[str, Any]) -> Table | None:
 
 
 def summary(final: Mapping[str, Any]) -> str:
-    """The gain over the best reference and the winner's curse, in words."""
+    """The gain over the best reference, the winner's curse, and why the search ended, in words."""
     gain, best = final["gain_over_best_reference"], final["best"]
     value, low, high = gain["value"], gain["low"], gain["high"]
     lines = [f"Gain over the best reference ({gain['reference']}): {value:+.3f}"]
@@ -128,7 +128,8 @@ def summary(final: Mapping[str, Any]) -> str:
     if "failed_items" in best:
         failed = ", ".join(f"{count} of {task}" for task, count in best["failed_items"].items())
         lines.append(f"Items that the best could not answer, which count as the worst: {failed}.")
-    return "\n".join([*lines, _curse_line(best), *_cost_lines(final)])
+    ended = [f"The search ended: {final['ended']}."] if "ended" in final else []
+    return "\n".join([*lines, _curse_line(best), *_cost_lines(final), *ended])
 
 
 def _curse_line(best: Mapping[str, Any]) -> str:

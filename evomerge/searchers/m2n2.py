@@ -41,6 +41,7 @@ class M2n2:
     kind: ClassVar[str] = "m2n2"
     summary: ClassVar[str] = "M2N2: lineages that compete for items; any number of objectives"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"lineages", "complete_responses"})
     resumes_on_drift: bool = True
 
