@@ -112,9 +112,9 @@ class NicheArchive(Generic[Member]):
         self._is_free[place] = True
 
     def fitness(self) -> dict[Member, float]:
-        """The fitness f_i of every member."""
+        """The fitness f_i of every member, in the order of rows."""
         fitness = self._judged()[-1].tolist()
-        return {member: fitness[place] for member, place in self._places.items()}
+        return {m: f for m, f in zip(self._rows, fitness, strict=True) if m is not None}
 
     def parents(
         self, generator: np.random.Generator, attraction: bool = True
