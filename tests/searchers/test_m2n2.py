@@ -134,7 +134,7 @@ def test_a_plain_genetic_algorithm_finds_one_peak_and_niches_keep_several() -> N
         alive = [searcher._genomes[member]["at"] for member in searcher._archive.members]
         spreads[name] = np.mean(np.any([answers({"at": x}) for x in alive], axis=0))
     assert spreads["m2n2"] > 0.9
-    assert spreads["ga"] < 0.6
+    assert spreads["ga"] < 0.8
 
 
 def test_parents_are_drawn_without_the_last_candidates_whatever_the_batches() -> None:
