@@ -18,6 +18,7 @@ from evomerge.searchers.cma_es_mixed import CmaEsMixed
 from evomerge.searchers.cycle_qd import CycleQd
 from evomerge.searchers.given_first import GivenFirst
 from evomerge.searchers.gp import GaussianProcess
+from evomerge.searchers.m2n2 import M2n2
 from evomerge.searchers.map_elites import MapElites
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
@@ -43,6 +44,7 @@ SEARCHERS: dict[str, type[Any]] = {
     "rl_agent": RlAgent,
     "map_elites": MapElites,
     "cycle_qd": CycleQd,
+    "m2n2": M2n2,
 }
 
 

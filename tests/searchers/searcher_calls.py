@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rl_agent": {"population": 8},
     "map_elites": {"population": 8},
     "cycle_qd": {"population": 8},
+    "m2n2": {"archive": 5, "in_flight": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.

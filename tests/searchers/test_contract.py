@@ -30,6 +30,7 @@ from searcher_calls import (
     evaluation,
     fewest_objectives,
     in_cube,
+    point_of,
     replay,
 )
 
@@ -72,7 +73,11 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
     num_genes = draw(st.integers(1, 30))
     any_shape = kind in ANY_SHAPE
     unit = st.floats(0, 1, allow_subnormal=False)
-    genome = st.lists(unit, min_size=num_genes, max_size=num_genes)
+    genome = (
+        st.builds(lambda at: {"at": at}, unit)
+        if "lineages" in SEARCHERS[kind].needs
+        else st.lists(unit, min_size=num_genes, max_size=num_genes)
+    )
     return Setting(
         kind,
         num_genes,
@@ -84,6 +89,11 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
         else SMALL[kind] | {"population": draw(st.integers(LEAST_POPULATION.get(kind, 3), 12))},
         shape=draw(st.sampled_from(["reals", "mixed", "conditional"])) if any_shape else "reals",
     )
+
+
+def genome_of(kind: str, point: list[float]) -> Any:
+    """A genome of a point; a lineage of the toy space has one number."""
+    return {"at": point[0]} if "lineages" in SEARCHERS[kind].needs else point
 
 
 sizes = st.lists(st.integers(1, 20), min_size=1, max_size=6)
@@ -309,7 +319,8 @@ def test_goes_on_from_recorded_genomes_that_differ(kind: str) -> None:
     generator = np.random.default_rng(0)
     for generation in range(rounds(kind, 12)):
         drifted = [
-            np.clip(g + generator.normal(0, 0.05, 5), 0, 1).tolist() for g in searcher.ask(8)
+            genome_of(kind, np.clip(point_of(g) + generator.normal(0, 0.05, 5), 0, 1).tolist())
+            for g in searcher.ask(8)
         ]
         assert len(drifted) == 8
         searcher.tell(
