@@ -13,6 +13,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.map_pareto import MapPareto
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
@@ -22,6 +23,7 @@ SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
     "cma_es": CmaEs,
     "nsga2": Nsga2,
+    "map_pareto": MapPareto,
 }
 
 

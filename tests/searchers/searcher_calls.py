@@ -23,10 +23,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
     "nsga2": {"population": 8},
+    "map_pareto": {"population": 8, "design": 8, "generations": 3, "surrogate_population": 12},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
-LENGTH: dict[str, int] = {}
+LENGTH: dict[str, int] = {"map_pareto": 30}
 
 Shape = Literal["reals", "mixed", "conditional"]
 

@@ -28,7 +28,12 @@ ALL = sorted(SEARCHERS)
 GENERATIONAL = [
     k for k in ALL if (s := Setting(k, 5, options=SMALL[k]).make()).in_flight == s.population
 ]
-ANY_SHAPE = [kind for kind in ALL if "genes" in SEARCHERS[kind].needs or not SEARCHERS[kind].needs]
+ANY_SHAPE = [
+    kind
+    for kind in ALL
+    if ("genes" in SEARCHERS[kind].needs or not SEARCHERS[kind].needs)
+    and "reals" not in SEARCHERS[kind].needs
+]
 REPEATABLE = settings(
     max_examples=12,
     deadline=None,
