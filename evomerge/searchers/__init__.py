@@ -13,6 +13,9 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.frank_wolfe import FrankWolfe
+from evomerge.searchers.greedy_soup import GreedySoup
+from evomerge.searchers.kinship import Kinship
 from evomerge.searchers.map_pareto import MapPareto
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
@@ -24,6 +27,9 @@ SEARCHERS: dict[str, type[Any]] = {
     "cma_es": CmaEs,
     "nsga2": Nsga2,
     "map_pareto": MapPareto,
+    "greedy_soup": GreedySoup,
+    "kinship": Kinship,
+    "frank_wolfe": FrankWolfe,
 }
 
 

@@ -250,7 +250,7 @@ class MapPareto:
 
         def predict(asked: Array) -> Array:
             values = _predict(models, asked)
-            return np.column_stack([values, models[0].error(asked)]) if single else values
+            return np.hstack([values, models[0].error(asked)[:, None]]) if single else values
 
         single = len(models) == 1
         size = self.options.surrogate_population
@@ -298,4 +298,5 @@ class MapPareto:
 
 def _predict(models: Sequence[Quadratic], points: Array) -> Array:
     """Predictions of every objective, shape (points, objectives)."""
-    return np.column_stack([model.predict(points) for model in models])
+    values: Array = np.stack([model.predict(points) for model in models], axis=1)
+    return values

@@ -41,13 +41,14 @@ class Quadratic:
 
     def predict(self, points: Array) -> Array:
         """Predicted scores of points of the cube; shape (points,)."""
-        return self.sign * _mean(self.link, terms(points, self.products) @ self.weights)
+        line = terms(points, self.products) @ self.weights
+        return np.asarray(self.sign * _mean(self.link, line), dtype=np.float64)
 
     def error(self, points: Array) -> Array:
         """Standard errors of the predictions; shape (points,)."""
         rows = self.slopes(points)
         variance = np.einsum("ij,ij->i", rows @ self.covariance, rows)
-        return np.sqrt(np.maximum(variance, 0.0))
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
 
     def slopes(self, points: Array) -> Array:
         """How predictions change with the weights; shape (points, terms)."""
@@ -58,11 +59,6 @@ class Quadratic:
     def misfit(self) -> float:
         """Mean squared error of predictions of points that were left out."""
         return float(np.mean(self.left_out**2))
-
-
-def num_terms(num_genes: int, products: bool) -> int:
-    """Of a quadratic: one, the genes, their squares, and their products."""
-    return 1 + 2 * num_genes + (num_genes * (num_genes - 1) // 2 if products else 0)
 
 
 def terms(points: Array, products: bool) -> Array:
@@ -140,10 +136,11 @@ def _fit(link: Link, rows: Array, values: Array, precision: Array, products: boo
     inverse = np.linalg.inv(normal)
     leverage = precision * np.einsum("ij,ij->i", slopes @ inverse, slopes)
     residual = target - _mean(link, rows @ weights)
-    left_out = residual / np.maximum(1.0 - leverage, 0.05)
+    left_out: Array = residual / np.maximum(1.0 - leverage, 0.05)
     freedom = max(len(rows) - float(leverage.sum()), 1.0)
     spread = float((precision * residual**2).sum()) / freedom
-    return Quadratic(link, products, sign, weights, inverse * max(spread, 1e-12), left_out)
+    covariance = np.asarray(inverse * max(spread, 1e-12), dtype=np.float64)
+    return Quadratic(link, products, sign, weights, covariance, left_out)
 
 
 def _loss(

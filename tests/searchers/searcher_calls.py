@@ -24,6 +24,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "cma_es": {"population": 8},
     "nsga2": {"population": 8},
     "map_pareto": {"population": 8, "design": 8, "generations": 3, "surrogate_population": 12},
+    "greedy_soup": {},
+    "kinship": {},
+    "frank_wolfe": {},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
