@@ -236,7 +236,7 @@ class MapPareto:
         front = self._predicted_front(models, points, pool)
         apart = np.array([np.abs(points - one).max(axis=1).min() > APART for one in front])
         front = front[apart]
-        chosen = front[:0]
+        chosen: Array = front[:0]
         if len(front):
             chosen = front[spread(_predict(models, front), _predict(models, points), count)]
         missing = count - len(chosen)
@@ -298,5 +298,4 @@ class MapPareto:
 
 def _predict(models: Sequence[Quadratic], points: Array) -> Array:
     """Predictions of every objective, shape (points, objectives)."""
-    values: Array = np.stack([model.predict(points) for model in models], axis=1)
-    return values
+    return np.stack([model.predict(points) for model in models], axis=1)
