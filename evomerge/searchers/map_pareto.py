@@ -18,11 +18,12 @@ from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.nesting import Nesting, start_nesting
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
-from evomerge.searchers.quadratic import Quadratic, fit
+from evomerge.searchers.quadratic import Quadratic, fit, terms
 from evomerge.searchers.surrogate_front import (
     by_bins,
     find_front,
     most_uncertain,
+    relevance,
     sobol,
     spread,
 )
@@ -31,7 +32,8 @@ Array = NDArray[np.float64]
 
 MOST_GENES = 40  # with all products of genes: 861 terms, and a design of 1,722 points
 POOL = 256  # points among which the least certain are looked for
-APART = 1e-3  # of the cube's side: what is nearer to a measured point is measured
+APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
+OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
 BAYESIAN_ROUNDS = 4  # after the first half of the design
 
 
@@ -233,23 +235,36 @@ class MapPareto:
                 if self.options.until == "budget" or not self._evaluations
                 else pool[:0]
             )
-        front = self._predicted_front(models, points, pool)
-        apart = np.array([np.abs(points - one).max(axis=1).min() > APART for one in front])
-        front = front[apart]
-        chosen: Array = front[:0]
-        if len(front):
-            chosen = front[spread(_predict(models, front), _predict(models, points), count)]
+        chosen = np.empty((0, chart.dimensions))
+        for optimism in (0.0, OPTIMISM) if self.options.until == "budget" else (0.0,):
+            if len(chosen) == count:
+                break
+            front = self._predicted_front(models, points, pool, optimism)
+            known = np.vstack([points, chosen])
+            apart = [np.abs(known - one).max(axis=1).min() > APART for one in front]
+            front = front[np.array(apart, dtype=bool)]
+            if len(front):
+                missing = count - len(chosen)
+                best = spread(_predict(models, front), _predict(models, known), missing)
+                chosen = np.vstack([chosen, front[best]])
         missing = count - len(chosen)
         if missing and self.options.until == "budget":
             uncertain = most_uncertain(models, scales, pool, missing)
             chosen = np.vstack([chosen, pool[uncertain]])
         return chosen
 
-    def _predicted_front(self, models: list[Quadratic], points: Array, pool: Array) -> Array:
-        """The front of the surrogate; with one objective, of its predictions and their errors."""
+    def _predicted_front(
+        self, models: list[Quadratic], points: Array, pool: Array, optimism: float
+    ) -> Array:
+        """The front of the surrogate; with one objective, of its predictions and their errors.
+
+        optimism: how many standard errors are added to the predictions.
+        """
 
         def predict(asked: Array) -> Array:
             values = _predict(models, asked)
+            if optimism:
+                values = values + optimism * np.stack([m.error(asked) for m in models], axis=1)
             return np.hstack([values, models[0].error(asked)[:, None]]) if single else values
 
         single = len(models) == 1
@@ -288,8 +303,9 @@ class MapPareto:
             return points, [], np.ones(self._num_objectives)
         told, errs = np.array(values)[inside], np.array(errors)[inside]
         products = chart.dimensions <= MOST_GENES
+        counts = relevance(told, terms(points[:1], products).shape[1])
         models = [
-            fit(points, told[:, k], errs[:, k], self.options.link, products)
+            fit(points, told[:, k], errs[:, k], self.options.link, products, counts)
             for k in range(self._num_objectives)
         ]
         ranges = np.ptp(told, axis=0)

@@ -72,17 +72,25 @@ def terms(points: Array, products: bool) -> Array:
 
 
 def fit(
-    points: Array, values: Array, errors: Array, link: Link | Literal["auto"], products: bool
+    points: Array,
+    values: Array,
+    errors: Array,
+    link: Link | Literal["auto"],
+    products: bool,
+    relevance: Array | None = None,
 ) -> Quadratic:
     """Least squares, each point weighted by what its standard error leaves.
 
-    points: (points, genes), in the cube; values, errors: (points,). `auto` takes the link with the
+    points: (points, genes), in the cube; values, errors: (points,), and relevance, which multiplies
+    the weights; by default it is 1. `auto` takes the link with the
     smallest misfit among those that the values' range allows: the identity always, the sigmoid for
     values in [0, 1], the softplus for values of one sign. With no more points than terms nothing
     can be left out; then values in [0, 1] get the sigmoid, and others the identity.
     """
     rows = terms(points, products)
     precision = _precision(errors)
+    if relevance is not None:
+        precision = precision * relevance
     if link != "auto":
         return _fit(link, rows, values, precision, products)
     bounded = bool((values >= 0).all() and (values <= 1).all())

@@ -73,6 +73,21 @@ def find_front(
     return np.asarray(points[non_dominated(-algorithm.pop.get("F"))])
 
 
+def relevance(values: Array, num_terms: int) -> Array:
+    """How much points count for a surrogate of the front, in (0, 1]; shape (points,).
+
+    values: (points, objectives). It falls with a point's distance behind the front (what all its
+    objectives lack of some point of the front, in units of their ranges), the more points there
+    are: for twice as many as a quadratic has terms, it stays above a half.
+    """
+    scale = np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
+    scaled = values / scale
+    front = scaled[non_dominated(values)]
+    behind = np.min([(one - scaled).max(axis=1) for one in front], axis=0)
+    width = float(np.sort(behind)[min(2 * num_terms, len(behind)) - 1])
+    return np.asarray(1.0 / (1.0 + (behind / width) ** 2)) if width > 0 else np.ones(len(values))
+
+
 def spread(values: Array, known: Array, count: int) -> list[int]:
     """At most `count` of some values that lie far from each other and from those that are known.
 
