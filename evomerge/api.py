@@ -14,10 +14,10 @@ from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
-from evomerge.experiment.run import LEDGER, Watcher, read_run_config, run_experiment
+from evomerge.experiment.run import Watcher, read_run_config, run_experiment
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
-from evomerge.ledger import Ledger
+from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import Progress
 from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
@@ -186,7 +186,7 @@ def search(
             `fitness(model) -> {objective: per-item scores, or one number}`; the model is a module
             where there is one (`build`, or a transformers folder), else the state dict.
         searcher: a kind, or a mapping with `kind` and options.
-        budget: candidates, or a mapping with candidates, item_evaluations, hours.
+        budget: candidates, or a mapping with candidates, item_evaluations, hours, patience, target.
         seed: decides every random choice.
         out: the run folder; a run of the same experiment that is there goes on.
         build: makes the module that the state dicts fit.
@@ -195,7 +195,8 @@ def search(
             `flops_per_token` (callable fitness only; a file has objectives for them).
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
-        options: other keys of an experiment file: limits, in_flight, cohort, pool, dtype, ...
+        options: other keys of an experiment file: designs, warm_start, limits, in_flight, cohort,
+            pool, dtype, ...
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.

@@ -59,6 +59,8 @@ FINAL = -2  # the cohort of what is measured after it
 ITEM_BYTES = 4  # an item's id
 FAILED_ITEMS = "failed_items"  # in the data of `measured`: task -> [reason, items]
 
+LEDGER = "ledger.sqlite"  # its name in a run folder
+
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE events (

@@ -32,6 +32,7 @@ from evomerge.records import (
     Responses,
     Told,
 )
+from evomerge.stopping import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +53,14 @@ class Search:
     open: deque[Cohort] = field(default_factory=deque)  # asked, not yet told
     incumbents: dict[CandidateId, Evaluation] = field(default_factory=dict)  # best first
     history: list[Told] = field(default_factory=list)  # empty where the estimator needs none
+    progress: Progress = field(default_factory=Progress)
     num_asked: int = 0
     num_cohorts: int = 0
     num_told: int = 0
 
 
-def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
-    """Search until the budget is spent or the searcher has nothing more to ask.
+def run_search(search: Search, measurer: Measurer, budget: Budget) -> str:
+    """Search until the budget is spent or the searcher has nothing more to ask; says which.
 
     Raises:
         NoWorkersLeft: the pool is empty; the search can be resumed.
@@ -67,14 +69,16 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
     started = time.monotonic() - search.ledger.seconds_spent()
     replay(search)
     between_cohorts = True  # what is under way is finished and told before a budget ends it
-    while not (between_cohorts and is_spent(budget, search, time.monotonic() - started)):
+    while True:
+        if between_cohorts and (why := why_stop(budget, search, time.monotonic() - started)):
+            return why
         between_cohorts = False
         fill_window(search)
         if not search.open:
-            return
+            return "the searcher has nothing more to ask"
         paid = within_budget(search, budget)
         if not paid:
-            return  # the next cohort lies beyond the budget: it stays asked, for a longer run
+            return beyond(budget)  # the next cohort stays asked, for a longer run
         for cohort in paid:
             if not measurer.waiting(cohort.index):
                 measurer.submit(cohort.index, search.estimator.requests(cohort))
@@ -83,10 +87,15 @@ def run_search(search: Search, measurer: Measurer, budget: Budget) -> None:
             measurer.collect(head.index)
         elif len(head.candidates) < len(search.open[0].candidates):
             search.ledger.scored(head.index, evaluate(search, head))
-            return  # cut short by the budget: scored for the report, told to nobody
+            return beyond(budget)  # cut short: scored for the report, told to nobody
         else:
             tell(search, evaluate(search, head))
             between_cohorts = True
+
+
+def beyond(budget: Budget) -> str:
+    """Why candidates that were asked for are not measured."""
+    return f"the budget is {budget.candidates:,} candidates"
 
 
 def replay(search: Search) -> None:
@@ -251,17 +260,26 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
     known = search.incumbents | {evaluation.id: evaluation for evaluation in evaluations}
     best = best_first([e for e in known.values() if e.score is not None])
     search.incumbents = {e.id: e for e in best[: max(1, search.estimator.num_incumbents)]}
+    search.progress.told(best[0] if best else None, evaluations, search.num_told)
 
 
-def is_spent(budget: Budget, search: Search, elapsed_s: float) -> bool:
-    """Whether nothing more may be started.
+def why_stop(budget: Budget, search: Search, elapsed_s: float) -> str | None:
+    """Why nothing more may be started; None if it may.
 
     Items count up to the cohort that was told last: how many of later ones are answered by now
     depends on the workers.
     """
     if budget.candidates is not None and search.num_told >= budget.candidates:
-        return True
-    last = (search.open[0].index if search.open else search.num_cohorts) - 1
-    if budget.item_evaluations is not None and search.ledger.spent(last) >= budget.item_evaluations:
-        return True
-    return budget.hours is not None and elapsed_s >= 3600 * budget.hours
+        return beyond(budget)
+    if budget.item_evaluations is not None:
+        last = (search.open[0].index if search.open else search.num_cohorts) - 1
+        if (spent := search.ledger.spent(last)) >= budget.item_evaluations:
+            return f"{spent:,} item evaluations were spent"
+    if search.progress.reached is not None:
+        return f"candidate {search.progress.reached} has reached the target"
+    stalled = search.num_told - search.progress.since
+    if budget.patience is not None and stalled >= budget.patience:
+        return f"no progress for {stalled:,} candidates"
+    if budget.hours is not None and elapsed_s >= 3600 * budget.hours:
+        return f"{budget.hours:g} hours are over"
+    return None

@@ -101,11 +101,19 @@ class Searcher(Protocol):
     resume, the recorded calls are made again. Made as `Kind(space, seed, facts, **options)`.
     """
 
-    population: int  # candidates that it wants to be asked for together, by default
-    in_flight: int  # candidates that may be asked for and not yet told, by default
     multi_objective: bool  # whether it can search more than one objective
     needs: frozenset[str]  # what it cannot do without: see searchers/needs.py
     resumes_on_drift: bool  # may go on from recorded genomes that a replay no longer reproduces
+
+    @property
+    def population(self) -> int:
+        """Candidates that it wants to be asked for together, by default."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Candidates that may be asked for and not yet told, by default."""
+        ...
 
     def ask(self, count: int) -> list[Genome]:
         """At most `count` genomes.

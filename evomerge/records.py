@@ -399,6 +399,7 @@ class Facts:
 
     designs: genomes worth trying first: what the user names, then each expert alone and the
         uniform merge, where the space can express them.
+    given: the user's own merges among the designs, which are asked for before all others.
     experts: the genome of each expert alone; empty where the space cannot express all of them.
     gram: inner products of the experts' task vectors, (experts, experts), in the same order, up to
         a common factor; empty where nobody knows.
@@ -408,6 +409,7 @@ class Facts:
 
     designs: tuple[Genome, ...] = ()
     objectives: tuple[str, ...] = ("score",)
+    given: tuple[Genome, ...] = ()
     experts: tuple[Genome, ...] = ()
     gram: tuple[tuple[float, ...], ...] = ()
     warm_start: tuple[Evaluation, ...] = ()
@@ -415,8 +417,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search stops; what is None does not count."""
+    """When a search stops; what is None does not count.
+
+    patience: candidates without progress, see stopping.py.
+    """
 
     candidates: int | None = None
     item_evaluations: int | None = None
     hours: float | None = None
+    patience: int | None = None

@@ -14,6 +14,8 @@ from evomerge.merging.costs import in_short
 from evomerge.merging.operator import Operator
 from evomerge.search_spaces import SPACES
 from evomerge.search_spaces.catalogue import Entry
+from evomerge.searchers import SEARCHERS
+from evomerge.searchers import reference as searchers
 
 if TYPE_CHECKING:
     from evomerge.checkpoints.anatomy import Anatomy
@@ -110,7 +112,7 @@ def gains_table(final: Mapping[str, Any]) -> Table | None:
 
 
 def summary(final: Mapping[str, Any]) -> str:
-    """The gain over the best reference and the winner's curse, in words."""
+    """The gain over the best reference, the winner's curse, and why the search ended, in words."""
     gain, best = final["gain_over_best_reference"], final["best"]
     value, low, high = gain["value"], gain["low"], gain["high"]
     lines = [f"Gain over the best reference ({gain['reference']}): {value:+.3f}"]
@@ -128,7 +130,8 @@ def summary(final: Mapping[str, Any]) -> str:
     if "failed_items" in best:
         failed = ", ".join(f"{count} of {task}" for task, count in best["failed_items"].items())
         lines.append(f"Items that the best could not answer, which count as the worst: {failed}.")
-    return "\n".join([*lines, _curse_line(best), *_cost_lines(final)])
+    ended = [f"The search ended: {final['ended']}."] if "ended" in final else []
+    return "\n".join([*lines, _curse_line(best), *_cost_lines(final), *ended])
 
 
 def _curse_line(best: Mapping[str, Any]) -> str:
@@ -212,6 +215,35 @@ def print_operator(console: Console, operator: Operator) -> None:
         console.print(table)
     if operator.notes:
         console.print(operator.notes)
+
+
+def searchers_table() -> Table:
+    """All searchers, from their declarations."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("searcher", no_wrap=True)
+    for column in ("what it is", "spaces", "objectives"):
+        table.add_column(column, overflow="fold")
+    for kind, searcher in SEARCHERS.items():
+        told = searchers.space_of(kind), searchers.objectives_of(kind)
+        table.add_row(kind, searcher.summary, *told)
+    return table
+
+
+def print_searcher(console: Console, kind: str) -> None:
+    """One searcher in full."""
+    console.print(f"{kind}: {SEARCHERS[kind].summary}", highlight=False)
+    console.print(f"spaces: {searchers.space_of(kind)}", highlight=False)
+    console.print(f"objectives: {searchers.objectives_of(kind)}\n", highlight=False)
+    console.print(searchers.about(kind), highlight=False, markup=False)
+    rows = list(searchers.option_rows(kind))
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("option", no_wrap=True)
+        for column in ("default", "values", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def kinds_table() -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,12 @@ from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitnes
 from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
 from evomerge.recipe import UNION, DType
-from evomerge.records import Budget
+from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.searchers import SEARCHERS
+from evomerge.searchers.scalarised import ScalariseConfig
 
 T = TypeVar("T")
 
@@ -47,29 +48,62 @@ RUN = "run:"  # before the folder of a run whose candidate is the model
 
 
 class BudgetConfig(Strict):
-    """When a search stops: whatever comes first."""
+    """When a search stops: whatever comes first.
+
+    patience: so many candidates without a new best one that is surely better.
+    target: what a candidate has surely reached: objective -> value, in the user's own units, or
+        one number where there is one objective.
+    """
 
     candidates: int | None = Field(default=None, ge=1)
     item_evaluations: int | None = Field(default=None, ge=1)
     hours: float | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, ge=1)
+    target: float | dict[str, float] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> BudgetConfig:
-        if self.candidates is None and self.item_evaluations is None and self.hours is None:
-            raise ValueError("at least one of candidates, item_evaluations and hours is needed")
+        if all(value is None for value in dict(self).values()):
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"at least one of {known} is needed")
         return self
 
     def budget(self) -> Budget:
         """The same, as the loop reads it."""
-        return Budget(self.candidates, self.item_evaluations, self.hours)
+        return Budget(self.candidates, self.item_evaluations, self.hours, self.patience)
+
+    def reached_at(self, objectives: Sequence[Objective]) -> dict[str, float]:
+        """The target, objective -> value, everything maximised.
+
+        Raises:
+            ConfigurationError: an objective that there is not, or one number for several.
+        """
+        if self.target is None:
+            return {}
+        names = [objective.name for objective in objectives]
+        if not isinstance(self.target, dict):
+            if len(objectives) > 1:
+                what = f"one number, and there are several objectives: {', '.join(names)}"
+                hint = "say it for each that matters: {objective: value}"
+                raise ConfigurationError(Problem("budget.target", what, hint))
+            return {names[0]: objectives[0].sign * self.target}
+        if unknown := [name for name in self.target if name not in names]:
+            what = f"no objective {unknown[0]!r}"
+            raise ConfigurationError(Problem("budget.target", what, nearest(unknown[0], names)))
+        signs = {objective.name: objective.sign for objective in objectives}
+        return {name: signs[name] * value for name, value in self.target.items()}
 
 
 class SearcherConfig(BaseModel):
-    """The searcher's kind; what stands beside it are its own options."""
+    """The searcher's kind; what stands beside it are its own options.
+
+    scalarise: makes one objective of several, for searchers of one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str
+    scalarise: ScalariseConfig | None = None
 
     @field_validator("kind")
     @classmethod
@@ -93,6 +127,8 @@ class ExperimentConfig(Strict):
     space: SerializeAsAny[SpaceConfig]
     fitness: FitnessConfig
     searcher: SearcherConfig
+    designs: tuple[str, ...] = ()  # recipe files: merges that are tried first
+    warm_start: str | None = None  # the folder of a run that the searcher learns from beforehand
     budget: BudgetConfig
     limits: LimitsConfig = LimitsConfig()
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -132,9 +168,11 @@ class ExperimentConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """What decides the trajectory: not the name, the budget, the pool, nor any path.
 
-        Models and tasks count by their content, which `Parts.identity` adds.
+        Models, tasks, and what a search begins with count by their content, which `Parts.identity`
+        adds.
         """
-        data = self.model_dump(mode="json", exclude={"name", "budget", "pool", "base", "experts"})
+        unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start"}
+        data = self.model_dump(mode="json", exclude=unsaid)
         data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
         for entry in data["fitness"]["tasks"].values():
             entry.pop("path", None)
@@ -143,6 +181,8 @@ class ExperimentConfig(Strict):
                 entry["kind"] = f"python:{Path(entry['kind'].removeprefix('python:')).name}"
         if data["tokenizer"] is None:  # older runs did not know the key, nor the next two
             del data["tokenizer"]
+        if data["searcher"]["scalarise"] is None:
+            del data["searcher"]["scalarise"]
         if not self.limits.given():
             del data["limits"]
         for objective in data["fitness"]["objectives"].values():
@@ -202,12 +242,17 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
                 data[key] = part
     for key in {"base", "experts"} & set(data):
         data[key] = _absolute_models(data[key], folder)
+    if isinstance(data.get("designs"), list):
+        data["designs"] = [_absolute(path, folder) for path in data["designs"]]
+    if "warm_start" in data:
+        data["warm_start"] = _absolute(data["warm_start"], folder)
     config = None
     try:
         config = parse(ExperimentConfig, replace(document, data=data))
     except ConfigurationError as error:
         problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
-    check_options(problems, replace(document, data=data), ("searcher",), _SEARCHER_OPTIONS)
+    searcher = replace(document, data=data)
+    check_options(problems, searcher, ("searcher",), _SEARCHER_OPTIONS, noted=["scalarise"])
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
@@ -252,6 +297,11 @@ def _refer(document: Document, key: str) -> Document:
         what = f"should be a file, a name in the catalogue, or a mapping, got {value!r}"
         raise ConfigurationError(Problem(document.where((key,)), what))
     return document.part(key)
+
+
+def _absolute(path: Any, folder: Path) -> Any:
+    """A path relative to a file's folder, made absolute; what is no text is refused elsewhere."""
+    return str((folder / Path(path).expanduser()).resolve()) if isinstance(path, str) else path
 
 
 def _absolute_models(value: Any, folder: Path) -> Any:

@@ -15,13 +15,13 @@ from evomerge.checkpoints.open import open_checkpoint
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.config import ExperimentConfig
-from evomerge.experiment.run import LEDGER, read_run_config
+from evomerge.experiment.run import read_run_config
 from evomerge.experiment.tasks import objectives_over
 from evomerge.experiment.wire import IN_MEMORY, resolve
 from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators import ESTIMATORS
 from evomerge.fitness.split import Split, split_items
-from evomerge.ledger import REFERENCES, Ledger
+from evomerge.ledger import LEDGER, REFERENCES, Ledger
 from evomerge.merging.costs import Costs
 from evomerge.recipe import Recipe
 from evomerge.records import (

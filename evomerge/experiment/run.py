@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
+from evomerge.experiment.start import recorded_start
 from evomerge.experiment.wire import InMemory, Parts, wire
 from evomerge.files import write_text
-from evomerge.ledger import Ledger
+from evomerge.ledger import LEDGER, Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, notify, wanted_columns
@@ -32,8 +33,8 @@ from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references, models_of
 from evomerge.search_spaces import parse_space
+from evomerge.stopping import Progress
 
-LEDGER = "ledger.sqlite"
 EXPERIMENT = "experiment.yaml"
 RECORDED_VERSIONS = ("evomerge", "torch", "transformers", "lm_eval", "numpy", "cma", "pymoo")
 
@@ -81,7 +82,7 @@ def run_experiment(
         def progress(what: str, done: int, total: int) -> None:
             notify(watchers, "progress", what, done, total)
 
-        parts = wire(config, in_memory, progress)
+        parts = wire(config, in_memory, progress, recorded_start(out / LEDGER))
         for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
@@ -122,12 +123,14 @@ def search_and_finish(
         cohort_size=cohort_size,
         references=models_of(references),
         observers=watchers,
+        progress=Progress(parts.config.budget.reached_at(parts.objectives)),
     )
     phase("search")
-    run_search(search, measurer, parts.config.budget.budget())
+    why = run_search(search, measurer, parts.config.budget.budget())
+    logging.getLogger("evomerge").info("the search has ended: %s", why)
     measurer.cancel()  # a budget of items or hours may end with cohorts under way
     if ledger.final() is None:
-        finish(parts, search, measurer, references, phase, out)
+        finish(parts, search, measurer, references, phase, out, why)
 
 
 def finish(
@@ -137,8 +140,12 @@ def finish(
     references: tuple[Candidate, ...],
     phase: Callable[[str], None],
     out: Path,
+    why: str,
 ) -> None:
-    """Choose, open the holdout, and record the final table."""
+    """Choose, open the holdout, and record the final table.
+
+    why: the search ended.
+    """
     ledger = search.ledger
     evaluations = ledger.evaluations()
     finale = Finale(
@@ -163,6 +170,7 @@ def finish(
     )
     if table is None:
         raise ConfigurationError(no_candidate_worked(ledger))
+    table["ended"] = why
     write_pictures(out, list(evaluations.values()), table)
     ledger.note("final", table)  # last: what comes after it would not be done again
 
@@ -208,7 +216,11 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
         ConfigurationError: it belongs to another experiment; says what differs.
     """
     if not path.exists():
-        meta = {"identity": parts.identity, "evomerge": version("evomerge")}
+        meta = {
+            "identity": parts.identity,
+            "evomerge": version("evomerge"),
+            "start": parts.start.to_json(),
+        }
         return Ledger.create(path, meta, parts.num_items, parts.costs)
     ledger = Ledger(path, costs=parts.costs)
     problems = [

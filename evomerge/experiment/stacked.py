@@ -14,10 +14,10 @@ from pathlib import Path
 from evomerge.checkpoints.write import MARK
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.experiment.config import RUN, ExperimentConfig
-from evomerge.experiment.run import LEDGER, read_run_config
+from evomerge.experiment.run import read_run_config
 from evomerge.experiment.wire import IN_MEMORY, open_models
 from evomerge.files import cache_folder
-from evomerge.ledger import Ledger
+from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import Progress
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.export import export_model

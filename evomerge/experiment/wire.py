@@ -16,6 +16,7 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.start import Start, read_start
 from evomerge.experiment.tasks import (
     check_models,
     check_teachers,
@@ -79,6 +80,7 @@ class Parts:
     space: SearchSpace
     estimator: Estimator
     searcher: Searcher
+    start: Start
     select: Select
     worker: WorkerSpec
 
@@ -103,6 +105,7 @@ class Parts:
             "models": {name: source.sha256 for name, source in self.template.models.items()},
             "items": {name: task.fingerprint for name, task in self.tasks.items()},
             **({"weights": weights} if has_groups else {}),
+            **({"start": sha256} if (sha256 := self.start.sha256) else {}),
             **({"chat_template": self._chat_template} if self._has_chat else {}),
         }
 
@@ -173,9 +176,14 @@ def resolve(path: str, progress: Progress | None = None) -> str:
 
 
 def wire(
-    config: ExperimentConfig, in_memory: InMemory | None = None, progress: Progress | None = None
+    config: ExperimentConfig,
+    in_memory: InMemory | None = None,
+    progress: Progress | None = None,
+    start: Start | None = None,
 ) -> Parts:
     """Make all parts of an experiment; nothing is written and nothing is measured.
+
+    start: what the run began with, if there is one already.
 
     Raises:
         ConfigurationError, ModelError: with all the problems of the first step that has any.
@@ -189,6 +197,7 @@ def wire(
     entries = task_entries(config.fitness, allow_code=config.allow_code)
     tasks = make_tasks(entries, given.python_tasks)
     objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
+    config.budget.reached_at(objectives)  # a target that cannot be is said before models are read
     check_teachers(tasks, tuple(config.models()))
     split = split_items(
         {name: task.items for name, task in tasks.items()},
@@ -212,7 +221,9 @@ def wire(
         what = f"{config.searcher.kind} compares candidates item by item"
         hint = "an estimator that asks everybody the same: full, or subset without rotate"
         raise ConfigurationError(Problem("fitness.estimator", what, hint))
-    facts = facts_of(space, objectives, models)
+    if start is None:
+        start = read_start(config, space, template, objectives, tasks, split)
+    facts = facts_of(space, objectives, models, start)
     return Parts(
         config=config,
         models=models,
@@ -225,8 +236,14 @@ def wire(
         space=space,
         estimator=estimator,
         searcher=make_searcher(
-            config.searcher.kind, space, config.seed, facts, config.searcher.options
+            config.searcher.kind,
+            space,
+            config.seed,
+            facts,
+            config.searcher.options,
+            config.searcher.scalarise,
         ),
+        start=start,
         select=Select(
             config.fitness.select.kind,
             config.fitness.select.weights,
@@ -236,12 +253,16 @@ def wire(
     )
 
 
-def facts_of(space: SearchSpace, objectives: Sequence[Objective], models: Models) -> Facts:
+def facts_of(
+    space: SearchSpace, objectives: Sequence[Objective], models: Models, start: Start
+) -> Facts:
     """What the searcher may know before it asks."""
     experts = tuple(models.relatedness.relations)
     alone = space.alone()
     return Facts(
-        designs=tuple(space.designs()),
+        designs=(*start.designs, *space.designs()),
+        given=start.designs,
+        warm_start=start.warm_start,
         objectives=tuple(o.name for o in objectives),
         experts=tuple(alone[name] for name in experts) if set(experts) <= set(alone) else (),
         gram=tuple(map(tuple, models.relatedness.delta_gram.tolist())),

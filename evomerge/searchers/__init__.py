@@ -7,6 +7,7 @@ the search space. The libraries behind them are imported when a searcher is made
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem, nearest
@@ -14,12 +15,14 @@ from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
 from evomerge.searchers.frank_wolfe import FrankWolfe
+from evomerge.searchers.given_first import GivenFirst
 from evomerge.searchers.greedy_soup import GreedySoup
 from evomerge.searchers.kinship import Kinship
 from evomerge.searchers.map_pareto import MapPareto
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
 from evomerge.searchers.random import RandomSearch
+from evomerge.searchers.scalarised import ScalariseConfig, Scalarised
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
 SEARCHERS: dict[str, type[Any]] = {
@@ -34,9 +37,16 @@ SEARCHERS: dict[str, type[Any]] = {
 
 
 def make_searcher(
-    kind: str, space: SearchSpace, seed: int, facts: Facts, options: Mapping[str, Any]
+    kind: str,
+    space: SearchSpace,
+    seed: int,
+    facts: Facts,
+    options: Mapping[str, Any],
+    scalarise: ScalariseConfig | None = None,
 ) -> Searcher:
     """The searcher of that kind, ready to be asked.
+
+    The user's own merges come first. scalarise: how several objectives become one for it.
 
     Raises:
         ConfigurationError: with the nearest valid name of an unknown kind or option, for an option
@@ -51,14 +61,23 @@ def make_searcher(
     problems = []
     if seed < 0:
         problems.append(Problem("seed", f"expected a whole number from 0, got {seed}"))
-    if missing := _why_not(searcher, space, facts):
-        able = ", ".join(n for n, other in SEARCHERS.items() if not _why_not(other, space, facts))
+    seen = facts
+    if scalarise is not None:
+        problems += scalarise.problems(facts.objectives)
+        seen = replace(facts, objectives=("scalarised",), warm_start=())
+    if missing := _why_not(searcher, space, seen):
+        able = ", ".join(n for n, other in SEARCHERS.items() if not _why_not(other, space, seen))
         hint = f"searchers that can: {able}" if able else ""
         problems += [Problem("searcher.kind", f"{kind} {text}", hint) for text in missing]
     if problems:
         raise ConfigurationError(problems)
-    made: Searcher = searcher(space, seed, facts, **options)
-    return made
+
+    def made(known: Facts) -> Searcher:
+        own: Searcher = searcher(space, seed, known, **options)
+        asks_them = getattr(searcher, "asks_designs", False)
+        return own if asks_them or not known.given else GivenFirst(own, known.given)
+
+    return made(facts) if scalarise is None else Scalarised(made, facts, scalarise, seed)
 
 
 def _why_not(searcher: type[Any], space: SearchSpace, facts: Facts) -> list[str]:

@@ -31,6 +31,7 @@ class Nsga2:
     kind: ClassVar[str] = "nsga2"
     summary: ClassVar[str] = "NSGA-II: two or three objectives, a front in one run; one works too"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 

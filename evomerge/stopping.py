@@ -1,0 +1,60 @@
+"""When a search has found enough, or finds nothing more: pure functions of what was told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from evomerge.records import CandidateId, Evaluation, Score
+
+CONFIDENCE = 1.96  # standard errors between a value and its bound: 95 %
+
+
+@dataclass
+class Progress:
+    """How the best candidate so far has come along, judged by what it has surely reached.
+
+    Progress is a new best candidate whose lower confidence bound is above that of the best before
+    it, as far as that is known by then. To be scored anew, on other items, is none.
+
+    target: objective -> the value that a candidate must surely have, as it is maximised.
+    """
+
+    target: Mapping[str, float] = field(default_factory=dict)
+    best: CandidateId | None = None
+    bound: float = -math.inf
+    since: int = 0  # candidates that had been told when there last was progress
+    reached: CandidateId | None = None  # the first that has the target
+
+    def told(self, best: Evaluation | None, news: Sequence[Evaluation], num_told: int) -> None:
+        """Take in a cohort.
+
+        best: the best candidate so far. news: who has new scores. num_told: candidates until now.
+        """
+        if best is not None and best.score is not None:
+            bound = lower_bound(best.score)
+            if best.id != self.best and bound > self.bound:
+                self.since = num_told
+            self.best, self.bound = best.id, bound
+        if self.target and self.reached is None:
+            scored = [(e.id, e.score) for e in news if e.score is not None]
+            self.reached = next((id_ for id_, s in scored if has(self.target, s)), None)
+
+
+def lower_bound(score: Score) -> float:
+    """The lower end of the 95 % interval of the mean of the measured objectives.
+
+    Their errors count as independent.
+    """
+    measured = [e for e in score.objectives.values() if not e.is_cost]
+    errors = math.hypot(*(e.standard_error for e in measured)) / max(1, len(measured))
+    return score.mean - CONFIDENCE * errors
+
+
+def has(target: Mapping[str, float], score: Score) -> bool:
+    """Whether the lower ends of the 95 % intervals are all at the target or above."""
+    return all(
+        (estimate := score.objectives[name]).value - CONFIDENCE * estimate.standard_error >= wanted
+        for name, wanted in target.items()
+    )
