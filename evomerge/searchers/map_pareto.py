@@ -23,6 +23,7 @@ from evomerge.searchers.surrogate_front import (
     by_bins,
     find_front,
     most_uncertain,
+    most_volume,
     relevance,
     sobol,
     spread,
@@ -41,8 +42,10 @@ class MapPareto:
     """MAP (model merging with amortised Pareto fronts), inside the cube and in rounds.
 
     Li et al. 2024, arXiv:2406.07529. A design is measured; each objective gets a quadratic with a
-    link (see quadratic.py); NSGA-III finds the front that the quadratics predict; points of it
-    that lie far from each other are measured, the quadratics are fitted anew, and so on.
+    link (see quadratic.py); NSGA-III finds the front that the quadratics predict; those points of
+    it that together add most hypervolume are measured, the quadratics are fitted anew, and so on.
+    Where none adds anything, points follow that would if they were two standard errors better, and
+    then those that are least certain.
 
     The design has (T + 1)(T + 2) points for T genes, twice what a quadratic has terms: the known
     designs, the experts alone (or each gene alone, where no expert can be said alone) and the base
@@ -243,15 +246,25 @@ class MapPareto:
             known = np.vstack([points, chosen])
             apart = [np.abs(known - one).max(axis=1).min() > APART for one in front]
             front = front[np.array(apart, dtype=bool)]
-            if len(front):
-                missing = count - len(chosen)
-                best = spread(_predict(models, front), _predict(models, known), missing)
-                chosen = np.vstack([chosen, front[best]])
+            best = self._worth_measuring(models, front, known, optimism, count - len(chosen))
+            chosen = np.vstack([chosen, front[best]])
         missing = count - len(chosen)
         if missing and self.options.until == "budget":
             uncertain = most_uncertain(models, scales, pool, missing)
             chosen = np.vstack([chosen, pool[uncertain]])
         return chosen
+
+    def _worth_measuring(
+        self, models: list[Quadratic], front: Array, known: Array, optimism: float, count: int
+    ) -> list[int]:
+        """Which of a front's points; with one objective, they differ in their uncertainty too."""
+        if len(front) == 0:
+            return []
+        values, before = _predict(models, front, optimism), _predict(models, known)
+        if len(models) > 1:
+            return most_volume(values, before, count, self._generator)
+        errors, errors_before = models[0].error(front), models[0].error(known)
+        return spread(np.c_[values, errors], np.c_[before, errors_before], count)
 
     def _predicted_front(
         self, models: list[Quadratic], points: Array, pool: Array, optimism: float
@@ -262,9 +275,7 @@ class MapPareto:
         """
 
         def predict(asked: Array) -> Array:
-            values = _predict(models, asked)
-            if optimism:
-                values = values + optimism * np.stack([m.error(asked) for m in models], axis=1)
+            values = _predict(models, asked, optimism)
             return np.hstack([values, models[0].error(asked)[:, None]]) if single else values
 
         single = len(models) == 1
@@ -312,6 +323,7 @@ class MapPareto:
         return points, models, np.where(ranges > 0, ranges, 1.0)
 
 
-def _predict(models: Sequence[Quadratic], points: Array) -> Array:
-    """Predictions of every objective, shape (points, objectives)."""
-    return np.stack([model.predict(points) for model in models], axis=1)
+def _predict(models: Sequence[Quadratic], points: Array, optimism: float = 0.0) -> Array:
+    """Predictions of every objective and so many standard errors, shape (points, objectives)."""
+    columns = [m.predict(points) + (optimism * m.error(points) if optimism else 0) for m in models]
+    return np.stack(columns, axis=1)

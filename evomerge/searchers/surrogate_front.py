@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 ANGLES = 1 << 12  # bins at most
+PROBES = 1 << 12  # points that a hypervolume is counted with
 
 
 def sobol(count: int, dimensions: int, generator: np.random.Generator) -> Array:
@@ -108,6 +109,33 @@ def spread(values: Array, known: Array, count: int) -> list[int]:
         chosen.append(following)
         distance = np.minimum(distance, np.linalg.norm(scaled - scaled[following], axis=1))
         distance[following] = -1.0
+    return chosen
+
+
+def most_volume(
+    values: Array, known: Array, count: int, generator: np.random.Generator
+) -> list[int]:
+    """At most `count` of some values, each the one that adds most hypervolume after the others.
+
+    values: (n, objectives), predicted; known: (m, objectives), measured. Volumes are counted with
+    Sobol points of the box between the best values and a reference point that lies a tenth of the
+    known front's range below its worst. Values that add nothing are not chosen.
+    """
+    front = known[non_dominated(known)]
+    best = np.vstack([values, front]).max(axis=0)
+    low = front.min(axis=0)
+    reference = low - 0.1 * np.where(best > low, best - low, 1.0)
+    probes = reference + (best - reference) * sobol(PROBES, values.shape[1], generator)
+    below = (probes[None] <= values[:, None]).all(axis=2)  # (n, probes)
+    left = ~(probes[None] <= front[:, None]).all(axis=2).any(axis=0)
+    chosen: list[int] = []
+    for _ in range(count):
+        gains = (below & left).sum(axis=1)
+        following = int(np.argmax(gains))
+        if gains[following] == 0:
+            break
+        chosen.append(following)
+        left &= ~below[following]
     return chosen
 
 
