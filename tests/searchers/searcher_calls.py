@@ -22,13 +22,24 @@ from evomerge.searchers import SEARCHERS, make_searcher
 SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
+    "cma_es_mixed": {"population": 8},
     "nsga2": {"population": 8},
+    "nsga3": {"population": 8},
+    "sobol": {"population": 8},
+    "tpe": {"population": 4, "startup": 4, "samples": 8},
+    "gp": {"population": 4, "ahead": 1, "startup": 12},
+    "successive": {"population": 8, "min_points": 4, "samples": 8},
+    "rl_agent": {"population": 8},
     "map_elites": {"population": 8},
     "cycle_qd": {"population": 8},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
-LENGTH: dict[str, int] = {}
+LENGTH: dict[str, int] = {"tpe": 40, "gp": 16, "successive": 40}
+
+# The smallest population, and the most genes, of those with such a limit of their own.
+LEAST_POPULATION: dict[str, int] = {"cma_es_mixed": 4}
+MOST_GENES: dict[str, int] = {"cma_es_mixed": 200}
 
 Shape = Literal["reals", "mixed", "conditional"]
 

@@ -19,7 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from searcher_calls import (
+    LEAST_POPULATION,
     LENGTH,
+    MOST_GENES,
     SMALL,
     Setting,
     asked,
@@ -55,6 +57,11 @@ REPEATABLE = settings(
 )
 
 
+def rounds(kind: str, most: int) -> int:
+    """How many rounds of 8 candidates a test takes: so many, or what the kind's length has."""
+    return min(most, LENGTH.get(kind, 8 * most) // 8)
+
+
 def small(kind: str, num_genes: int = 5, **more: Any) -> Setting:
     """A searcher whose first steps are short."""
     return Setting(kind, num_genes, options=SMALL[kind], **more)
@@ -74,7 +81,7 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
         designs=tuple(draw(st.lists(genome, max_size=3))),
         options=SMALL[kind]
         if "population" not in SMALL[kind]
-        else SMALL[kind] | {"population": draw(st.integers(3, 12))},
+        else SMALL[kind] | {"population": draw(st.integers(LEAST_POPULATION.get(kind, 3), 12))},
         shape=draw(st.sampled_from(["reals", "mixed", "conditional"])) if any_shape else "reals",
     )
 
@@ -84,7 +91,8 @@ sizes = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 
 @pytest.mark.parametrize("kind", ALL)
 def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) -> None:
-    @REPEATABLE
+    # A Gaussian process of three objectives takes half a second for each candidate.
+    @settings(REPEATABLE, max_examples=3 if kind == "gp" else REPEATABLE.max_examples)
     @given(searches(kind), sizes, sizes)
     def check(setting: Setting, ask_counts: list[int], tell_counts: list[int]) -> None:
         first, second = setting.make(), setting.make()
@@ -118,7 +126,7 @@ def test_replay_is_equal_in_another_process_with_another_hash_seed_and_threads()
         # An eigendecomposition of 300 rows depends on the number of threads.
         for num_genes, num_candidates in ((1, 150), (7, 150), (300, 90)):
             num_candidates = min(num_candidates, LENGTH.get(kind, num_candidates))
-            setting = small(kind, num_genes, seed=3)
+            setting = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes)), seed=3)
             steps = itertools.cycle([13, 5, 22]), itertools.cycle([4, 31])
             calls = drive(setting.make(), num_candidates, *steps)
             recordings.append((setting, calls))
@@ -156,8 +164,9 @@ def test_global_generators_are_neither_read_nor_written(kind: str, num_genes: in
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
-        searcher = small(kind, num_genes).make()
-        streams.append(asked(drive(searcher, 80, itertools.repeat(8), itertools.repeat(8))))
+        searcher = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes))).make()
+        length = 8 * rounds(kind, 10)
+        streams.append(asked(drive(searcher, length, itertools.repeat(8), itertools.repeat(8))))
         searcher.recommend()
         assert random.getstate() == before[0]
         for now, then in zip(np.random.get_state(), before[1], strict=True):  # noqa: NPY002
@@ -171,7 +180,8 @@ def test_nothing_is_written_and_pycmas_signals_file_is_not_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stream() -> list[Any]:
-        return asked(drive(small(kind).make(), 80, itertools.repeat(8), itertools.repeat(8)))
+        length = 8 * rounds(kind, 10)
+        return asked(drive(small(kind).make(), length, itertools.repeat(8), itertools.repeat(8)))
 
     expected = stream()
     monkeypatch.chdir(tmp_path)
@@ -211,12 +221,12 @@ def test_generations_that_fail_entirely_do_not_stop_the_search(
     kind: str, num_objectives: int
 ) -> None:
     searcher = small(kind, num_objectives=num_objectives).make()
-    told = 0
-    for generation in range(40):
+    told, num_rounds = 0, rounds(kind, 40)
+    for generation in range(num_rounds):
         genomes = searcher.ask(100)
         assert genomes
         assert all(in_cube(genome, 5) for genome in genomes)
-        dead = generation < 12 or generation % 3 == 0
+        dead = generation < 0.3 * num_rounds or generation % 3 == 0
         searcher.tell(
             [
                 evaluation(told + i, g, None if dead else bowls(g, max(num_objectives, few(kind))))
@@ -230,7 +240,7 @@ def test_generations_that_fail_entirely_do_not_stop_the_search(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_not_finite_counts_as_a_failure(kind: str, value: float) -> None:
     odd, failed = small(kind).make(), small(kind).make()
-    for generation in range(6):
+    for generation in range(rounds(kind, 6)):
         genomes = odd.ask(8)
         assert failed.ask(8) == genomes
         told = [
@@ -248,7 +258,7 @@ def test_a_value_that_is_not_finite_counts_as_a_failure(kind: str, value: float)
 def test_told_again_is_deterministic_and_replaces_within_a_generation(kind: str) -> None:
     def stream(first_values: float) -> list[Any]:
         searcher, genomes = small(kind).make(), []
-        for generation in range(6):
+        for generation in range(rounds(kind, 6)):
             born = searcher.ask(8)
             genomes += born
             told = [
@@ -281,7 +291,7 @@ def test_what_was_never_asked_for_cannot_be_told(kind: str) -> None:
 def test_recommend_is_in_the_cube_and_disturbs_nothing(kind: str) -> None:
     quiet, curious = small(kind).make(), small(kind).make()
     assert curious.recommend() is None
-    for generation in range(30):
+    for generation in range(rounds(kind, 30)):
         genomes = quiet.ask(8)
         assert curious.ask(8) == genomes
         told = [
@@ -297,7 +307,7 @@ def test_recommend_is_in_the_cube_and_disturbs_nothing(kind: str) -> None:
 def test_goes_on_from_recorded_genomes_that_differ(kind: str) -> None:
     searcher = small(kind).make()
     generator = np.random.default_rng(0)
-    for generation in range(12):
+    for generation in range(rounds(kind, 12)):
         drifted = [
             np.clip(g + generator.normal(0, 0.05, 5), 0, 1).tolist() for g in searcher.ask(8)
         ]
