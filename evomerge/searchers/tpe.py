@@ -11,10 +11,10 @@ from pydantic import Field
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
 from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, random_genome
-from evomerge.searchers.nsga2 import standing
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parameters import Parameters
+from evomerge.searchers.standing import standing
 from evomerge.searchers.window import Window
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ParzenModel:
 
     The best tenth (25 at most, with one objective) is good. Only who has a score of the highest
     rung and violates nothing is compared by value; the others rank after, in the order of
-    `standing` (see nsga2.py), as violations of a constraint. Who has no score stands with the
+    `standing` (see standing.py), as violations of a constraint. Who has no score stands with the
     outstanding: bad, and never counted. Genes that do not matter are no part of a trial.
     """
 

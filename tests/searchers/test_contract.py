@@ -18,7 +18,20 @@ import searcher_calls
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from searcher_calls import LENGTH, SMALL, Setting, asked, bowls, drive, evaluation, in_cube, replay
+from searcher_calls import (
+    LEAST_POPULATION,
+    LENGTH,
+    MOST_GENES,
+    SMALL,
+    Setting,
+    asked,
+    bowls,
+    drive,
+    evaluation,
+    fewest_objectives,
+    in_cube,
+    replay,
+)
 
 from evomerge.records import Estimate, Evaluation, Score
 from evomerge.searchers import SEARCHERS
@@ -29,6 +42,13 @@ GENERATIONAL = [
     k for k in ALL if (s := Setting(k, 5, options=SMALL[k]).make()).in_flight == s.population
 ]
 ANY_SHAPE = [kind for kind in ALL if "genes" in SEARCHERS[kind].needs or not SEARCHERS[kind].needs]
+
+
+def few(kind: str) -> int:
+    """As few objectives as the kind can do with."""
+    return fewest_objectives(SEARCHERS[kind])
+
+
 REPEATABLE = settings(
     max_examples=12,
     deadline=None,
@@ -61,7 +81,7 @@ def searches(draw: st.DrawFn, kind: str) -> Setting:
         designs=tuple(draw(st.lists(genome, max_size=3))),
         options=SMALL[kind]
         if "population" not in SMALL[kind]
-        else SMALL[kind] | {"population": draw(st.integers(3, 12))},
+        else SMALL[kind] | {"population": draw(st.integers(LEAST_POPULATION.get(kind, 3), 12))},
         shape=draw(st.sampled_from(["reals", "mixed", "conditional"])) if any_shape else "reals",
     )
 
@@ -106,7 +126,7 @@ def test_replay_is_equal_in_another_process_with_another_hash_seed_and_threads()
         # An eigendecomposition of 300 rows depends on the number of threads.
         for num_genes, num_candidates in ((1, 150), (7, 150), (300, 90)):
             num_candidates = min(num_candidates, LENGTH.get(kind, num_candidates))
-            setting = small(kind, num_genes, seed=3)
+            setting = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes)), seed=3)
             steps = itertools.cycle([13, 5, 22]), itertools.cycle([4, 31])
             calls = drive(setting.make(), num_candidates, *steps)
             recordings.append((setting, calls))
@@ -144,7 +164,7 @@ def test_global_generators_are_neither_read_nor_written(kind: str, num_genes: in
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
-        searcher = small(kind, num_genes).make()
+        searcher = small(kind, min(num_genes, MOST_GENES.get(kind, num_genes))).make()
         length = 8 * rounds(kind, 10)
         streams.append(asked(drive(searcher, length, itertools.repeat(8), itertools.repeat(8))))
         searcher.recommend()
@@ -176,7 +196,7 @@ def test_ask_is_empty_while_a_generation_is_outstanding(kind: str) -> None:
     genomes = searcher.ask(5) + searcher.ask(5)
     assert len(genomes) == 8
     assert searcher.ask(5) == []
-    told = [evaluation(i, genome, bowls(genome, 1)) for i, genome in enumerate(genomes)]
+    told = [evaluation(i, genome, bowls(genome, few(kind))) for i, genome in enumerate(genomes)]
     searcher.tell(told[:7])
     assert searcher.ask(5) == []
     searcher.tell(told[7:])
@@ -209,7 +229,7 @@ def test_generations_that_fail_entirely_do_not_stop_the_search(
         dead = generation < 0.3 * num_rounds or generation % 3 == 0
         searcher.tell(
             [
-                evaluation(told + i, g, None if dead else bowls(g, num_objectives))
+                evaluation(told + i, g, None if dead else bowls(g, max(num_objectives, few(kind))))
                 for i, g in enumerate(genomes)
             ]
         )
@@ -224,11 +244,11 @@ def test_a_value_that_is_not_finite_counts_as_a_failure(kind: str, value: float)
         genomes = odd.ask(8)
         assert failed.ask(8) == genomes
         told = [
-            evaluation(8 * generation + i, g, None if i % 3 == 0 else bowls(g, 1))
+            evaluation(8 * generation + i, g, None if i % 3 == 0 else bowls(g, few(kind)))
             for i, g in enumerate(genomes)
         ]
         failed.tell(told)
-        broken = Score({"f0": Estimate(value, 0.0, 1)})
+        broken = Score({f"f{k}": Estimate(value, 0.0, 1) for k in range(few(kind))})
         odd.tell(
             [e if e.score else Evaluation(e.id, e.genome, broken) for e in told],
         )
@@ -241,12 +261,16 @@ def test_told_again_is_deterministic_and_replaces_within_a_generation(kind: str)
         for generation in range(rounds(kind, 6)):
             born = searcher.ask(8)
             genomes += born
-            told = [evaluation(8 * generation + i, g, bowls(g, 1)) for i, g in enumerate(born)]
-            searcher.tell([evaluation(told[0].id, born[0], [first_values])])
+            told = [
+                evaluation(8 * generation + i, g, bowls(g, few(kind))) for i, g in enumerate(born)
+            ]
+            searcher.tell([evaluation(told[0].id, born[0], [first_values] * few(kind))])
             searcher.tell(told[:4])
             searcher.tell(told[4:])
             elite = genomes[: 8 * generation + 8 : 5]
-            searcher.tell([evaluation(5 * i, g, [-1.0 - i]) for i, g in enumerate(elite)])
+            searcher.tell(
+                [evaluation(5 * i, g, [-1.0 - i] * few(kind)) for i, g in enumerate(elite)]
+            )
         return genomes
 
     assert stream(5.0) == stream(-70.0)
@@ -256,10 +280,10 @@ def test_told_again_is_deterministic_and_replaces_within_a_generation(kind: str)
 def test_what_was_never_asked_for_cannot_be_told(kind: str) -> None:
     searcher = small(kind).make()
     with pytest.raises(ValueError, match="asked for"):
-        searcher.tell([evaluation(0, [0.5] * 5, [0.0])])
+        searcher.tell([evaluation(0, [0.5] * 5, [0.0] * few(kind))])
     genomes = searcher.ask(8)
     searcher.tell([evaluation(-1, None, [1.0])])  # a reference
-    searcher.tell([evaluation(i, g, bowls(g, 1)) for i, g in enumerate(genomes)])
+    searcher.tell([evaluation(i, g, bowls(g, few(kind))) for i, g in enumerate(genomes)])
     assert len(searcher.ask(8)) == 8
 
 
@@ -270,7 +294,9 @@ def test_recommend_is_in_the_cube_and_disturbs_nothing(kind: str) -> None:
     for generation in range(rounds(kind, 30)):
         genomes = quiet.ask(8)
         assert curious.ask(8) == genomes
-        told = [evaluation(8 * generation + i, g, bowls(g, 1)) for i, g in enumerate(genomes)]
+        told = [
+            evaluation(8 * generation + i, g, bowls(g, few(kind))) for i, g in enumerate(genomes)
+        ]
         quiet.tell(told)
         curious.tell(told)
         genome = curious.recommend()
@@ -287,7 +313,7 @@ def test_goes_on_from_recorded_genomes_that_differ(kind: str) -> None:
         ]
         assert len(drifted) == 8
         searcher.tell(
-            [evaluation(8 * generation + i, g, bowls(g, 1)) for i, g in enumerate(drifted)]
+            [evaluation(8 * generation + i, g, bowls(g, few(kind))) for i, g in enumerate(drifted)]
         )
     assert all(in_cube(genome, 5) for genome in searcher.ask(8))
 
