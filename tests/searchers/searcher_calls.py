@@ -32,10 +32,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "rl_agent": {"population": 8},
     "map_elites": {"population": 8},
     "cycle_qd": {"population": 8},
+    "m2n2": {"archive": 5, "in_flight": 8},
+    "map_pareto": {"population": 8, "design": 8, "generations": 3, "surrogate_population": 12},
+    "greedy_soup": {},
+    "kinship": {},
+    "frank_wolfe": {},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
-LENGTH: dict[str, int] = {"tpe": 40, "gp": 16, "successive": 40}
+LENGTH: dict[str, int] = {"tpe": 40, "gp": 16, "successive": 40, "map_pareto": 30}
 
 # The smallest population, and the most genes, of those with such a limit of their own.
 LEAST_POPULATION: dict[str, int] = {"cma_es_mixed": 4}
