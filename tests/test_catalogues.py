@@ -20,15 +20,18 @@ from evomerge.zoo import ZOOS
 
 GENES = {
     "accuracy_against_size": 18,
+    "cycle_qd": 24,
     "evolutionary_ps": 6,
     "evolutionary_ps_then_dfs": 72,
     "gptailor": 26,
+    "m2n2": "none: its genomes are lineages",
     "quickstart": 3,
     "quickstart_label_free": 3,
     "quickstart_pareto": 3,
     "quickstart_racing": 3,
     "quickstart_irt": 3,
     "random_baseline": 3,
+    "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
     "smollm2_pruned": 30,
@@ -91,7 +94,7 @@ def test_experiments_are_dry_run(
     assert config.name == path.stem
     figures = plan_experiment(config)
     assert figures["genes"] == GENES[path.stem]
-    assert figures["the recipe at the centre"]
+    assert figures["the recipe at the centre"] if config.space.kind != "niches" else True
     assert figures["a random recipe"]
     assert figures["bytes moved by such a candidate"].endswith(" MB")
     assert figures["candidates"] == config.budget.candidates

@@ -25,12 +25,14 @@ class Dense:
     def __init__(self, angle: Angle = "whole") -> None:
         self._angle = angle
         self._vectors: dict[Hashable, NDArray[np.float32]] = {}
+        self._squares: dict[Hashable, float] = {}  # squared norms, of those who had children
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def seed(self, member: Hashable, vector: ArrayLike) -> None:
         """Add a member that has no parents, shape (total,)."""
+        self._squares.pop(member, None)
         self._vectors[member] = np.array(vector, np.float32).reshape(-1)
 
     def birth(
@@ -41,28 +43,24 @@ class Dense:
         mix: float,
         split: int,
         noise_std: float = 0.0,
-        noise_seed: int | Sequence[int] = 0,
+        noise_seed: int | Sequence[int] | np.random.Generator = 0,
     ) -> None:
         """Add the child of two members, as `lineage.cross`, with noise N(0, noise_std^2).
 
-        noise_seed: the child's own, so that its noise depends on nothing that was drawn before.
+        noise_seed: the child's own, so that its noise depends on nothing that was drawn before; or
+            a generator that is.
 
         Raises:
             KeyError: a parent that is not alive.
         """
-        one, other = self._vectors[first], self._vectors[second]
-        child = np.empty_like(one)
-        parts = ((slice(0, split), mix), (slice(split, len(one)), 1 - mix))
-        whole = self._products(one, other) if self._angle == "whole" else None
-        for part, share in parts:
-            products = whole or self._products(one[part], other[part])
-            for_one, for_other = slerp_shares(share, *products)
-            for start in range(part.start, part.stop, _CHUNK):
-                here = slice(start, min(start + _CHUNK, part.stop))
-                child[here] = for_one * one[here].astype(np.float64) + for_other * other[here]
+        if first == second:
+            child = self._vectors[first].copy()
+        else:
+            child = self._crossed(first, second, mix, split)
         if noise_std:
             generator = np.random.default_rng(noise_seed)
             child += np.float32(noise_std) * generator.standard_normal(len(child), np.float32)
+        self._squares.pop(member, None)
         self._vectors[member] = child
 
     def drop(self, member: Hashable) -> None:
@@ -72,6 +70,7 @@ class Dense:
             KeyError: it is not alive.
         """
         del self._vectors[member]
+        self._squares.pop(member, None)
 
     def vector(self, member: Hashable) -> NDArray[np.float32]:
         """A member's parameters, shape (total,), which must not be changed.
@@ -81,14 +80,35 @@ class Dense:
         """
         return self._vectors[member]
 
-    @staticmethod
-    def _products(
-        one: NDArray[np.float32], other: NDArray[np.float32]
-    ) -> tuple[float, float, float]:
-        """The inner products of two vectors, in float64."""
-        sums = np.zeros(3)
-        for start in range(0, len(one), _CHUNK):
-            a = one[start : start + _CHUNK].astype(np.float64)
-            b = other[start : start + _CHUNK].astype(np.float64)
-            sums += inner(a, a), inner(a, b), inner(b, b)
-        return float(sums[0]), float(sums[1]), float(sums[2])
+    def _crossed(
+        self, first: Hashable, second: Hashable, mix: float, split: int
+    ) -> NDArray[np.float32]:
+        one, other = self._vectors[first], self._vectors[second]
+        child = np.empty_like(one)
+        whole = self._angle == "whole"
+        if whole:
+            products = self._square(first), _product(one, other), self._square(second)
+        for part, share in ((slice(0, split), mix), (slice(split, len(one)), 1 - mix)):
+            if not whole:
+                a, b = one[part], other[part]
+                products = _product(a, a), _product(a, b), _product(b, b)
+            for_one, for_other = slerp_shares(share, *products)
+            np.multiply(one[part], np.float32(for_one), out=child[part])
+            child[part] += np.float32(for_other) * other[part]
+        return child
+
+    def _square(self, member: Hashable) -> float:
+        if member not in self._squares:
+            self._squares[member] = _product(self._vectors[member], self._vectors[member])
+        return self._squares[member]
+
+
+def _product(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The inner product of two vectors, in float64."""
+    return sum(
+        inner(
+            one[start : start + _CHUNK].astype(np.float64),
+            other[start : start + _CHUNK].astype(np.float64),
+        )
+        for start in range(0, len(one), _CHUNK)
+    )
