@@ -49,9 +49,10 @@ class MapPareto:
 
     The design has (T + 1)(T + 2) points for T genes, twice what a quadratic has terms: the known
     designs, the experts alone (or each gene alone, where no expert can be said alone) and the base
-    make up half of it at most, Sobol points the rest. It grows with T^2: 12 points for 2 genes, 20
-    for 3, 132 for 10, 1,722 for 40, which is the most. With more genes a smaller `design` has to
-    be said, and the quadratics go without products of genes.
+    make up half of it at most (the user's own merges are all among them), Sobol points the rest. It
+    grows with T^2: 12 points for 2 genes, 20 for 3, 132 for 10, 1,722 for 40, which is the most.
+    With more genes a smaller `design` has to be said, and the quadratics go without products of
+    genes.
 
     Variants: `bayesian` measures half of the design first and the rest in four rounds, where the
     surrogate is worst (`by_bins`). `nested` merges experts in pairs (see nesting.py), each a
@@ -129,6 +130,7 @@ class MapPareto:
         self._nesting: Nesting | None = None
         if self.options.variant == "nested":
             self._nesting = start_nesting(space.genes, facts, self.options.preference)
+        self._given: list[Genome] = read_designs(facts.given, self._num_genes).tolist()
         self._known = self._known_points(space, facts)
         # Points of the design that are measured together.
         self._design_parts = self._parts_of_design()
@@ -152,7 +154,8 @@ class MapPareto:
             while self._nesting is not None:
                 genomes = self._nesting.breed(self._fit_chart, self._generator)
                 if genomes:
-                    return genomes
+                    given, self._given = self._given, []
+                    return [*given, *genomes]
                 self._chart, self._nesting = self._nesting.chart, None
             if self._design_parts:
                 return self._chart.genomes(self._part_of_design(self._design_parts.pop(0)))
@@ -225,8 +228,9 @@ class MapPareto:
             if not models:
                 return pool[:size]
             return pool[by_bins(models, scales, points, pool, size)]
-        known = self._known[: max(size // 2, 1)]
-        return np.vstack([known, sobol(size - len(known), self._num_genes, self._generator)])
+        known = self._known[: max(size // 2, 1, len(self._given))]
+        missing = max(size - len(known), 0)
+        return np.vstack([known, sobol(missing, self._num_genes, self._generator)])
 
     def _round(self) -> Array:
         """Points of the predicted front that were not measured, and uncertain ones."""

@@ -39,3 +39,17 @@ def test_given_genomes_are_asked_for_first_and_the_search_goes_on(
     assert asked[:num_given] == list(given)
     assert len(asked) > num_given + 3
     searcher.recommend()
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "bayesian"}, {"variant": "nested"}])
+@pytest.mark.parametrize("design", [None, 2])
+def test_map_asks_for_all_given_genomes_whatever_the_design(
+    options: dict[str, Any], design: int | None
+) -> None:
+    setting = Setting("map_pareto", 3)
+    experts, _ = setting.experts()
+    generator = np.random.default_rng(8)
+    given = tuple(setting.space().sample(generator) for _ in range(14))  # half the design is 10
+    facts = Facts((*given, *experts), ("f0", "f1"), given, experts)
+    searcher = make_searcher("map_pareto", setting.space(), 3, facts, {**options, "design": design})
+    assert searcher.ask(14) == list(given)
