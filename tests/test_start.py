@@ -95,6 +95,23 @@ def test_a_warm_start_is_what_the_other_run_was_told(tmp_path: Path) -> None:
     assert outcome_of(toy.run(tmp_path / "parts", budget=32))["digest"] == whole["digest"]
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("racing", "full"), ("full", "racing")])
+def test_rungs_of_another_kind_of_race_are_translated(
+    theirs: str, ours: str, tmp_path: Path
+) -> None:
+    other = Toy("random", seed=9, estimator=theirs).run(tmp_path / "other", budget=24)
+    rungs = {i: e.score.rung for i, e in ledger_of(other).evaluations().items() if e.score}
+    top = max(rungs.values())
+    assert (top > 0) == (theirs == "racing")
+    for estimator in (theirs, ours):
+        toy = Toy("nsga2", estimator=estimator, keys={"warm_start": str(other)})
+        told = wire(toy.config(), toy.given()).start.warm_start
+        found = {e.id: e.score.rung for e in told if e.score}
+        last = 0 if ours == "full" else 2
+        furthest = {i: last for i, rung in rungs.items() if rung == top}
+        assert found == (rungs if estimator == theirs else furthest)
+
+
 def test_another_start_is_another_experiment(tmp_path: Path) -> None:
     other = Toy("random", seed=9).run(tmp_path / "other", budget=8)
     Toy("random").run(tmp_path / "run", budget=8)

@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
+from evomerge.fitness.estimators import RacingOptions
 from evomerge.fitness.split import Split, split_items
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import SearchSpace, Task
@@ -30,7 +31,9 @@ class Start:
     """What a search begins with.
 
     designs: the user's merges, as genomes. warm_start: what another run was told, in its order, as
-    far as this space can say it; violations and failures are left out.
+    far as this space can say it; violations and failures are left out. Where that run's races had
+    another number of rungs than this one's, there are only those who came furthest, on the last
+    rung of this run: otherwise they would outrank all of its own candidates, or none.
     """
 
     designs: tuple[Genome, ...] = ()
@@ -162,7 +165,30 @@ def _told(
     if not found:
         what = f"{folder}: this space can express none of its candidates that have a score"
         raise ConfigurationError(Problem("warm_start", what))
-    return tuple(found)
+    return _on_our_rungs(found, _num_rungs(theirs), _num_rungs(config))
+
+
+def _num_rungs(config: ExperimentConfig) -> int:
+    """How many rungs a candidate can run."""
+    estimator = config.fitness.estimator
+    if estimator.get("kind") != "racing":
+        return 1
+    return len(estimator.get("rungs", RacingOptions().rungs))
+
+
+def _on_our_rungs(
+    told: Sequence[Evaluation], num_theirs: int, num_ours: int
+) -> tuple[Evaluation, ...]:
+    """What another run was told, so that its rungs can be compared with this one's."""
+    scored = [(e, e.score) for e in told if e.score is not None]
+    if num_theirs == num_ours:
+        return tuple(e for e, _ in scored)
+    top = max(score.rung for _, score in scored)
+    return tuple(
+        replace(e, score=replace(score, rung=num_ours - 1))
+        for e, score in scored
+        if score.rung == top
+    )
 
 
 def _check_other(
