@@ -224,7 +224,7 @@ class MapPareto:
         """Points of the design: the first with what is known, later ones where it is uncertain."""
         if self._evaluations:
             points, models, scales = self._fit_chart(self._chart)
-            pool = sobol(POOL, self._chart.dimensions, self._generator)
+            pool = sobol(max(POOL, size), self._chart.dimensions, self._generator)
             if not models:
                 return pool[:size]
             return pool[by_bins(models, scales, points, pool, size)]

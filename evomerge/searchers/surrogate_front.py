@@ -211,4 +211,7 @@ def by_bins(
         for b, number in zip(bins, counts, strict=True)
         if number
     ]
-    return np.concatenate(order) if order else np.empty(0, dtype=np.int64)
+    chosen = np.concatenate(order) if order else np.empty(0, dtype=np.int64)
+    left = np.setdiff1d(np.arange(len(pool)), chosen)
+    # Where a bin is offered fewer points than it should get, others take their place.
+    return np.append(chosen, left[most_uncertain(models, scales, pool[left], count - len(chosen))])

@@ -182,6 +182,11 @@ def test_bins_are_angles_and_the_worst_predicted_get_the_most_points() -> None:
     errors = [np.abs(models[0].left_out)[bins_of(points) == b] for b in range(4)]
     shares_ = np.array([e.mean() + e.std() / 2 for e in errors])
     np.testing.assert_allclose(counts, 20 * shares_ / shares_.sum(), atol=1)
+    # What the worst bin cannot offer, others do.
+    worst = np.flatnonzero(bins_of(pool) == int(shares_.argmax()))
+    scarce = np.delete(pool, worst[2:], axis=0)
+    chosen = by_bins(models, np.ones(1), points, scarce, 20)
+    assert len(set(chosen.tolist())) == 20 == len(chosen)
 
 
 def test_nested_merges_pairs_and_finds_a_good_front_of_many_experts() -> None:
