@@ -186,7 +186,7 @@ def search(
             `fitness(model) -> {objective: per-item scores, or one number}`; the model is a module
             where there is one (`build`, or a transformers folder), else the state dict.
         searcher: a kind, or a mapping with `kind` and options.
-        budget: candidates, or a mapping with candidates, item_evaluations, hours.
+        budget: candidates, or a mapping with candidates, item_evaluations, hours, patience, target.
         seed: decides every random choice.
         out: the run folder; a run of the same experiment that is there goes on.
         build: makes the module that the state dicts fit.
@@ -195,7 +195,8 @@ def search(
             `flops_per_token` (callable fitness only; a file has objectives for them).
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
-        options: other keys of an experiment file: limits, in_flight, cohort, pool, dtype, ...
+        options: other keys of an experiment file: designs, warm_start, limits, in_flight, cohort,
+            pool, dtype, ...
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.

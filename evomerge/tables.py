@@ -14,6 +14,8 @@ from evomerge.merging.costs import in_short
 from evomerge.merging.operator import Operator
 from evomerge.search_spaces import SPACES
 from evomerge.search_spaces.catalogue import Entry
+from evomerge.searchers import SEARCHERS
+from evomerge.searchers import reference as searchers
 
 if TYPE_CHECKING:
     from evomerge.checkpoints.anatomy import Anatomy
@@ -213,6 +215,35 @@ def print_operator(console: Console, operator: Operator) -> None:
         console.print(table)
     if operator.notes:
         console.print(operator.notes)
+
+
+def searchers_table() -> Table:
+    """All searchers, from their declarations."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("searcher", no_wrap=True)
+    for column in ("what it is", "spaces", "objectives"):
+        table.add_column(column, overflow="fold")
+    for kind, searcher in SEARCHERS.items():
+        told = searchers.space_of(kind), searchers.objectives_of(kind)
+        table.add_row(kind, searcher.summary, *told)
+    return table
+
+
+def print_searcher(console: Console, kind: str) -> None:
+    """One searcher in full."""
+    console.print(f"{kind}: {SEARCHERS[kind].summary}", highlight=False)
+    console.print(f"spaces: {searchers.space_of(kind)}", highlight=False)
+    console.print(f"objectives: {searchers.objectives_of(kind)}\n", highlight=False)
+    console.print(searchers.about(kind), highlight=False, markup=False)
+    rows = list(searchers.option_rows(kind))
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("option", no_wrap=True)
+        for column in ("default", "values", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def kinds_table() -> Table:

@@ -66,6 +66,7 @@ class Dropping:
         self.num_layers = anatomy.num_layers
         keep = tuple(Real(f"keep.{layer}", 0.0, 1.0) for layer in range(anatomy.num_layers))
         self.genes = (*self.weights.genes, *keep)
+        self.constraints = ()
         self.decoded: list[Genome] = []
 
     def decode(self, genome: Genome) -> Recipe:
@@ -83,6 +84,13 @@ class Dropping:
 
     def designs(self) -> list[Genome]:
         return [genome + [1.0] * self.num_layers for genome in self.weights.designs()]
+
+    def alone(self) -> dict[str, Genome]:
+        kept = [1.0] * self.num_layers
+        return {name: genome + kept for name, genome in self.weights.alone().items()}
+
+    def active(self, genome: Genome) -> list[bool]:
+        return [True] * len(self.genes)
 
     def sample(self, generator: Any) -> Genome:
         return generator.random(len(self.genes)).tolist()

@@ -20,6 +20,7 @@ from evomerge.zoo import ZOOS
 
 GENES = {
     "accuracy_against_size": 18,
+    "cycle_qd": 24,
     "evolutionary_ps": 6,
     "evolutionary_ps_then_dfs": 72,
     "gptailor": 26,
@@ -30,6 +31,7 @@ GENES = {
     "quickstart_racing": 3,
     "quickstart_irt": 3,
     "random_baseline": 3,
+    "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
     "smollm2_pruned": 30,

@@ -186,7 +186,7 @@ def test_all_problems_of_all_files_are_told_at_once(
         ("experts: {base: x}\n", "`base` is the base model's own name"),
         ("seed: -1\n", ":1 seed: should be greater than or equal to 0, got -1"),
         ("seed: .nan\n", ":1 seed: should be a finite number"),
-        ("budget: {}\n", "at least one of candidates, item_evaluations and hours"),
+        ("budget: {}\n", "at least one of candidates, item_evaluations, hours"),
     ],
 )
 def test_a_bad_experiment_is_told_with_its_line(

@@ -9,7 +9,7 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
-from evomerge.cli.look_up import doctor, operators, spaces
+from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
 from evomerge.cli.search import digest, front, resume, run, status
 from evomerge.errors import (
@@ -49,6 +49,7 @@ VERBS = (  # in the order of the help
     doctor,
     operators,
     spaces,
+    searchers,
 )
 for verb in VERBS:
     app.command()(verb)

@@ -51,6 +51,35 @@ def operators(
         print_operator(open_console(), chosen[0])
 
 
+def searchers(
+    name: Annotated[
+        str | None, typer.Argument(help="One searcher, in full.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/searcher_options.md.")
+    ] = False,
+) -> None:
+    """The searchers: what they can search, and their options."""
+    from evomerge.errors import nearest
+    from evomerge.searchers import SEARCHERS, reference
+    from evomerge.tables import print_searcher, searchers_table
+
+    if as_markdown and (as_json or name):
+        raise ConfigurationError("--markdown prints all searchers, and stands alone")
+    if name is not None and name not in SEARCHERS:
+        raise ConfigurationError(Problem(name, "no such searcher", nearest(name, SEARCHERS)))
+    if as_markdown:
+        print(reference.markdown(), end="")
+    elif as_json:
+        described = [reference.facts(kind) for kind in ([name] if name else SEARCHERS)]
+        print(json.dumps(described if name is None else described[0], indent=2))
+    elif name is None:
+        open_console().print(searchers_table())
+    else:
+        print_searcher(open_console(), name)
+
+
 def spaces(
     name: Annotated[
         str | None, typer.Argument(help="One of them: its file, as it is.", show_default=False)

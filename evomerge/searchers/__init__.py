@@ -14,19 +14,45 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Searcher, SearchSpace
 from evomerge.records import Facts
 from evomerge.searchers.cma_es import CmaEs
+from evomerge.searchers.cma_es_mixed import CmaEsMixed
+from evomerge.searchers.cycle_qd import CycleQd
+from evomerge.searchers.frank_wolfe import FrankWolfe
 from evomerge.searchers.given_first import GivenFirst
+from evomerge.searchers.gp import GaussianProcess
+from evomerge.searchers.greedy_soup import GreedySoup
+from evomerge.searchers.kinship import Kinship
 from evomerge.searchers.m2n2 import M2n2
+from evomerge.searchers.map_elites import MapElites
+from evomerge.searchers.map_pareto import MapPareto
 from evomerge.searchers.needs import unmet
 from evomerge.searchers.nsga2 import Nsga2
+from evomerge.searchers.nsga3 import Nsga3
 from evomerge.searchers.random import RandomSearch
+from evomerge.searchers.rl_agent import RlAgent
 from evomerge.searchers.scalarised import ScalariseConfig, Scalarised
+from evomerge.searchers.sobol import SobolSearch
+from evomerge.searchers.successive import Successive
+from evomerge.searchers.tpe import Tpe
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
 SEARCHERS: dict[str, type[Any]] = {
     "random": RandomSearch,
+    "sobol": SobolSearch,
     "cma_es": CmaEs,
+    "cma_es_mixed": CmaEsMixed,
     "nsga2": Nsga2,
+    "nsga3": Nsga3,
+    "tpe": Tpe,
+    "gp": GaussianProcess,
+    "successive": Successive,
+    "rl_agent": RlAgent,
+    "map_elites": MapElites,
+    "cycle_qd": CycleQd,
     "m2n2": M2n2,
+    "map_pareto": MapPareto,
+    "greedy_soup": GreedySoup,
+    "kinship": Kinship,
+    "frank_wolfe": FrankWolfe,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,27 +13,36 @@ from pydantic import Field
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
+from evomerge.searchers.cma_restarts import Restarts, Start
+from evomerge.searchers.cma_strategy import Coordinates, make_strategy, round_one, shaped
+from evomerge.searchers.cma_warm import Distribution, best_of, promising
 from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import OrderKey, is_scored, order_key, total_order
+from evomerge.searchers.stagnation import Stagnation
 
 DIAGONAL_ABOVE = 500  # genes; a full covariance matrix then learns too slowly and costs n^3
 SHORTEST_STEP = 0.1  # of the mean, where a generation is all noise
-TOLERANCE = 1e-12  # Auger & Hansen's TolFun
 
 
 class CmaEs:
-    """CMA-ES in the unit cube, with restarts that double the population.
+    """CMA-ES in the unit cube, with restarts (see cma_restarts.py).
 
-    Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772; restarts as in Auger & Hansen,
-    A Restart CMA Evolution Strategy With Increasing Population Size, CEC 2005.
+    Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772.
 
     It is told positions in the total order of a generation (see order.py) instead of values, which
     is all that CMA-ES uses: failures and candidates that racing dropped need no made-up value. So
     the criteria of pycma that look at values are replaced by Auger & Hansen's, which look at the
-    scores; those that look at the distribution are pycma's. A restart begins at the same x0, with
-    the same stream of random numbers. A candidate that is told again after its generation was
-    learnt changes nothing: a distribution cannot forget.
+    scores; those that look at the distribution are pycma's. A candidate that is told again after
+    its generation was learnt changes nothing: a distribution cannot forget.
+
+    Of discrete genes it samples the numbers of the cells (see cells.py), and their standard
+    deviations are kept from vanishing: without that, such a gene freezes as soon as the
+    distribution lies within one cell. That is the lower bound of LB+IC-CMA-ES (Marty, Hansen,
+    Auger, Semet & Heron, PPSN 2024), without its centring, for which pycma takes numpy's global
+    generator.
+
+    What another run was told gives the first mean, step size and covariance (see cma_warm.py).
 
     With `noise: adapt` the scores' standard errors count too: the mean's learning rate is the share
     of a generation's variance that they leave (as LRA-CMA-ES sets it by the signal-to-noise ratio
@@ -63,13 +71,18 @@ class CmaEs:
             "center",
             description="first mean: the cube's centre, the mean of the space's designs (each "
             "expert alone and the uniform merge, for most), the first of them, or one value in "
-            "[0, 1] for every gene",
+            "[0, 1] for every gene; a warm start has its own",
         )
         sigma0: float = Field(
             1 / 6, gt=0, le=1, description="first standard deviation, in a cube of side 1"
         )
         diagonal: bool | Literal["auto"] = Field(
             "auto", description=f"learn variances alone; auto: above {DIAGONAL_ABOVE} genes"
+        )
+        discrete: Literal["cells", "ignore"] = Field(
+            "cells",
+            description="cells: discrete genes keep a standard deviation that reaches the next "
+            "value; ignore: they are treated as if they were real",
         )
         noise: Literal["ignore", "adapt"] = Field(
             "ignore",
@@ -79,20 +92,50 @@ class CmaEs:
         restarts: int = Field(
             9, ge=0, le=30, description="restarts after convergence, each with twice the population"
         )
+        restart: Literal["ipop", "bipop"] = Field(
+            "ipop",
+            description="bipop: in between, restarts with small populations and steps, which have "
+            "used as many evaluations in the end; they are not counted",
+        )
+        restart_from: Literal["x0", "designs", "random"] = Field(
+            "x0",
+            description="first mean of a restart: x0 again, the space's designs in turn, or a "
+            "random point",
+        )
+        warm_share: float = Field(
+            0.1, gt=0, le=1, description="share of a warm start's candidates from which to begin"
+        )
+        warm_width: float = Field(
+            0.01,
+            gt=0,
+            le=1,
+            description="least standard deviation of a warm start: how far this run's optimum may "
+            "be from that one's",
+        )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
         self.options = read_options(self.Options, options, self.kind)
         self._num_genes = len(space.genes)
+        self._coordinates = Coordinates(space, use_cells=self.options.discrete == "cells")
         self._x0 = _first_mean(self.options.x0, self._num_genes, facts)
+        self._designs = read_designs(facts.designs, self._num_genes)
+        if self.options.restart_from == "designs":
+            _need_designs(facts, "restart_from", "use restart_from: x0, or random")
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))
         self._generations = Generations(self)
-        self._restarts_left = self.options.restarts
+        population = self.options.population or 4 + int(3 * math.log(self._num_genes))
+        start = Start(population, self.options.sigma0)
+        self._restarts = Restarts(
+            self.options.restart, self.options.restarts, start, self._generator
+        )
+        self._num_starts = 0
         self._finished = False
         self._believed: tuple[OrderKey, Genome] | None = None  # of the runs before this one
         self._best: OrderKey | None = None  # since the last start
-        self._best_values: deque[float] = deque()
         self._strategy: Any = None
-        self._start(self.options.population or 4 + int(3 * math.log(self._num_genes)))
+        warm = best_of(facts.warm_start, self.options.warm_share)
+        points = read_designs([e.genome for e in warm], self._num_genes, unique=False)
+        self._start(start, promising(points, self.options.warm_width) if warm else None)
 
     def ask(self, count: int) -> list[Genome]:
         """At most `count` genomes; empty while the rest of a generation is outstanding."""
@@ -115,88 +158,74 @@ class CmaEs:
         if self._finished:
             return []
         with self._blas.limit(limits=1):
-            self._asked = [np.clip(x, 0.0, 1.0) for x in self._strategy.ask()]
-        return [x[: self._num_genes].tolist() for x in self._asked]
+            self._asked = [np.array(x) for x in self._strategy.ask()]
+        return [self._coordinates.genome(x) for x in self._asked]
 
     def learn(self, generation: list[Evaluation]) -> None:
         """One step of the distribution (see `Breeder`)."""
         order = total_order(generation)
         positions = np.empty(len(order))
         positions[order] = np.arange(len(order))
-        told = [x.copy() for x in self._asked]
-        for x, evaluation in zip(told, generation, strict=True):
-            x[: self._num_genes] = np.clip(evaluation.genome, 0.0, 1.0)
+        told = [
+            self._coordinates.told(np.asarray(evaluation.genome), x)
+            for x, evaluation in zip(self._asked, generation, strict=True)
+        ]
         if self.options.noise == "adapt":
             self._strategy.sp.cmean = max(SHORTEST_STEP, signal_share(generation))
         with self._blas.limit(limits=1):
             self._strategy.tell(told, positions.tolist())
         best = order_key(generation[order[0]])
         self._best = best if self._best is None else min(self._best, best)
-        if self._strategy.stop() or self._is_flat([generation[i] for i in order]):
+        is_spent = self._restarts.spend(len(generation))
+        is_flat = self._stagnation.is_flat([generation[i] for i in order])
+        if self._strategy.stop() or is_flat or is_spent:
             self._restart()
 
     def relearn(self, evaluations: list[Evaluation]) -> None:
         """Nothing: see the class (and `Breeder`)."""
 
-    def _start(self, population: int) -> None:
+    def _start(self, start: Start, warm: Distribution | None) -> None:
         """A fresh distribution."""
-        import cma
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.population = self.in_flight = population
+        self.population = self.in_flight = start.population
         self._best = None
-        self._best_values = deque(maxlen=10 + math.ceil(30 * self._num_genes / population))
+        self._stagnation = Stagnation(self._num_genes, start.population)
         diagonal = self.options.diagonal
-        options = {
-            "popsize": population,
-            "bounds": [0.0, 1.0],
-            "CMA_diagonal": self._num_genes > DIAGONAL_ABOVE if diagonal == "auto" else diagonal,
-            # From 300 genes on, pycma would take TPA, which draws from numpy's global generator.
-            "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
-            "randn": lambda *shape: self._generator.standard_normal(shape),
-            "seed": np.nan,  # touch no generator
-            "signals_filename": "",
-            "verbose": -9,
-            "verb_log": 0,
-            "verb_disp": 0,
-            # These compare values, and are given positions.
-            "tolfun": 0,
-            "tolfunhist": 0,
-            "tolfunrel": 0,
-            "tolstagnation": 0,
-        }
-        self._strategy = cma.CMAEvolutionStrategy(self._x0, self.options.sigma0, options)
+        first = self._first_mean_of_run()
+        with self._blas.limit(limits=1):
+            self._strategy = make_strategy(
+                self._coordinates,
+                round_one(first, start.sigma) if warm is None else shaped(warm, first),
+                start.population,
+                self._generator,
+                diagonal=self._num_genes > DIAGONAL_ABOVE if diagonal == "auto" else diagonal,
+            )
 
     def _restart(self) -> None:
-        """Begin again with twice the population, or finish."""
+        """Begin again, or finish."""
         if self._best is not None and (self._believed is None or self._best < self._believed[0]):
             self._believed = self._best, self._mean()
-        if self._restarts_left == 0:
+        start = self._restarts.next()
+        if start is None:
             self._finished = True
             return
-        self._restarts_left -= 1
-        self._start(2 * self.population)
+        self._num_starts += 1
+        self._start(start, None)
 
-    def _is_flat(self, generation: list[Evaluation]) -> bool:
-        """Auger & Hansen's equalfunvals and TolFun: the best values have stopped to differ.
-
-        generation: from the best to the worst.
-        """
-        values = [e.score.values[0] if e.score and is_scored(e) else -math.inf for e in generation]
-        self._best_values.append(values[0])
-        if len(self._best_values) < (self._best_values.maxlen or 0):
-            return False
-        if len(set(self._best_values)) == 1:
-            return True
-        values += self._best_values
-        return max(values) - min(values) < TOLERANCE
+    def _first_mean_of_run(self) -> NDArray[np.float64]:
+        """Where this run begins, in the cube; shape (max(genes, 2),)."""
+        mean = self._x0.copy()
+        if self._num_starts and self.options.restart_from == "designs":
+            mean[: self._num_genes] = self._designs[(self._num_starts - 1) % len(self._designs)]
+        elif self._num_starts and self.options.restart_from == "random":
+            mean[: self._num_genes] = self._generator.random(self._num_genes)
+        return mean
 
     def _mean(self) -> Genome:
         """The mean of the distribution, in the cube."""
-        favourite = np.asarray(self._strategy.result.xfavorite)[: self._num_genes]
-        genome: list[float] = np.clip(favourite, 0.0, 1.0).tolist()
-        return genome
+        return self._coordinates.genome(np.asarray(self._strategy.result.xfavorite))
 
 
 def signal_share(generation: Sequence[Evaluation]) -> float:
@@ -229,14 +258,7 @@ def _first_mean(
     """
     mean = np.full(max(num_genes, 2), 0.5)
     if isinstance(x0, str) and x0 != "center":
-        if not facts.designs:
-            raise ConfigurationError(
-                Problem(
-                    "searcher.x0 (cma_es)",
-                    "the search space can express neither an expert nor the uniform merge",
-                    "use x0: center, or a list of values",
-                )
-            )
+        _need_designs(facts, "x0", "use x0: center, or a list of values")
         known = read_designs(facts.designs, num_genes)
         mean[:num_genes] = known[0] if x0 == "first_design" else known.mean(axis=0)
     elif not isinstance(x0, str):
@@ -249,3 +271,15 @@ def _first_mean(
             )
         mean[:num_genes] = x0
     return mean
+
+
+def _need_designs(facts: Facts, option: str, instead: str) -> None:
+    """Refuse an option that begins at designs where there are none."""
+    if not facts.designs:
+        raise ConfigurationError(
+            Problem(
+                f"searcher.{option} (cma_es)",
+                "the search space can express neither an expert nor the uniform merge",
+                instead,
+            )
+        )

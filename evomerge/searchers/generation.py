@@ -78,16 +78,19 @@ class Generations:
             self._breeder.learn([told[candidate] for candidate in sorted(told)])
 
 
-def read_designs(designs: Sequence[Genome], num_genes: int) -> NDArray[np.float64]:
-    """The designs in the cube, each once, in order; shape (different designs, num_genes).
+def read_designs(
+    designs: Sequence[Genome], num_genes: int, *, unique: bool = True
+) -> NDArray[np.float64]:
+    """The designs in the cube, in order, each once if `unique`; shape (designs, num_genes).
 
     Raises:
         ValueError: a design has another length than the space, or a value that is not finite.
     """
-    different: dict[tuple[float, ...], None] = {}
+    known: list[tuple[float, ...]] = []
     for design in designs:
         values = np.asarray(design, dtype=np.float64)
         if values.shape != (num_genes,) or not np.isfinite(values).all():
             raise ValueError(f"designs: expected {num_genes} finite values, got {design!r}")
-        different[tuple(np.clip(values, 0.0, 1.0).tolist())] = None
-    return np.array(list(different), dtype=np.float64).reshape(-1, num_genes)
+        known.append(tuple(np.clip(values, 0.0, 1.0).tolist()))
+    kept = list(dict.fromkeys(known)) if unique else known
+    return np.array(kept, dtype=np.float64).reshape(-1, num_genes)

@@ -38,6 +38,11 @@ def _has_experts(space: SearchSpace, facts: Facts) -> bool:
     return len(facts.experts) > 1
 
 
+def _knows_relations(space: SearchSpace, facts: Facts) -> bool:
+    del space
+    return len(facts.gram) > 1
+
+
 def _has_several_objectives(space: SearchSpace, facts: Facts) -> bool:
     del space
     return len(facts.objectives) > 1
@@ -61,6 +66,10 @@ NEEDS: dict[str, Need] = {
     ),
     "experts": Need(
         _has_experts, "begins with experts, and this space cannot express two or more of them alone"
+    ),
+    "gram": Need(
+        _knows_relations,
+        "asks how similar the experts' task vectors are, and that is not known here",
     ),
     "several_objectives": Need(
         _has_several_objectives, "trades objectives for each other, and there is one"

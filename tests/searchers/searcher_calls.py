@@ -22,12 +22,29 @@ from evomerge.searchers import SEARCHERS, make_searcher
 SMALL: dict[str, dict[str, Any]] = {
     "random": {"population": 8},
     "cma_es": {"population": 8},
+    "cma_es_mixed": {"population": 8},
     "nsga2": {"population": 8},
+    "nsga3": {"population": 8},
+    "sobol": {"population": 8},
+    "tpe": {"population": 4, "startup": 4, "samples": 8},
+    "gp": {"population": 4, "ahead": 1, "startup": 12},
+    "successive": {"population": 8, "min_points": 4, "samples": 8},
+    "rl_agent": {"population": 8},
+    "map_elites": {"population": 8},
+    "cycle_qd": {"population": 8},
     "m2n2": {"archive": 5, "in_flight": 8},
+    "map_pareto": {"population": 8, "design": 8, "generations": 3, "surrogate_population": 12},
+    "greedy_soup": {},
+    "kinship": {},
+    "frank_wolfe": {},
 }
 
 # How many candidates the longer tests tell a searcher, where 50 would take too long.
-LENGTH: dict[str, int] = {}
+LENGTH: dict[str, int] = {"tpe": 40, "gp": 16, "successive": 40, "map_pareto": 30}
+
+# The smallest population, and the most genes, of those with such a limit of their own.
+LEAST_POPULATION: dict[str, int] = {"cma_es_mixed": 4}
+MOST_GENES: dict[str, int] = {"cma_es_mixed": 200}
 
 Shape = Literal["reals", "mixed", "conditional"]
 
@@ -142,6 +159,11 @@ def sometimes_failing(genome: Genome, num_objectives: int) -> list[float] | None
     return bowls(genome, num_objectives)
 
 
+def fewest_objectives(searcher: Any) -> int:
+    """How many objectives a searcher (or a kind of it) must be told."""
+    return 2 if "several_objectives" in searcher.needs else 1
+
+
 Measure = Callable[[Genome, int], "list[float] | None"]
 
 
@@ -171,7 +193,7 @@ class Setting:
 
     def make(self) -> Searcher:
         """The searcher, given what it needs."""
-        several = 2 if "several_objectives" in self.needs else 1
+        several = fewest_objectives(self)
         objectives = tuple(f"f{i}" for i in range(max(self.num_objectives, several)))
         experts, gram = self.experts()
         facts = Facts(
@@ -202,6 +224,7 @@ def drive(
     measure: Measure = sometimes_failing,
 ) -> list[list[Any]]:
     """Ask and tell in pieces until so many candidates are told; every call with its content."""
+    num_objectives = max(num_objectives, fewest_objectives(searcher))
     calls: list[list[Any]] = []
     waiting: list[Evaluation] = []
     num_asked = 0

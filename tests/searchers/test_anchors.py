@@ -1,4 +1,4 @@
-"""Known figures of CMA-ES and NSGA-II on textbook functions, measured by the benchmark's code."""
+"""Known figures on textbook functions, measured by the benchmark's code."""
 
 from __future__ import annotations
 
@@ -46,4 +46,22 @@ def test_cma_es_needs_as_many_evaluations_as_is_known(
 def test_nsga2_reaches_the_known_hypervolume(
     benchmark: ModuleType, name: str, anchor: float
 ) -> None:
-    assert benchmark.nsga2(name, 0).figure == pytest.approx(anchor, abs=0.004)
+    assert benchmark.front("nsga2", name, 0).figure == pytest.approx(anchor, abs=0.004)
+
+
+@pytest.mark.slow
+def test_nsga3_reaches_the_known_hypervolume(benchmark: ModuleType) -> None:
+    assert benchmark.front("nsga3", "dtlz2", 0).figure == pytest.approx(0.744, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "generations"), [("nsga2", "zdt1", 40), ("nsga3", "dtlz2", 25)]
+)
+def test_it_is_as_far_as_the_library_alone_after_a_tenth_of_the_time(
+    benchmark: ModuleType, kind: str, name: str, generations: int
+) -> None:
+    found, library = (
+        statistics.mean(run(kind, name, seed, generations).figure for seed in range(2))
+        for run in (benchmark.front, benchmark.plain_front)
+    )
+    assert found == pytest.approx(library, rel=0.15)

@@ -21,7 +21,8 @@ def problems_of(kind: str, num_genes: int = 3, **more: Any) -> str:
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
-    assert "did you mean 'cma_es'? valid: cma_es, m2n2, nsga2, random" in problems_of("cmaes")
+    valid = ", ".join(sorted(SEARCHERS))
+    assert f"did you mean 'cma_es'? valid: {valid}" in problems_of("cmaes")
 
 
 def test_every_wrong_option_is_named_with_the_nearest_valid_one() -> None:
@@ -39,7 +40,8 @@ def test_a_population_is_a_whole_number_above_zero(kind: str, population: object
 def test_several_objectives_need_a_searcher_that_can() -> None:
     text = problems_of("cma_es", num_objectives=2)
     assert "cma_es searches one objective, got 2: f0, f1" in text
-    assert "searchers that can: random, nsga2" in text
+    able = [name for name, kind in SEARCHERS.items() if kind.multi_objective]
+    assert f"searchers that can: {', '.join(able)}" in text
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -76,7 +78,8 @@ def test_the_table_is_read_without_the_libraries() -> None:
     code = (
         "import sys; from evomerge.searchers import SEARCHERS; "
         "[kind.Options() for kind in SEARCHERS.values()]; "
-        "print(sorted({'cma', 'pymoo', 'torch', 'scipy', 'matplotlib'} & set(sys.modules)))"
+        "heavy = {'cma', 'cmaes', 'optuna', 'pymoo', 'ribs', 'torch', 'scipy', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,0 +1,329 @@
+"""MAP: a front from few measurements, by quadratics fitted to the objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from evomerge.errors import ConfigurationError, Problem
+from evomerge.pareto import non_dominated
+from evomerge.protocols import SearchSpace
+from evomerge.records import CandidateId, Evaluation, Facts, Genome
+from evomerge.searchers.charts import Chart, base_genome, whole_cube
+from evomerge.searchers.generation import Generations, read_designs
+from evomerge.searchers.nesting import Nesting, start_nesting
+from evomerge.searchers.options import StrictOptions, read_options
+from evomerge.searchers.order import is_scored
+from evomerge.searchers.quadratic import Quadratic, fit, terms
+from evomerge.searchers.surrogate_front import (
+    by_bins,
+    find_front,
+    most_uncertain,
+    most_volume,
+    relevance,
+    sobol,
+    spread,
+)
+
+Array = NDArray[np.float64]
+
+MOST_GENES = 40  # with all products of genes: 861 terms, and a design of 1,722 points
+POOL = 256  # points among which the least certain are looked for
+APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
+OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
+BAYESIAN_ROUNDS = 4  # after the first half of the design
+
+
+class MapPareto:
+    """MAP (model merging with amortised Pareto fronts), inside the cube and in rounds.
+
+    Li et al. 2024, arXiv:2406.07529. A design is measured; each objective gets a quadratic with a
+    link (see quadratic.py); NSGA-III finds the front that the quadratics predict; those points of
+    it that together add most hypervolume are measured, the quadratics are fitted anew, and so on.
+    Where none adds anything, points follow that would if they were two standard errors better, and
+    then those that are least certain.
+
+    The design has (T + 1)(T + 2) points for T genes, twice what a quadratic has terms: the known
+    designs, the experts alone (or each gene alone, where no expert can be said alone) and the base
+    make up half of it at most, Sobol points the rest. It grows with T^2: 12 points for 2 genes, 20
+    for 3, 132 for 10, 1,722 for 40, which is the most. With more genes a smaller `design` has to
+    be said, and the quadratics go without products of genes.
+
+    Variants: `bayesian` measures half of the design first and the rest in four rounds, where the
+    surrogate is worst (`by_bins`). `nested` merges experts in pairs (see nesting.py), each a
+    problem of two coefficients: 12 points a pair, instead of a design that grows with T^2.
+
+    Departures from the paper and its code: Sobol points instead of uniform ones; the front is
+    looked for where points were sampled, whereas the published code goes on to [-3, 3]; points of
+    the predicted front are measured and learnt from, whereas the paper reports predictions; the
+    link can be chosen by leaving points out; points are weighted by their standard errors. A race's
+    rungs count through these errors alone. With one objective, the second is the surrogate's own
+    uncertainty, so that a round has what is predicted to be best and what may be better.
+
+    A warm start's evaluations are data of the quadratics; the design is measured nevertheless, and
+    can be made smaller.
+    """
+
+    kind: ClassVar[str] = "map_pareto"
+    summary: ClassVar[str] = "MAP: fronts of up to 40 real genes from few candidates"
+    multi_objective: bool = True
+    needs: frozenset[str] = frozenset({"genes", "reals"})
+    resumes_on_drift: bool = True
+
+    class Options(StrictOptions):
+        """Options of `map_pareto`."""
+
+        variant: Literal["plain", "bayesian", "nested"] = Field(
+            "plain",
+            description="plain: one design; bayesian: a design that grows where the surrogate is "
+            "worst; nested: experts are merged in pairs, for many of them",
+        )
+        design: int | None = Field(
+            None,
+            ge=2,
+            le=100_000,
+            description="points that are measured first; default (T + 1)(T + 2) for T genes",
+        )
+        population: int = Field(
+            16, ge=1, le=10_000, description="points of the predicted front a round"
+        )
+        until: Literal["budget", "front"] = Field(
+            "budget",
+            description="front: finish once every point of the predicted front is measured; budget:"
+            " measure where the surrogate is least certain then",
+        )
+        link: Literal["auto", "identity", "sigmoid", "softplus"] = Field(
+            "auto",
+            description="what the quadratic goes through; auto: what predicts points best that "
+            "were left out, for each objective (the sigmoid for scores in [0, 1] alone)",
+        )
+        preference: list[float] | None = Field(
+            None,
+            description="nested: what each objective counts when a pair is merged; default equal",
+        )
+        surrogate_population: int = Field(
+            100, ge=4, le=10_000, description="NSGA-III's population, on the surrogate"
+        )
+        generations: int = Field(
+            100, ge=1, le=100_000, description="NSGA-III's generations, on the surrogate"
+        )
+
+    def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+        self.options = read_options(self.Options, options, self.kind)
+        self.population = self.in_flight = self.options.population
+        self._num_genes = len(space.genes)
+        self._num_objectives = len(facts.objectives)
+        self._check()
+        self._blas = ThreadpoolController().select(user_api="blas")
+        self._generator = np.random.default_rng(np.random.SeedSequence(seed))
+        self._chart = whole_cube(self._num_genes)
+        self._warm = [e for e in facts.warm_start if is_scored(e)]
+        self._evaluations: dict[CandidateId, Evaluation] = {}
+        self._nesting: Nesting | None = None
+        if self.options.variant == "nested":
+            self._nesting = start_nesting(space.genes, facts, self.options.preference)
+        self._known = self._known_points(space, facts)
+        # Points of the design that are measured together.
+        self._design_parts = self._parts_of_design()
+        self._generations = Generations(self)
+
+    def ask(self, count: int) -> list[Genome]:
+        """At most `count` genomes; empty while the rest of a round is outstanding."""
+        return self._generations.ask(count)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Gather evaluations until a round is whole."""
+        self._generations.tell(evaluations)
+
+    def recommend(self) -> Genome | None:
+        """None: the front is made of candidates."""
+        return None
+
+    def breed(self) -> list[Genome]:
+        """The design, a part of it, or points of the predicted front (see `Breeder`)."""
+        with self._blas.limit(limits=1):
+            while self._nesting is not None:
+                genomes = self._nesting.breed(self._fit_chart, self._generator)
+                if genomes:
+                    return genomes
+                self._chart, self._nesting = self._nesting.chart, None
+            if self._design_parts:
+                return self._chart.genomes(self._part_of_design(self._design_parts.pop(0)))
+            return self._chart.genomes(self._round())
+
+    def learn(self, generation: list[Evaluation]) -> None:
+        """Take in a round (see `Breeder`)."""
+        self._evaluations.update((evaluation.id, evaluation) for evaluation in generation)
+
+    def relearn(self, evaluations: list[Evaluation]) -> None:
+        """New scores replace the old ones; they count from the next round on (see `Breeder`)."""
+        self._evaluations.update((evaluation.id, evaluation) for evaluation in evaluations)
+
+    def _check(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ConfigurationError: too many genes, or another number of preferences than objectives.
+        """
+        num_genes, options = self._num_genes, self.options
+        if num_genes > MOST_GENES and options.design is None and options.variant != "nested":
+            size = (num_genes + 1) * (num_genes + 2)
+            raise ConfigurationError(
+                Problem(
+                    "searcher.kind (map_pareto)",
+                    f"a design of (T + 1)(T + 2) = {size} points for T = {num_genes} genes; at most"
+                    f" {MOST_GENES} genes",
+                    "use a space with fewer genes (one coefficient per expert), variant: nested, "
+                    "or say a smaller `design`: then products of genes are left out",
+                )
+            )
+        if options.preference is not None and (
+            len(options.preference) != self._num_objectives
+            or min(options.preference, default=0) < 0
+            or sum(options.preference) <= 0
+        ):
+            raise ConfigurationError(
+                Problem(
+                    "searcher.preference (map_pareto)",
+                    f"expected {self._num_objectives} numbers from 0, not all 0, "
+                    f"got {options.preference}",
+                )
+            )
+
+    def _known_points(self, space: SearchSpace, facts: Facts) -> Array:
+        """The designs, each expert (or gene) alone, and the base; shape (points, genes)."""
+        base = base_genome(space.genes)
+        origin = np.zeros(self._num_genes) if base is None else base
+        alone: list[Genome] = list(facts.experts)
+        if not alone:
+            alone = [np.where(row > 0, 1.0, origin).tolist() for row in np.eye(self._num_genes)]
+        return read_designs([*facts.designs, *alone, origin.tolist()], self._num_genes)
+
+    def _parts_of_design(self) -> list[int]:
+        """How many points are measured together, until the design is done."""
+        size = self.options.design or (self._num_genes + 1) * (self._num_genes + 2)
+        if self.options.variant == "nested":
+            return []
+        if self.options.variant == "plain":
+            return [size]
+        rest = size - (size + 1) // 2
+        rounds = min(BAYESIAN_ROUNDS, rest)
+        return [size - rest, *(len(part) for part in np.array_split(np.arange(rest), rounds or 1))]
+
+    def _part_of_design(self, size: int) -> Array:
+        """Points of the design: the first with what is known, later ones where it is uncertain."""
+        if self._evaluations:
+            points, models, scales = self._fit_chart(self._chart)
+            pool = sobol(POOL, self._chart.dimensions, self._generator)
+            if not models:
+                return pool[:size]
+            return pool[by_bins(models, scales, points, pool, size)]
+        known = self._known[: max(size // 2, 1)]
+        return np.vstack([known, sobol(size - len(known), self._num_genes, self._generator)])
+
+    def _round(self) -> Array:
+        """Points of the predicted front that were not measured, and uncertain ones."""
+        chart, count = self._chart, self.options.population
+        points, models, scales = self._fit_chart(chart)
+        pool = sobol(max(POOL, count), chart.dimensions, self._generator)
+        if not models:
+            return (
+                pool[:count]
+                if self.options.until == "budget" or not self._evaluations
+                else pool[:0]
+            )
+        chosen = np.empty((0, chart.dimensions))
+        for optimism in (0.0, OPTIMISM) if self.options.until == "budget" else (0.0,):
+            if len(chosen) == count:
+                break
+            front = self._predicted_front(models, points, pool, optimism)
+            known = np.vstack([points, chosen])
+            apart = [np.abs(known - one).max(axis=1).min() > APART for one in front]
+            front = front[np.array(apart, dtype=bool)]
+            best = self._worth_measuring(models, front, known, optimism, count - len(chosen))
+            chosen = np.vstack([chosen, front[best]])
+        missing = count - len(chosen)
+        if missing and self.options.until == "budget":
+            uncertain = most_uncertain(models, scales, pool, missing)
+            chosen = np.vstack([chosen, pool[uncertain]])
+        return chosen
+
+    def _worth_measuring(
+        self, models: list[Quadratic], front: Array, known: Array, optimism: float, count: int
+    ) -> list[int]:
+        """Which of a front's points; with one objective, they differ in their uncertainty too."""
+        if len(front) == 0:
+            return []
+        values, before = _predict(models, front, optimism), _predict(models, known)
+        if len(models) > 1:
+            return most_volume(values, before, count, self._generator)
+        errors, errors_before = models[0].error(front), models[0].error(known)
+        return spread(np.c_[values, errors], np.c_[before, errors_before], count)
+
+    def _predicted_front(
+        self, models: list[Quadratic], points: Array, pool: Array, optimism: float
+    ) -> Array:
+        """The front of the surrogate; with one objective, of its predictions and their errors.
+
+        optimism: how many standard errors are added to the predictions.
+        """
+
+        def predict(asked: Array) -> Array:
+            values = _predict(models, asked, optimism)
+            return np.hstack([values, models[0].error(asked)[:, None]]) if single else values
+
+        single = len(models) == 1
+        size = self.options.surrogate_population
+        best = points[non_dominated(_predict(models, points))][: size // 2]
+        start = np.unique(np.vstack([best, pool[: size - len(best)]]), axis=0)
+        return find_front(
+            predict,
+            2 if single else len(models),
+            start,
+            size,
+            self.options.generations,
+            self._generator,
+        )
+
+    def _fit_chart(self, chart: Chart) -> tuple[Array, list[Quadratic], Array]:
+        """Quadratics of a chart's coordinates, from everything that was measured on it.
+
+        Returns:
+            The measured points, (points, dimensions); a quadratic per objective, or none where too
+            little has a score; and each objective's range, (objectives,).
+        """
+        known = [*self._warm, *(e for e in self._evaluations.values() if is_scored(e))]
+        rows, values, errors = [], [], []
+        for evaluation in known:
+            score = evaluation.score
+            if score is None or len(score.values) != self._num_objectives:
+                continue
+            rows.append(evaluation.genome)
+            values.append(score.values)
+            errors.append([e.standard_error for e in score.objectives.values()])
+        points = np.array(rows, dtype=np.float64).reshape(-1, self._num_genes)
+        points, inside = chart.points(points)
+        points = points[inside]
+        if len(points) < 2:
+            return points, [], np.ones(self._num_objectives)
+        told, errs = np.array(values)[inside], np.array(errors)[inside]
+        products = chart.dimensions <= MOST_GENES
+        counts = relevance(told, terms(points[:1], products).shape[1])
+        models = [
+            fit(points, told[:, k], errs[:, k], self.options.link, products, counts)
+            for k in range(self._num_objectives)
+        ]
+        ranges = np.ptp(told, axis=0)
+        return points, models, np.where(ranges > 0, ranges, 1.0)
+
+
+def _predict(models: Sequence[Quadratic], points: Array, optimism: float = 0.0) -> Array:
+    """Predictions of every objective and so many standard errors, shape (points, objectives)."""
+    columns = [m.predict(points) + (optimism * m.error(points) if optimism else 0) for m in models]
+    return np.stack(columns, axis=1)

@@ -1,0 +1,231 @@
+"""Proximal policy optimisation with two small networks, in numpy.
+
+An agent that acts some dozens of times before it sees one reward learns from a few hundred rows at
+a time. For networks of 2 x 64 units that is too little work to be worth a framework, and plain
+numpy gives the same bits in every process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+HIDDEN = 64
+IMPOSSIBLE = np.float32(-1e9)  # logit of an action that is masked
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What was seen and done at every place of some episodes.
+
+    seen: beside the place itself, shape (episodes, places, features). allowed: actions, shape
+    (episodes, places, actions), at least one everywhere. done: the action, shape (episodes,
+    places). acted: whether there was anything to do, shape (episodes, places).
+    """
+
+    seen: Floats
+    allowed: NDArray[np.bool_]
+    done: NDArray[np.intp]
+    acted: NDArray[np.bool_]
+
+
+class Network:
+    """Two hidden layers of 64 tanh units; the input is a place, as a one-hot, and features.
+
+    The one-hot is never written out: a place picks a row of the first layer's weights. The initial
+    weights are uniform within 1 / sqrt(inputs), as torch's Linear has them. Trained by Adam (Kingma
+    & Ba 2015, arXiv:1412.6980) with the usual constants.
+    """
+
+    def __init__(
+        self,
+        num_places: int,
+        num_features: int,
+        num_outputs: int,
+        learning_rate: float,
+        generator: np.random.Generator,
+    ) -> None:
+        def uniform(fan_in: int, *shape: int) -> Floats:
+            drawn: Floats = (generator.uniform(-1, 1, shape) / fan_in**0.5).astype(np.float32)
+            return drawn
+
+        num_inputs = num_places + num_features
+        self._shapes = [
+            (num_places, HIDDEN),  # its bias is in every row
+            (num_features, HIDDEN),
+            (HIDDEN, HIDDEN),
+            (HIDDEN,),
+            (HIDDEN, num_outputs),
+            (num_outputs,),
+        ]
+        fans = [num_inputs, num_inputs, HIDDEN, HIDDEN, HIDDEN, HIDDEN]
+        parts = [uniform(fan, *shape) for fan, shape in zip(fans, self._shapes, strict=True)]
+        self._flat = np.concatenate([part.ravel() for part in parts])
+        self._gradient = np.zeros_like(self._flat)
+        self.weights = self._views(self._flat)
+        self._gradients = self._views(self._gradient)
+        self._first, self._second = np.zeros_like(self._flat), np.zeros_like(self._flat)
+        self._rate, self._num_steps = learning_rate, 0
+
+    def at(self, place: int, seen: Floats) -> Floats:
+        """Outputs at one place, shape (episodes, outputs); seen: (episodes, features)."""
+        places, features, middle, bias, last, last_bias = self.weights
+        hidden = np.tanh(seen @ features + places[place])
+        hidden = np.tanh(hidden @ middle + bias)
+        result: Floats = hidden @ last + last_bias
+        return result
+
+    def forward(self, seen: Floats) -> Floats:
+        """Outputs at all places, shape (episodes, places, outputs); kept for `step`."""
+        places, features, middle, bias, last, last_bias = self.weights
+        rows = seen.reshape(-1, seen.shape[-1])
+        first = (rows @ features).reshape(len(seen), *places.shape)
+        first += places
+        one = np.tanh(first, out=first).reshape(-1, HIDDEN)
+        two = one @ middle
+        two += bias
+        np.tanh(two, out=two)
+        self._kept = rows, one, two
+        result: Floats = (two @ last + last_bias).reshape(*seen.shape[:2], -1)
+        return result
+
+    def step(self, slopes: Floats) -> None:
+        """One step of Adam down the slopes of the loss in the outputs of the last `forward`."""
+        rows, one, two = self._kept
+        _, _, middle, _, last, _ = self.weights
+        out = slopes.reshape(len(two), -1)
+        places, features, d_middle, d_bias, d_last, d_last_bias = self._gradients
+        np.matmul(two.T, out, out=d_last)
+        out.sum(axis=0, out=d_last_bias)
+        back = out @ last.T
+        back *= 1 - two * two
+        np.matmul(one.T, back, out=d_middle)
+        back.sum(axis=0, out=d_bias)
+        back = back @ middle.T
+        back *= 1 - one * one
+        np.matmul(rows.T, back, out=features)
+        back.reshape(-1, *places.shape).sum(axis=0, out=places)
+        self._adam()
+
+    def _adam(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8) -> None:
+        self._num_steps += 1
+        gradient, first, second = self._gradient, self._first, self._second
+        first += np.float32(1 - beta_1) * (gradient - first)
+        second += np.float32(1 - beta_2) * (gradient * gradient - second)
+        size = self._rate / (1 - beta_1**self._num_steps)
+        root = np.sqrt(second / np.float32(1 - beta_2**self._num_steps))
+        self._flat -= np.float32(size) * first / (root + np.float32(epsilon))
+
+    def _views(self, flat: Floats) -> list[Floats]:
+        views, start = [], 0
+        for shape in self._shapes:
+            size = int(np.prod(shape))
+            views.append(flat[start : start + size].reshape(shape))
+            start += size
+        return views
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an agent learns; the names are those of the searcher's options."""
+
+    epochs: int
+    actor_rate: float
+    critic_rate: float
+    discount: float
+    clip: float
+    entropy: float
+
+
+class Agent:
+    """An actor that chooses and a critic that foretells what comes of it.
+
+    Schulman, Wolski, Dhariwal, Radford & Klimov 2017, Proximal Policy Optimization Algorithms,
+    arXiv:1707.06347, eq. 7, with returns to the end of the episode for eq. 11's advantages (that
+    is lambda = 1): there is no reward before.
+    """
+
+    def __init__(
+        self,
+        num_places: int,
+        num_features: int,
+        num_actions: int,
+        settings: Settings,
+        generator: np.random.Generator,
+    ) -> None:
+        sizes = num_places, num_features
+        self._settings = settings
+        self._actor = Network(*sizes, num_actions, settings.actor_rate, generator)
+        self._critic = Network(*sizes, 1, settings.critic_rate, generator)
+
+    def scores(self, place: int, seen: Floats, allowed: NDArray[np.bool_]) -> Floats:
+        """Logits of the actions at a place, shape (episodes, actions)."""
+        return np.where(allowed, self._actor.at(place, seen), IMPOSSIBLE)
+
+    def learn(self, steps: Steps, rewards: NDArray[np.float64]) -> None:
+        """Take in whole episodes; rewards: one at the end of each, shape (episodes,)."""
+        settings = self._settings
+        returns = self._returns(steps, rewards)
+        share = _weights(steps)
+        chosen = _one_hot(steps)
+        advantages = returns - self._critic.forward(steps.seen)[..., 0]
+        before: Floats | None = None
+        for _ in range(settings.epochs):
+            logs, shares = self._log_shares(steps)
+            log_done = (logs * chosen).sum(axis=-1)
+            before = log_done if before is None else before
+            ratio = np.exp(log_done - before)
+            # Where the clipped ratio is the smaller one, nothing is to be gained (eq. 7).
+            inside = np.where(advantages > 0, ratio < 1 + settings.clip, ratio > 1 - settings.clip)
+            gain = ratio * advantages * inside * share
+            surprise = logs - (shares * logs).sum(axis=-1, keepdims=True)
+            slopes = gain[..., None] * (shares - chosen)
+            slopes += np.float32(settings.entropy) * share[..., None] * shares * surprise
+            self._actor.step(slopes)
+            foretold = self._critic.forward(steps.seen)[..., 0]
+            self._critic.step(((foretold - returns) * share)[..., None])
+
+    def imitate(self, steps: Steps, times: int, enough: float) -> None:
+        """Steps of Adam towards doing what was done (behaviour cloning).
+
+        At most so many, and none once what was done is as probable as `enough`, in the mean.
+        """
+        share = _weights(steps)
+        chosen = _one_hot(steps)
+        for _ in range(times):
+            _, shares = self._log_shares(steps)
+            if ((shares * chosen).sum(axis=-1) * share).sum() >= enough:
+                return
+            self._actor.step((shares - chosen) * share[..., None])
+
+    def _log_shares(self, steps: Steps) -> tuple[Floats, Floats]:
+        """Log probabilities of all actions at all places, and the probabilities."""
+        logits = np.where(steps.allowed, self._actor.forward(steps.seen), IMPOSSIBLE)
+        logits -= logits.max(axis=-1, keepdims=True)
+        shares = np.exp(logits)
+        total = shares.sum(axis=-1, keepdims=True)
+        return logits - np.log(total), shares / total
+
+    def _returns(self, steps: Steps, rewards: NDArray[np.float64]) -> Floats:
+        """What every step leads to, shape (episodes, places)."""
+        spread = rewards.std()
+        standard = (rewards - rewards.mean()) / spread if spread > 0 else np.zeros(len(rewards))
+        still_to_go = steps.acted[:, ::-1].cumsum(axis=1)[:, ::-1] - 1
+        discounts = self._settings.discount ** np.maximum(still_to_go, 0)
+        returns: Floats = (standard[:, None] * discounts).astype(np.float32)
+        return returns
+
+
+def _weights(steps: Steps) -> Floats:
+    """What each step counts in the mean over steps; 0 where there was nothing to do."""
+    weights: Floats = (steps.acted / max(int(steps.acted.sum()), 1)).astype(np.float32)
+    return weights
+
+
+def _one_hot(steps: Steps) -> Floats:
+    chosen = np.zeros(steps.allowed.shape, dtype=np.float32)
+    np.put_along_axis(chosen, steps.done[..., None], 1, axis=-1)
+    return chosen

@@ -1,0 +1,184 @@
+"""A quadratic of the genes with a link, fitted to scores: the surrogate of `map_pareto`.
+
+Li et al., MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation,
+arXiv:2406.07529, section 3: near the base model a task's metric is a quadratic of the merging
+coefficients; a metric that is bounded is a quadratic behind a sigmoid or a softplus (section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Link = Literal["identity", "sigmoid", "softplus"]
+
+RIDGE = 1e-6  # of the mean curvature: it decides what the points leave open, and nothing else
+STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15
+SMALLEST = 1e-9  # change of the loss, relative, that still counts as progress
+STEEPEST = 30.0  # a linear predictor beyond it is the link's limit, to double precision
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A fitted surrogate of one objective.
+
+    weights: (terms,); covariance: (terms, terms), of the weights; sign: -1 for a softplus of
+    objectives that are negative; left_out: (points,), what each point's score is away from the
+    prediction of a fit without it (by the leverages, exact for the identity).
+    """
+
+    link: Link
+    products: bool
+    sign: float
+    weights: Array
+    covariance: Array
+    left_out: Array
+
+    def predict(self, points: Array) -> Array:
+        """Predicted scores of points of the cube; shape (points,)."""
+        line = terms(points, self.products) @ self.weights
+        return np.asarray(self.sign * _mean(self.link, line), dtype=np.float64)
+
+    def error(self, points: Array) -> Array:
+        """Standard errors of the predictions; shape (points,)."""
+        rows = self.slopes(points)
+        variance = np.einsum("ij,ij->i", rows @ self.covariance, rows)
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
+
+    def slopes(self, points: Array) -> Array:
+        """How predictions change with the weights; shape (points, terms)."""
+        rows = terms(points, self.products)
+        return rows * _slope(self.link, rows @ self.weights)[:, None]
+
+    @cached_property
+    def misfit(self) -> float:
+        """Mean squared error of predictions of points that were left out."""
+        return float(np.mean(self.left_out**2))
+
+
+def terms(points: Array, products: bool) -> Array:
+    """The quadratic's terms, of coordinates moved to [-1, 1]; shape (points, terms)."""
+    x = 2.0 * points - 1.0
+    columns = [np.ones((len(x), 1)), x, x**2]
+    if products:
+        first, second = np.triu_indices(x.shape[1], 1)
+        columns.append(x[:, first] * x[:, second])
+    return np.hstack(columns)
+
+
+def fit(
+    points: Array,
+    values: Array,
+    errors: Array,
+    link: Link | Literal["auto"],
+    products: bool,
+    relevance: Array | None = None,
+) -> Quadratic:
+    """Least squares, each point weighted by what its standard error leaves.
+
+    points: (points, genes), in the cube; values, errors: (points,), and relevance, which multiplies
+    the weights; by default it is 1. `auto` takes the link with the
+    smallest misfit among those that the values' range allows: the identity always, the sigmoid for
+    values in [0, 1], the softplus for values of one sign. With no more points than terms nothing
+    can be left out; then values in [0, 1] get the sigmoid, and others the identity.
+    """
+    rows = terms(points, products)
+    precision = _precision(errors)
+    if relevance is not None:
+        precision = precision * relevance
+    if link != "auto":
+        return _fit(link, rows, values, precision, products)
+    bounded = bool((values >= 0).all() and (values <= 1).all())
+    if len(rows) <= rows.shape[1] + 1:
+        return _fit("sigmoid" if bounded else "identity", rows, values, precision, products)
+    links: list[Link] = ["identity"]
+    links += ["sigmoid"] if bounded else []
+    links += ["softplus"] if (values >= 0).all() or (values <= 0).all() else []
+    fits = [_fit(one, rows, values, precision, products) for one in links]
+    return min(fits, key=lambda one: one.misfit)
+
+
+def _precision(errors: Array) -> Array:
+    """Weights of mean 1: an error far below the others' is no certainty (a score of 1 has none)."""
+    variance = np.where(np.isfinite(errors), errors, 0.0) ** 2
+    if not variance.any():
+        return np.ones(len(errors))
+    weights = 1.0 / (variance + variance.mean())
+    return np.asarray(weights / weights.mean())
+
+
+def _fit(link: Link, rows: Array, values: Array, precision: Array, products: bool) -> Quadratic:
+    """Gauss-Newton with halved steps, and a ridge that keeps a saturated link finite."""
+    sign = -1.0 if link == "softplus" and (values <= 0).all() else 1.0
+    target = sign * values
+    weights = np.zeros(rows.shape[1])
+    weights[0] = _inverse(link, float(target.mean()))
+    loss = np.inf
+    normal = np.eye(len(weights))
+    for _ in range(1 if link == "identity" else STEPS):
+        line = rows @ weights
+        slopes = rows * _slope(link, line)[:, None]
+        normal = (slopes * precision[:, None]).T @ slopes
+        ridge = RIDGE * max(float(np.trace(normal)) / len(normal), 1e-12)
+        normal[np.diag_indices_from(normal)] += ridge
+        downhill = slopes.T @ (precision * (target - _mean(link, line))) - ridge * weights
+        step = np.linalg.solve(normal, downhill)
+        before, size = loss, 1.0
+        for _ in range(12):
+            trial = weights + size * step
+            now = _loss(link, rows @ trial, target, precision, ridge, trial)
+            if now <= before:
+                break
+            size /= 2
+        else:
+            break
+        weights, loss = trial, now
+        if before - loss <= SMALLEST * loss:
+            break
+    slopes = rows * _slope(link, rows @ weights)[:, None]
+    inverse = np.linalg.inv(normal)
+    leverage = precision * np.einsum("ij,ij->i", slopes @ inverse, slopes)
+    residual = target - _mean(link, rows @ weights)
+    left_out: Array = residual / np.maximum(1.0 - leverage, 0.05)
+    freedom = max(len(rows) - float(leverage.sum()), 1.0)
+    spread = float((precision * residual**2).sum()) / freedom
+    covariance = np.asarray(inverse * max(spread, 1e-12), dtype=np.float64)
+    return Quadratic(link, products, sign, weights, covariance, left_out)
+
+
+def _loss(
+    link: Link, line: Array, target: Array, precision: Array, ridge: float, weights: Array
+) -> float:
+    residual = target - _mean(link, line)
+    return float((precision * residual**2).sum() + ridge * (weights**2).sum())
+
+
+def _mean(link: Link, line: Array) -> Array:
+    """The link's mean of a linear predictor."""
+    if link == "identity":
+        return line
+    line = np.clip(line, -STEEPEST, STEEPEST)
+    return 1.0 / (1.0 + np.exp(-line)) if link == "sigmoid" else np.log1p(np.exp(line))
+
+
+def _slope(link: Link, line: Array) -> Array:
+    """The derivative of the mean; never quite 0, so that a saturated point can come back."""
+    if link == "identity":
+        return np.ones(len(line))
+    share = 1.0 / (1.0 + np.exp(-np.clip(line, -STEEPEST, STEEPEST)))
+    return np.maximum(share * (1.0 - share) if link == "sigmoid" else share, 1e-6)
+
+
+def _inverse(link: Link, mean: float) -> float:
+    """The linear predictor of a mean, kept from the link's limits."""
+    if link == "identity":
+        return mean
+    if link == "sigmoid":
+        inside = min(max(mean, 0.01), 0.99)
+        return float(np.log(inside / (1 - inside)))
+    return float(np.log(np.expm1(max(mean, 1e-3)))) if mean < STEEPEST else mean

@@ -1,0 +1,120 @@
+"""BOHB's sampler, for cohorts that race: the model of the highest rung that has seen enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.protocols import SearchSpace
+from evomerge.records import Evaluation, Facts, Genome
+from evomerge.searchers.first_points import DICE, FirstPoints, foreign, random_genome
+from evomerge.searchers.options import StrictOptions, read_options
+from evomerge.searchers.order import is_scored
+from evomerge.searchers.tpe import ParzenModel
+from evomerge.searchers.window import Window
+
+
+class Successive:
+    """TPE on the highest rung that has seen enough, and some random candidates, by cohorts.
+
+    BOHB: Falkner, Klein & Hutter 2018, arXiv:1807.01774, with the estimator `racing` as its
+    successive halving (Hyperband with one bracket): a cohort is one population, which the race
+    cuts. It is made for the role that SMAC with Hyperband has in GPTailor, whose first candidates
+    are the space's designs. The model learns from the candidates that reached rung r or a higher
+    one, for the highest r that `min_points` did; where none has so many, from all that have a
+    score; and with fewer scores than `min_points` in all, candidates are random.
+
+    Departures: the densities are optuna's (see `ParzenModel`: the best tenth is good, not 15 %; no
+    factor on the bandwidths), and one model serves all genes, conditional ones in groups. Who
+    reached a higher rung ranks above who did not, rather than being a point of that rung's own
+    model. Failures are bad points at every rung. It also works without a race: then there is one
+    rung, and it is TPE by generations with random candidates in between.
+    """
+
+    kind: ClassVar[str] = "successive"
+    summary: ClassVar[str] = "BOHB: TPE by cohorts, for `racing`; any genes, several objectives"
+    multi_objective: bool = True
+    asks_designs: bool = True
+    needs: frozenset[str] = frozenset({"genes"})
+    resumes_on_drift: bool = True
+
+    class Options(StrictOptions):
+        """Options of `successive`."""
+
+        population: int = Field(
+            27, ge=1, le=100_000, description="candidates of a cohort; 27 is cut to 9, 3 and 1"
+        )
+        designs: bool = Field(
+            True, description="whether the space's designs (each expert alone, ...) come first"
+        )
+        random_share: float = Field(
+            1 / 3, ge=0, le=1, description="share of the candidates that are random (BOHB's rho)"
+        )
+        min_points: int | None = Field(
+            None,
+            ge=1,
+            le=100_000,
+            description="scores that a rung's model needs; default genes + 1, at most a population",
+        )
+        multivariate: bool | Literal["auto"] = Field(
+            True, description="model genes together, as BOHB does; auto: with one objective"
+        )
+        samples: int = Field(
+            64, ge=1, le=100_000, description="draws from the good, of which the best is taken"
+        )
+
+    def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
+        self.options = read_options(self.Options, options, self.kind)
+        self.population = self.in_flight = self.options.population
+        default = min(len(space.genes) + 1, self.population)
+        self._min_points = self.options.min_points or default
+        self._seed = seed
+        self._model = ParzenModel(
+            space,
+            seed,
+            len(facts.objectives),
+            self.options.multivariate,
+            self.options.samples,
+        )
+        self._before = foreign(facts.warm_start)
+        self.learn([])
+        designs = facts.designs if self.options.designs else facts.given
+        self._first = FirstPoints(self._model.parameters, seed, designs, 0)
+        self._window = Window(self, self.population, ahead=0)
+
+    def ask(self, count: int) -> list[Genome]:
+        """At most `count` genomes; empty while the rest of a cohort is outstanding."""
+        return self._window.ask(count)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Remember evaluations."""
+        self._window.tell(evaluations)
+
+    def recommend(self) -> Genome | None:
+        """None: it believes in nothing but its candidates."""
+        return None
+
+    def learn(self, known: Sequence[Evaluation]) -> None:
+        """See `Proposer`."""
+        self._model.learn(at_highest_rung([*self._before, *known], self._min_points))
+
+    def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
+        """The next candidate (see `Proposer`)."""
+        if number < self._first.count:
+            return self._first[number]
+        dice = np.random.default_rng(np.random.SeedSequence([self._seed, DICE, number]))
+        if dice.random() < self.options.random_share:
+            return random_genome(self._model.parameters, self._seed, number)
+        return self._model.propose(number, waiting)
+
+
+def at_highest_rung(evaluations: Sequence[Evaluation], enough: int) -> list[Evaluation]:
+    """Who reached the highest rung that enough did, and the failures; none where too few score."""
+    rungs = sorted((e.score.rung for e in evaluations if e.score and is_scored(e)), reverse=True)
+    if len(rungs) < enough:
+        return []
+    lowest = rungs[enough - 1]
+    return [e for e in evaluations if not (e.score and is_scored(e)) or e.score.rung >= lowest]
