@@ -36,7 +36,9 @@ class GaussianProcess:
     no value but the median, and breaks a constraint which is modelled too, so that the search stays
     away from there without a cliff in the objectives.
 
-    An ask costs n^3: above `history` evaluations, the better and the later half of these are kept.
+    A candidate takes .2 s of one core at 24 real genes and 100 evaluations, .3 s at 200, .7 s at
+    400, and at 200 some 1.2 s with mixed genes, with failures or with two objectives (optuna 5.0).
+    Above `history` evaluations the best and the latest are kept, half of it each.
     First come the designs, then evenly spread points, then what the model proposes (see window.py);
     a fresh sampler for each candidate, on one thread. What another run was told is learnt as this
     run's own, and takes the place of as many of the spread points.

@@ -59,7 +59,7 @@ NEEDS: dict[str, Need] = {
     ),
     "reals": Need(
         _has_reals_alone,
-        "averages genomes, and this space has genes that are no free real numbers",
+        "moves on straight lines between genomes, and here some genes are no free real numbers",
     ),
     "lineages": Need(
         _has_lineages, "crosses lineages, and this space's genomes are none (kind: niches has them)"

