@@ -119,9 +119,8 @@ def generations(searcher: Any, num_objectives: int, seconds: float) -> Iterator[
         yield 1000 * (asked + time.process_time() - began) / len(genomes)
 
 
-def measure(kinds: list[str], seconds: float) -> list[dict[str, Any]]:
+def measure(kinds: list[str], seconds: float) -> Iterator[dict[str, Any]]:
     """A row for each searcher, population and number of genes."""
-    rows = []
     for kind in kinds:
         fields = SEARCHERS[kind].Options.model_fields
         variants: list[dict[str, Any]] = [{}]
@@ -131,24 +130,31 @@ def measure(kinds: list[str], seconds: float) -> list[dict[str, Any]]:
             variants.append({"population": 100, "steady": True})
         for options in variants:
             for num_genes in (20, 200):
-                try:
-                    searcher, num_objectives = made(kind, num_genes, options)
-                except ConfigurationError as error:
-                    print(f"{kind} {options} {num_genes}: {error}")
-                    continue
-                spent = list(generations(searcher, num_objectives, seconds))[1:]
-                if spent:
-                    rows.append(
-                        {
-                            "searcher": kind + (" steady" if "steady" in options else ""),
-                            "asked_together": searcher.in_flight,
-                            "genes": num_genes,
-                            "ms_a_candidate": round(statistics.median(spent), 3),
-                            "slowest": round(max(spent), 3),
-                            "within_promise": statistics.median(spent) <= PROMISE_MS,
-                        }
-                    )
-    return rows
+                if row := row_of(kind, options, num_genes, seconds):
+                    yield row
+
+
+def row_of(
+    kind: str, options: dict[str, Any], num_genes: int, seconds: float
+) -> dict[str, Any] | None:
+    """One row; None for what the searcher refuses, or for which there was no time."""
+    try:
+        searcher, num_objectives = made(kind, num_genes, options)
+    except ConfigurationError as error:
+        print(f"{kind} {options} {num_genes}: {error}")
+        return None
+    spent = list(generations(searcher, num_objectives, seconds))[1:]
+    if not spent:
+        print(f"{kind} {options} {num_genes}: more than {seconds} s for two generations")
+        return None
+    return {
+        "searcher": kind + (" steady" if "steady" in options else ""),
+        "asked_together": searcher.in_flight,
+        "genes": num_genes,
+        "ms_a_candidate": round(statistics.median(spent), 3),
+        "slowest": round(max(spent), 3),
+        "within_promise": statistics.median(spent) <= PROMISE_MS,
+    }
 
 
 def main() -> None:
@@ -161,11 +167,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = measure(arguments.kinds, arguments.seconds)
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(list(rows), indent=1))
         return
-    print("  ".join(f"{key:>16}" for key in rows[0]))
-    for line in rows:
-        print("  ".join(f"{value!s:>16}" for value in line.values()))
+    for number, line in enumerate(rows):
+        if number == 0:
+            print("  ".join(f"{key:>16}" for key in line))
+        print("  ".join(f"{value!s:>16}" for value in line.values()), flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,11 @@ SPACES: dict[str, Any] = {
     "layer choice": "layer_choice",
     "lineages": "m2n2",
 }
-OPTIONS: dict[str, dict[str, Any]] = {}  # beside the kind, where the default is not for so few
+RACING = ("successive",)
+OPTIONS: dict[str, dict[str, Any]] = {  # beside the kind: generations for so few candidates
+    "nsga2": {"population": 20},
+    "nsga3": {"population": 20},
+}
 
 
 def experiment(kind: str, space: str, seed: int) -> ExperimentConfig:
@@ -93,7 +97,7 @@ def experiment(kind: str, space: str, seed: int) -> ExperimentConfig:
                     "objectives": {s: s for s in SKILLS}
                     if several
                     else {"mean": {"tasks": list(SKILLS)}},
-                    "estimator": RACE if kind == "successive" else SUBSET,
+                    "estimator": RACE if kind in RACING else SUBSET,
                     "split": SPLIT,
                 },
                 "searcher": {"kind": kind, **OPTIONS.get(kind, {})},
@@ -155,10 +159,9 @@ def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any
         cohort_size=min(population, in_flight),
         references=models_of(references),
     )
-    budget = Budget(
-        candidates=3 * CANDIDATES,  # equal recipes are answered once, and cost nothing again
-        item_evaluations=before + CANDIDATES * ITEMS * len(SKILLS),
-    )
+    items = before + CANDIDATES * ITEMS * len(SKILLS)
+    races = parts.config.searcher.kind in RACING
+    budget = Budget(item_evaluations=items) if races else Budget(candidates=CANDIDATES)
     start = time.perf_counter()
     why = run_search(run, measurer, budget)
     seconds = time.perf_counter() - start

@@ -47,6 +47,7 @@ class Space:
 
     steps: int = 1000
     genes: tuple[Real, ...] = (Real("x", 0, 1), Real("y", 0, 1))
+    constraints: tuple[Any, ...] = ()
 
     def decode(self, genome: Genome) -> Recipe:
         x, y = (round(float(value) * self.steps) / self.steps for value in genome)
@@ -162,6 +163,7 @@ class Setting:
     cohort: int = 8
     steps: int = 1000
     failing: bool = False
+    steady: bool = False
 
     def search(self, ledger: Ledger) -> tuple[Search, Recording]:
         objectives = [Objective(task, {task: 1.0}) for task in TASKS]
@@ -169,7 +171,8 @@ class Setting:
             objectives = [Objective("mean", dict.fromkeys(TASKS, 0.5))]
         space = Space(self.steps)
         facts = Facts(objectives=tuple(o.name for o in objectives))
-        searcher = Recording(make_searcher(self.searcher, space, 5, facts, {"population": 8}))
+        options = {"population": 8} | ({"steady": True} if self.steady else {})
+        searcher = Recording(make_searcher(self.searcher, space, 5, facts, options))
         items = dict.fromkeys(TASKS, tuple(range(NUM_ITEMS)))
         estimator = make_estimator(ESTIMATORS[self.estimator], objectives, items, 0)
         return Search(searcher, space, estimator, ledger, self.in_flight, self.cohort), searcher
@@ -205,6 +208,8 @@ SETTINGS = [
     Setting("random", "full", 7, 1, steps=3, failing=True),
     Setting("nsga2", "full", 5, 3),
     Setting("nsga2", "racing", 20, 8, failing=True),
+    Setting("nsga2", "full", 8, 1, failing=True, steady=True),
+    Setting("nsga2", "racing", 8, 4, steady=True),
     Setting("cma_es", "racing", 6, 6),
     Setting("cma_es", "full", 16, 5, steps=4, failing=True),
 ]

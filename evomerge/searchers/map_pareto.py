@@ -71,6 +71,7 @@ class MapPareto:
     kind: ClassVar[str] = "map_pareto"
     summary: ClassVar[str] = "MAP: fronts of up to 40 real genes from few candidates"
     multi_objective: bool = True
+    asks_designs: bool = True
     needs: frozenset[str] = frozenset({"genes", "reals"})
     resumes_on_drift: bool = True
 

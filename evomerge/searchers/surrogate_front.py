@@ -117,7 +117,8 @@ def most_volume(
 ) -> list[int]:
     """At most `count` of some values, each the one that adds most hypervolume after the others.
 
-    values: (n, objectives), predicted; known: (m, objectives), measured. Volumes are counted with
+    values: (n, objectives), predicted; known: (m, objectives), of what is
+    measured. Volumes are counted with
     Sobol points of the box between the best values and a reference point that lies a tenth of the
     known front's range below its worst. Values that add nothing are not chosen.
     """

@@ -45,7 +45,8 @@ def test_bipop_takes_the_regime_that_has_used_less() -> None:
                 assert 10 <= start.population <= max(large / 2, 10)
                 assert 0.002 <= start.sigma <= 0.2
             spent = 0
-            while spent < 1000 * start.population / 10:
+            most = 100 if regime == "large" else 10_000
+            while spent < most * start.population:
                 spent += start.population
                 if made.spend(start.population):
                     assert regime == "small"

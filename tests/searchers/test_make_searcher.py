@@ -40,11 +40,8 @@ def test_a_population_is_a_whole_number_above_zero(kind: str, population: object
 def test_several_objectives_need_a_searcher_that_can() -> None:
     text = problems_of("cma_es", num_objectives=2)
     assert "cma_es searches one objective, got 2: f0, f1" in text
-    able = [  # of a space of genes
-        name
-        for name, kind in SEARCHERS.items()
-        if kind.multi_objective and "lineages" not in kind.needs
-    ]
+    missing = {"lineages", "experts"}  # in this space
+    able = [n for n, kind in SEARCHERS.items() if kind.multi_objective and not missing & kind.needs]
     assert f"searchers that can: {', '.join(able)}" in text
 
 
