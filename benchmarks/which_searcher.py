@@ -5,7 +5,7 @@
 
 The tiny family's three experts; every candidate answers the same 32 items of each of three skills
 (`successive` races instead), and every searcher has the same number of item evaluations. What it
-found is measured on 500 other items of each skill: the candidate with the best mean and, of the
+found is measured on 300 other items of each skill: the candidate with the best mean and, of the
 searchers for several objectives, the share of the unit cube that the front dominates there.
 Searchers for one objective search the mean. `run` goes on where it was stopped; `show` prints the
 table as Markdown.
@@ -44,10 +44,10 @@ from evomerge.results.references import measure_references, models_of
 from evomerge.searchers import SEARCHERS
 
 SKILLS = ("sort", "back", "rot")
-SPLIT = {"search": 240, "fresh": 0, "holdout": 500}
+SPLIT = {"search": 100, "fresh": 0, "holdout": 300}
 ITEMS = 32  # of each skill
 CANDIDATES = 100  # that answer so many items: the budget
-FRONT = 8  # members of a front that are measured on the holdout, spread over it
+FRONT = 5  # members of a front that are measured on the holdout, spread over it
 HELD_OUT = 10_000  # the number of the cohort that answers the holdout
 SUBSET = {"kind": "subset", "items": ITEMS}
 RACE = {"kind": "racing", "rungs": [8, 32, 96], "keep": 0.33}
