@@ -7,7 +7,8 @@ The tiny family's three experts; every candidate answers the same 32 items of ea
 (`successive` races instead), and every searcher has the same number of item evaluations. What it
 found is measured on 300 other items of each skill: the candidate with the best mean and, of the
 searchers for several objectives, the share of the unit cube that the front dominates there.
-Searchers for one objective search the mean. `run` goes on where it was stopped; `show` prints the
+Searchers for one objective search the mean. References (the experts, task arithmetic on a grid)
+are left out: they would cost the same for each. `run` goes on where it was stopped; `show` prints the
 table as Markdown.
 """
 
@@ -40,7 +41,6 @@ from evomerge.measurement import Measurer, requests_for
 from evomerge.pareto import best_first, hypervolume, non_dominated
 from evomerge.pools import make_pool
 from evomerge.records import Budget, Candidate
-from evomerge.results.references import measure_references, models_of
 from evomerge.searchers import SEARCHERS
 
 SKILLS = ("sort", "back", "rot")
@@ -146,8 +146,6 @@ def search(parts: Parts, folder: Path) -> dict[str, Any]:
 
 
 def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any]:
-    references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
-    before = ledger.item_evaluations
     timed: Any = Timed(parts.searcher)
     population, in_flight = parts.searcher.population, parts.searcher.in_flight
     run = Search(
@@ -157,9 +155,8 @@ def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any
         ledger=ledger,
         in_flight=max(in_flight, min(population, in_flight)),
         cohort_size=min(population, in_flight),
-        references=models_of(references),
     )
-    items = before + CANDIDATES * ITEMS * len(SKILLS)
+    items = CANDIDATES * ITEMS * len(SKILLS)
     races = parts.config.searcher.kind in RACING
     budget = Budget(item_evaluations=items) if races else Budget(candidates=CANDIDATES)
     start = time.perf_counter()
@@ -184,7 +181,7 @@ def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any
         if several
         else None,
         "candidates": len(ledger.evaluations()),
-        "items": ledger.spent(run.num_cohorts) - before,
+        "items": ledger.spent(run.num_cohorts),
         "ask_ms": 1e3 * timed.ask_s / max(1, timed.num_asked),
         "tell_ms": 1e3 * timed.tell_s / max(1, timed.num_asked),
         "seconds": seconds,
