@@ -8,8 +8,8 @@ The tiny family's three experts; every candidate answers the same 32 items of ea
 found is measured on 300 other items of each skill: the candidate with the best mean and, of the
 searchers for several objectives, the share of the unit cube that the front dominates there.
 Searchers for one objective search the mean. References (the experts, task arithmetic on a grid)
-are left out: they would cost the same for each. `run` goes on where it was stopped; `show` prints the
-table as Markdown.
+are left out: they would cost the same for each. `run` goes on where it was stopped; `show` prints
+the table as Markdown.
 """
 
 from __future__ import annotations
