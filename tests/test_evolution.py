@@ -1,8 +1,10 @@
-"""Evolving vectors in memory, against a plain loop of the paper's steps."""
+"""Evolution in memory against the published steps as loops, and its random numbers."""
 
 from __future__ import annotations
 
-import math
+import subprocess
+import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,122 +12,170 @@ import pytest
 
 from evomerge.evolution import Evolution
 
-TOTAL, ITEMS = 40, 31
-PROBES = np.random.default_rng(0).standard_normal((ITEMS, TOTAL))
-SEEDS = np.random.default_rng(1).standard_normal((2, TOTAL)).astype(np.float32)
+TOTAL, NUM_ITEMS = 40, 15
+GENERATOR = np.random.default_rng(0)
+PROBES = GENERATOR.standard_normal((NUM_ITEMS, TOTAL))
+SEEDS = GENERATOR.standard_normal((2, TOTAL)).astype(np.float32)
 
 
-def score(vector: np.ndarray) -> np.ndarray:
-    return np.clip(PROBES @ vector, 0, 9)  # sums of right and wrong would tie but for rounding
+def right(vector: np.ndarray) -> np.ndarray:
+    """Items that a vector gets right: about half of them."""
+    return np.einsum("ij,j->i", PROBES, vector.astype(np.float64)) > 0.5
 
 
-def slerp(one: np.ndarray, other: np.ndarray, mix: float, parts: list[slice]) -> np.ndarray:
-    """Left of the split with this share of the other, right of it with the rest."""
-    angle = math.acos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
-    child = one.copy()
-    if math.sin(angle) > 1e-6:
-        for part, share in zip(parts, (mix, 1 - mix), strict=True):
-            weights = math.sin((1 - share) * angle), math.sin(share * angle)
-            child[part] = (weights[0] * one[part] + weights[1] * other[part]) / math.sin(angle)
-    return child
+def published(evaluations: int, size: int, alpha: float, attraction: bool, std: float) -> Any:
+    """Who is alive in the end, row by row: the steps of the paper, with the same random numbers."""
+    rows: list[tuple[list[float], Any, int | None]] = [([0.0] * NUM_ITEMS, None, None)] * size
 
+    def judged(among: list[Any]) -> tuple[list[Fraction], list[Fraction]]:
+        z = [sum(row[0][j] for row in among) or 1 for j in range(NUM_ITEMS)]
+        share = [Fraction(1, int(z_j)) if alpha else Fraction(1) for z_j in z]
+        return share, [sum(int(s) * w for s, w in zip(row[0], share, strict=True)) for row in among]
 
-def by_hand(
-    seen: list[np.ndarray], size: int, switches: dict[str, Any], noise: float
-) -> list[np.ndarray]:
-    """What each vector should be, given those before; insertion, selection, birth as loops."""
-    alpha = switches.get("alpha", 1.0)
-    rows = [(np.zeros(ITEMS), np.zeros(TOTAL))] * size
-    vectors: list[np.ndarray] = []
+    def drawn(weights: list[Fraction], lot: float) -> int:
+        ends = np.cumsum([float(weight / sum(weights)) for weight in weights])
+        return int(np.argmax(ends > lot))
 
-    def fitness(of: list[Any]) -> tuple[np.ndarray, list[float]]:
-        all_scores = np.array([scores for scores, _ in of])
-        z = all_scores.sum(axis=0)
-        share = all_scores.max(axis=0) / np.where(z == 0, 1, z) ** alpha
-        return share, [float(scores @ share) for scores, _ in of]
-
-    def drawn(weights: list[float], lot: float) -> int:
-        return int(np.searchsorted(np.cumsum(weights), lot * sum(weights), "right"))
-
-    for number in range(len(seen)):
+    for number in range(evaluations):
         if number < len(SEEDS):
-            vector = SEEDS[number].astype(float)
+            child = SEEDS[number]
         else:
             lots = np.random.Generator(np.random.SFC64((5, number)))
-            (share, worth), (one, two) = fitness(rows), lots.random(2)
-            first = drawn(worth, one)
-            gains = worth
-            if switches.get("attraction", True):
-                own = rows[first][0]
-                gains = [float(np.maximum(scores - own, 0) @ share) for scores, _ in rows]
-                if not any(gains):
-                    gains = [w * (i != first) for i, w in enumerate(worth)]
-            second = drawn(gains, two) if switches.get("crossover", True) else first
-            mix, split = float(lots.random()), int(lots.integers(TOTAL))
-            split = split if switches.get("split", True) else TOTAL
-            parts = [slice(0, split), slice(split, TOTAL)]
-            vector = rows[first][1]
-            if second != first:
-                vector = slerp(vector, rows[second][1], mix, parts)
-            vector = vector + noise * lots.standard_normal(TOTAL, np.float32)
-        vectors.append(vector)
-        child = score(seen[number]), seen[number].astype(float)
-        worst = int(np.argmin(fitness([*rows, child])[1]))
-        rows[worst : worst + 1] = [
-            child
-        ]  # in its row; beyond the last, where it is the worst itself
-        rows = rows[:size]
-    return vectors
+            share, fitness = judged(rows)
+            one, two = lots.random(2)
+            first = drawn(fitness, one)
+            weights = fitness
+            if attraction:
+                mine = rows[first][0]
+                weights = [
+                    sum(w * int(max(s - m, 0)) for w, s, m in zip(share, row[0], mine, strict=True))
+                    for row in rows
+                ]
+                if not sum(weights):
+                    weights = [f * (i != first) for i, f in enumerate(fitness)]
+            second = drawn(weights, two) if sum(weights) else first
+            mix, split = lots.random(), lots.integers(TOTAL)
+            a, b = (rows[i][1].astype(np.float64) for i in (first, second))
+            angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
+            w = np.where(np.arange(TOTAL) < split, mix, 1 - mix)
+            near = np.sin(angle) <= 1e-6
+            x, y = (1 - w, w) if near else np.sin([(1 - w) * angle, w * angle]) / np.sin(angle)
+            child = (x * a + y * b).astype(np.float32)
+            if std:
+                child += np.float32(std) * lots.standard_normal(TOTAL, np.float32)
+        extended = [*rows, (right(child).astype(float).tolist(), child, number)]
+        _, fitness = judged(extended)
+        worst = fitness.index(min(fitness))
+        if worst < size:
+            rows[worst] = extended[-1]
+    return rows
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+@pytest.mark.parametrize("attraction", [True, False])
+@pytest.mark.parametrize("std", [0.0, 0.1])
+def test_it_is_the_published_algorithm(alpha: float, attraction: bool, std: float) -> None:
+    evolution = Evolution(
+        SEEDS, right, archive=4, alpha=alpha, attraction=attraction, noise_std=std, seed=5
+    )
+    evolution.run(150)
+    expected = [row for row in published(150, 4, alpha, attraction, std) if row[2] is not None]
+    assert evolution.members == tuple(row[2] for row in expected)
+    for member, (scores, vector, _) in zip(evolution.members, expected, strict=True):
+        assert np.allclose(evolution.vector(member), vector, atol=1e-4)
+        assert evolution.scores(member).tolist() == scores
+    best = max(expected, key=lambda row: sum(row[0]))
+    assert evolution.best() == best[2]
+
+
+def test_a_run_in_pieces_is_the_same_run() -> None:
+    whole, parts = (Evolution(SEEDS, right, noise_std=0.1, seed=1) for _ in range(2))
+    whole.run(200)
+    for stop in (1, 2, 3, 90, 90, 200):
+        parts.run(stop)
+        assert parts.num_evaluations == stop
+    assert whole.members == parts.members
+    for member in whole.members:
+        assert (whole.vector(member) == parts.vector(member)).all()
+
+
+def test_what_cannot_be_scored_never_enters_and_stops_nothing() -> None:
+    calls = []
+
+    def sometimes(vector: np.ndarray) -> np.ndarray:
+        calls.append(len(calls))
+        scores = right(vector).astype(float)
+        if len(calls) % 3 == 0:
+            scores[4] = np.nan
+        return scores
+
+    evolution = Evolution(SEEDS, sometimes, archive=5, noise_std=0.1)
+    evolution.run(90)
+    assert evolution.num_failed == 30
+    assert all(member % 3 != 2 for member in evolution.members)
+    assert len(evolution._dense) == len(evolution.members) == 5  # the dead are forgotten
+    hopeless = Evolution(SEEDS, lambda _: [np.nan])
+    with pytest.raises(RuntimeError, match="nobody"):
+        hopeless.best()
+    with pytest.raises(RuntimeError, match="no seed could be scored"):
+        hopeless.run(3)
+
+
+def test_noise_is_the_childs_own_and_switches_do_what_they_say() -> None:
+    plain = Evolution(SEEDS, right, crossover=False, seed=2)
+    plain.run(30)
+    assert all(any((plain.vector(m) == seed).all() for seed in SEEDS) for m in plain.members)
+    noisy = Evolution(SEEDS[:1], right, crossover=False, noise_std=0.1, archive=30, seed=2)
+    noisy.run(2)
+    expected = np.random.Generator(np.random.SFC64((2, 1)))
+    expected.random(3), expected.integers(TOTAL)
+    noise = np.float32(0.1) * expected.standard_normal(TOTAL, np.float32)
+    assert np.allclose(noisy.vector(1), SEEDS[0] + noise, atol=1e-6)
+    # Without split points a child of two vectors of one length is of that length, and no other.
+    unit = [seed / np.linalg.norm(seed) for seed in SEEDS]
+    whole = Evolution(unit, right, split=False, archive=30)
+    whole.run(12)
+    assert np.allclose([np.linalg.norm(whole.vector(m)) for m in whole.members], 1, atol=1e-5)
+    split = Evolution(unit, right, archive=30)
+    split.run(12)
+    assert not np.allclose([np.linalg.norm(split.vector(m)) for m in split.members], 1, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("switches", "noise"),
+    ("seeds", "more"),
     [
-        ({}, 0.0),
-        ({}, 0.3),
-        ({"alpha": 0.0, "attraction": False}, 0.3),
-        ({"split": False}, 0.3),
-        ({"crossover": False}, 0.3),
+        ([], {}),
+        ([[1.0, 2.0], [1.0]], {}),
+        ([[1.0, np.inf]], {}),
+        ([[1.0]], {"archive": 0}),
+        ([[1.0]], {"alpha": -1.0}),
     ],
 )
-def test_it_is_the_papers_loop(switches: dict[str, Any], noise: float) -> None:
-    seen: list[np.ndarray] = []
-
-    def watched(vector: np.ndarray) -> np.ndarray:
-        seen.append(vector.copy())
-        return score(vector)
-
-    evolution = Evolution(list(SEEDS), watched, archive=5, noise_std=noise, seed=5, **switches)
-    evolution.run(30)
-    evolution.run(80)
-    expected = by_hand(seen, 5, switches, noise)
-    np.testing.assert_allclose(seen, expected, atol=1e-4)
-    assert evolution.num_evaluations == 80
-    assert len(evolution.members) == 5
-    best = evolution.best()
-    np.testing.assert_array_equal(evolution.vector(best), seen[best])
-    means = [score(seen[member]).mean() for member in evolution.members]
-    assert evolution.scores(best).mean() == max(means)
-
-
-def test_who_has_no_finite_score_never_enters_and_without_anybody_it_ends() -> None:
-    calls = 0
-
-    def breaks(vector: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        return np.full(ITEMS, np.nan) if calls % 3 == 1 else score(vector)
-
-    evolution = Evolution(list(SEEDS), breaks, archive=4, noise_std=0.1)
-    evolution.run(31)
-    assert evolution.num_failed == 11
-    assert all(member % 3 for member in evolution.members)
-    dead = Evolution(list(SEEDS), lambda _: [np.inf])
-    with pytest.raises(RuntimeError, match="no seed could be scored"):
-        dead.run(3)
-
-
-@pytest.mark.parametrize("wrong", [{"archive": 0}, {"alpha": -1.0}, {"seeds": [[1.0], [1.0, 2.0]]}])
-def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_what_makes_no_sense_is_refused(seeds: Any, more: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Evolution(**{"seeds": list(SEEDS), "score": score, **wrong})
+        Evolution(seeds, right, **more)
+
+
+def test_another_process_with_other_threads_evolves_the_same() -> None:
+    code = (
+        "import hashlib, numpy as np; from evomerge.evolution import Evolution; "
+        "g = np.random.default_rng(0); p = g.standard_normal((50, 20000)); "
+        "right = lambda v: np.einsum('ij,j->i', p, v) > 0; "
+        "e = Evolution(g.standard_normal((2, 20000)), right, noise_std=.5, archive=6); e.run(40); "
+        "print(e.members, hashlib.sha256(b''.join(e.vector(m) for m in e.members)).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={
+                "OPENBLAS_NUM_THREADS": threads,
+                "PYTHONHASHSEED": threads,
+                "PYTHONPATH": ":".join(sys.path),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(said) == 1
