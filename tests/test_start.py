@@ -136,6 +136,22 @@ def test_a_run_that_has_searched_on_held_out_items_is_refused(tmp_path: Path) ->
     assert SPLIT["holdout"] > 0
 
 
+@pytest.mark.parametrize(("there", "here"), [("racing", "full"), ("full", "racing")])
+def test_who_was_asked_everything_stands_with_those_who_are(
+    there: str, here: str, tmp_path: Path
+) -> None:
+    """A higher rung outranks whatever the values are; a run without a race has one rung."""
+    other = Toy("random", there, seed=9).run(tmp_path / "other", budget=16)
+    toy = Toy("nsga2", here, keys={"warm_start": str(other)})
+    rungs = {e.id: e.score.rung for e in ledger_of(other).evaluations().values() if e.score}
+    by = {("racing", "full"): -2, ("full", "racing"): 2}[there, here]
+    start = wire(toy.config(), toy.given()).start
+    assert {e.id: e.score.rung for e in start.warm_start if e.score} == {
+        id_: rung + by for id_, rung in rungs.items()
+    }
+    assert max(rungs.values()) == (2 if there == "racing" else 0)
+
+
 @pytest.mark.parametrize("missing", ["nowhere", ""])
 def test_no_run_is_told(missing: str, tmp_path: Path) -> None:
     toy = Toy("random", keys={"warm_start": str(tmp_path / missing)})
