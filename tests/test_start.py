@@ -104,6 +104,13 @@ def test_another_start_is_another_experiment(tmp_path: Path) -> None:
     first, second = (ledger_of(tmp_path / n).meta["identity"] for n in ("run", "fresh"))
     assert "start" not in first
     assert len(second["start"]) == 64
+    # The same folder is not gone on with as if nothing had been said.
+    with pytest.raises(ConfigurationError, match="run start: the run there has designs"):
+        Toy("random", keys=keys).run(tmp_path / "run", budget=16)
+    assert "warm_start" not in (tmp_path / "run" / runs.EXPERIMENT).read_text()
+    # What has another name and says the same is no other start.
+    moved = other.rename(tmp_path / "moved")
+    Toy("random", keys={"warm_start": str(moved)}).run(tmp_path / "fresh", budget=16)
 
 
 def test_candidates_of_another_space_are_translated(tmp_path: Path) -> None:

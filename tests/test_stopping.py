@@ -112,6 +112,7 @@ def test_a_target_ends_a_run(tmp_path: Path) -> None:
         ({"target": 0.5}, "one number, and there are several objectives: first, second"),
         ({"target": {"frist": 0.5}}, "did you mean 'first'"),
         ({"patience": 0}, "greater than or equal to 1"),
+        ({"target": {}}, "at least one of candidates"),
         ({}, "at least one of candidates, item_evaluations, hours, patience, target"),
     ],
 )
