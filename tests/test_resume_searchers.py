@@ -18,7 +18,7 @@ from evomerge.experiment import run as runs
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.searchers import SEARCHERS
 
-BUDGET = {"gp": 14}  # it takes a second for each candidate that it models; others 30
+BUDGET = {"gp": 9}  # it takes a second for each candidate that it models; the others have 30
 OPTIONS = {**SMALL, "nsga2": {"population": 8, "steady": True}}
 # One number of two, for searchers of one objective.
 SCALARISE = {"cma_es": "chebyshev", "frank_wolfe": "weighted_sum", "kinship": "chebyshev"}
@@ -44,7 +44,7 @@ def toy_of(kind: str, **keys: Any) -> Toy:
 
 
 @pytest.mark.parametrize("kind", SEARCHERS)
-@pytest.mark.parametrize("begins", ["cold", "warm"])
+@pytest.mark.parametrize("begins", [pytest.param("cold", marks=pytest.mark.slow), "warm"])
 def test_killed_in_the_middle_it_equals_an_uninterrupted_run(
     kind: str, begins: str, tmp_path: Path
 ) -> None:
