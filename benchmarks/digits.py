@@ -1,6 +1,6 @@
 """M2N2 on scikit-learn's digits: the paper's experiment, its ablations, and what a child costs.
 
-    python benchmarks/digits.py pretrained [--runs 10] [--evaluations 10000]
+    python benchmarks/digits.py pretrained [--runs 10] [--evaluations 10000] [--pair FILE]
     python benchmarks/digits.py scratch [--runs 3] [--evaluations 50000]
     python benchmarks/digits.py speed [--repeats 5]
 
@@ -135,12 +135,17 @@ def evolve(
     return accuracies, 1e3 * seconds / stops[-1]
 
 
-def compare(kind: str, names: list[str], runs: int, evaluations: int) -> None:
+def compare(
+    kind: str, names: list[str], runs: int, evaluations: int, given: str | None = None
+) -> None:
     """A row for each variant, and its difference to M2N2, run by run."""
     scratch = kind == "scratch"
     stops = [evaluations // 5, evaluations] if scratch else [evaluations]
     options = {"noise_std": STD} if scratch else {}
     seeds = [random_networks(run) if scratch else pair(run) for run in range(runs)]
+    if given is not None:
+        with np.load(given) as networks:
+            seeds = [[networks[name] for name in networks.files]] * runs
     found: dict[str, list[list[float]]] = {}
     print(f"{kind}, {evaluations:,} evaluations, {runs} runs: test accuracy")
     for name in names:
@@ -227,6 +232,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--pair", help="an .npz of two networks for all runs of `pretrained`")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     if given.kind == "speed":
@@ -238,6 +244,7 @@ def main() -> None:
         given.variants or list(VARIANTS),
         given.runs or runs,
         given.evaluations or evaluations,
+        given.pair,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ class Published:
         self.seeds, self.seed, self.switches = seeds, seed, switches
         self.rows = [([0.0] * 20, None)] * size
 
-    def fitness(self, rows: list[Any]) -> tuple[list[float], list[float]]:
+    def fitness(self, rows: list[Any]) -> tuple[list[Any], list[Any]]:
         alpha = self.switches.get("alpha", 1.0)
-        z = [sum(row[0][j] for row in rows) or 1.0 for j in range(20)]
-        share = [1 / z_j**alpha for z_j in z]
-        return share, [sum(s * w for s, w in zip(row[0], share, strict=True)) for row in rows]
+        z = [sum(row[0][j] for row in rows) or 1 for j in range(20)]
+        share = [1 / Fraction(int(z_j)) ** int(alpha) for z_j in z]
+        return share, [sum(int(s) * w for s, w in zip(row[0], share, strict=True)) for row in rows]
 
     def genome(self, number: int) -> Genome:
         if number < len(self.seeds):
@@ -68,8 +69,8 @@ class Published:
         share, fitness = self.fitness(self.rows)
         lots = generator.random(2)
 
-        def drawn(weights: list[float], lot: float) -> int:
-            place, rest = 0, lot * sum(weights)
+        def drawn(weights: list[Any], lot: float) -> int:
+            place, rest = 0, Fraction(lot) * sum(weights)
             while rest >= weights[place]:
                 rest -= weights[place]
                 place += 1
@@ -80,7 +81,7 @@ class Published:
         if self.switches.get("attraction", True):
             mine = self.rows[first][0]
             gains = [
-                sum(w * max(s - m, 0) for w, s, m in zip(share, row[0], mine, strict=True))
+                sum(w * int(max(s - m, 0)) for w, s, m in zip(share, row[0], mine, strict=True))
                 for row in self.rows
             ]
             if not sum(gains):
