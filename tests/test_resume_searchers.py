@@ -43,7 +43,9 @@ def toy_of(kind: str, **keys: Any) -> Toy:
     return Toy(f"{kind} of two", estimator, keys=keys)
 
 
-@pytest.mark.parametrize("kind", SEARCHERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "gp" else k for k in SEARCHERS]
+)
 @pytest.mark.parametrize("begins", [pytest.param("cold", marks=pytest.mark.slow), "warm"])
 def test_killed_in_the_middle_it_equals_an_uninterrupted_run(
     kind: str, begins: str, tmp_path: Path
