@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
+from evomerge.fitness.estimators import last_rung
 from evomerge.fitness.split import Split, split_items
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import SearchSpace, Task
@@ -136,7 +137,11 @@ def _told(
     tasks: Mapping[str, Task],
     split: Split,
 ) -> tuple[Evaluation, ...]:
-    """What another run was told, in this space."""
+    """What another run was told, in this space.
+
+    Rungs count from the last one: who was asked all that there was to ask there stands with those
+    who are asked all here, whatever the numbers of rungs are; some rungs may come to be below 0.
+    """
     if not (folder / LEDGER).exists():
         what = f"{folder}: no run here (there is no {LEDGER})"
         raise ConfigurationError(Problem("warm_start", what))
@@ -146,6 +151,7 @@ def _told(
         same_space = canonical_json(theirs.space.model_dump(mode="json")) == canonical_json(
             config.space.model_dump(mode="json")
         ) and list(theirs.experts) == list(config.experts)
+        higher = last_rung(config.fitness.estimator) - last_rung(theirs.fitness.estimator)
         found = []
         for id_, evaluation in sorted(ledger.evaluations().items()):
             recipe = ledger.candidates[id_].recipe
@@ -158,7 +164,8 @@ def _told(
                 except ValueError:
                     continue  # this space cannot say it
             if not space.violations(genome):
-                found.append(replace(evaluation, genome=genome, responses={}))
+                score = replace(evaluation.score, rung=evaluation.score.rung + higher)
+                found.append(replace(evaluation, genome=genome, score=score, responses={}))
     if not found:
         what = f"{folder}: this space can express none of its candidates that have a score"
         raise ConfigurationError(Problem("warm_start", what))
