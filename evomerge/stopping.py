@@ -18,7 +18,8 @@ class Progress:
     Progress is a new best candidate whose lower confidence bound is above that of the best before
     it, as far as that is known by then. To be scored anew, on other items, is none.
 
-    target: objective -> the value that a candidate must surely have, as it is maximised.
+    target: objective -> the value that a candidate must surely have, as it is maximised; one that a
+    race has dropped does not count, whose few answers may all have been right.
     """
 
     target: Mapping[str, float] = field(default_factory=dict)
@@ -38,7 +39,8 @@ class Progress:
                 self.since = num_told
             self.best, self.bound = best.id, bound
         if self.target and self.reached is None:
-            scored = [(e.id, e.score) for e in news if e.score is not None]
+            top = 0 if best is None or best.score is None else best.score.rung
+            scored = [(e.id, e.score) for e in news if e.score is not None and e.score.rung >= top]
             self.reached = next((id_ for id_, s in scored if has(self.target, s)), None)
 
 

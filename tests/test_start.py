@@ -95,23 +95,6 @@ def test_a_warm_start_is_what_the_other_run_was_told(tmp_path: Path) -> None:
     assert outcome_of(toy.run(tmp_path / "parts", budget=32))["digest"] == whole["digest"]
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("racing", "full"), ("full", "racing")])
-def test_rungs_of_another_kind_of_race_are_translated(
-    theirs: str, ours: str, tmp_path: Path
-) -> None:
-    other = Toy("random", seed=9, estimator=theirs).run(tmp_path / "other", budget=24)
-    rungs = {i: e.score.rung for i, e in ledger_of(other).evaluations().items() if e.score}
-    top = max(rungs.values())
-    assert (top > 0) == (theirs == "racing")
-    for estimator in (theirs, ours):
-        toy = Toy("nsga2", estimator=estimator, keys={"warm_start": str(other)})
-        told = wire(toy.config(), toy.given()).start.warm_start
-        found = {e.id: e.score.rung for e in told if e.score}
-        last = 0 if ours == "full" else 2
-        furthest = {i: last for i, rung in rungs.items() if rung == top}
-        assert found == (rungs if estimator == theirs else furthest)
-
-
 def test_another_start_is_another_experiment(tmp_path: Path) -> None:
     other = Toy("random", seed=9).run(tmp_path / "other", budget=8)
     Toy("random").run(tmp_path / "run", budget=8)
@@ -121,6 +104,13 @@ def test_another_start_is_another_experiment(tmp_path: Path) -> None:
     first, second = (ledger_of(tmp_path / n).meta["identity"] for n in ("run", "fresh"))
     assert "start" not in first
     assert len(second["start"]) == 64
+    # The same folder is not gone on with as if nothing had been said.
+    with pytest.raises(ConfigurationError, match="run start: the run there has designs"):
+        Toy("random", keys=keys).run(tmp_path / "run", budget=16)
+    assert "warm_start" not in (tmp_path / "run" / runs.EXPERIMENT).read_text()
+    # What has another name and says the same is no other start.
+    moved = other.rename(tmp_path / "moved")
+    Toy("random", keys={"warm_start": str(moved)}).run(tmp_path / "fresh", budget=16)
 
 
 def test_candidates_of_another_space_are_translated(tmp_path: Path) -> None:
@@ -151,6 +141,22 @@ def test_a_run_that_has_searched_on_held_out_items_is_refused(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match="that are held out here"):
         wire(config.model_copy(update={"fitness": fitness}), toy.given())
     assert SPLIT["holdout"] > 0
+
+
+@pytest.mark.parametrize(("there", "here"), [("racing", "full"), ("full", "racing")])
+def test_who_was_asked_everything_stands_with_those_who_are(
+    there: str, here: str, tmp_path: Path
+) -> None:
+    """A higher rung outranks whatever the values are; a run without a race has one rung."""
+    other = Toy("random", there, seed=9).run(tmp_path / "other", budget=16)
+    toy = Toy("nsga2", here, keys={"warm_start": str(other)})
+    rungs = {e.id: e.score.rung for e in ledger_of(other).evaluations().values() if e.score}
+    by = {("racing", "full"): -2, ("full", "racing"): 2}[there, here]
+    start = wire(toy.config(), toy.given()).start
+    assert {e.id: e.score.rung for e in start.warm_start if e.score} == {
+        id_: rung + by for id_, rung in rungs.items()
+    }
+    assert max(rungs.values()) == (2 if there == "racing" else 0)
 
 
 @pytest.mark.parametrize("missing", ["nowhere", ""])

@@ -55,6 +55,17 @@ def test_a_target_is_reached_by_the_first_that_has_all_of_it_surely() -> None:
     assert has({"a": 0.5}, news[1].score or Score({}))
 
 
+def test_who_was_dropped_has_reached_nothing() -> None:
+    """Four answers that are all right have no standard error."""
+    progress = Progress({"a": 0.9})
+    dropped, best = evaluation(0, 1.0), Evaluation(1, None, Score({"a": Estimate(0.8, 0, 24)}, 2))
+    progress.told(best, [dropped, best], 8)
+    assert progress.reached is None
+    better = Evaluation(2, None, Score({"a": Estimate(0.95, 0, 24)}, 2))
+    progress.told(better, [better], 16)
+    assert progress.reached == 2
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "write_pictures", lambda *_: None)
@@ -112,6 +123,7 @@ def test_a_target_ends_a_run(tmp_path: Path) -> None:
         ({"target": 0.5}, "one number, and there are several objectives: first, second"),
         ({"target": {"frist": 0.5}}, "did you mean 'first'"),
         ({"patience": 0}, "greater than or equal to 1"),
+        ({"target": {}}, "at least one of candidates"),
         ({}, "at least one of candidates, item_evaluations, hours, patience, target"),
     ],
 )

@@ -63,7 +63,7 @@ class BudgetConfig(Strict):
 
     @model_validator(mode="after")
     def _some(self) -> BudgetConfig:
-        if all(value is None for value in dict(self).values()):
+        if all(value is None or value == {} for value in dict(self).values()):
             known = ", ".join(type(self).model_fields)
             raise ValueError(f"at least one of {known} is needed")
         return self

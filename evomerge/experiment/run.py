@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from evomerge.documents import Document
 from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
-from evomerge.experiment.start import recorded_start
+from evomerge.experiment.start import Start, recorded_start
 from evomerge.experiment.wire import InMemory, Parts, wire
 from evomerge.files import write_text
 from evomerge.ledger import LEDGER, Ledger
@@ -36,7 +36,10 @@ from evomerge.search_spaces import parse_space
 from evomerge.stopping import Progress
 
 EXPERIMENT = "experiment.yaml"
-RECORDED_VERSIONS = ("evomerge", "torch", "transformers", "lm_eval", "numpy", "cma", "pymoo")
+RECORDED_VERSIONS = (
+    *("evomerge", "torch", "transformers", "lm_eval", "numpy", "scipy"),
+    *("cma", "cmaes", "pymoo", "optuna", "ribs"),  # what searchers are built on
+)
 
 
 class Watcher(Observer, Protocol):
@@ -82,7 +85,7 @@ def run_experiment(
         def progress(what: str, done: int, total: int) -> None:
             notify(watchers, "progress", what, done, total)
 
-        parts = wire(config, in_memory, progress, recorded_start(out / LEDGER))
+        parts = wire(config, in_memory, progress, known_start(config, out))
         for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
         if not (out / LEDGER).exists():
@@ -99,6 +102,20 @@ def run_experiment(
             finally:
                 pool.close()
     return out
+
+
+def known_start(config: ExperimentConfig, out: Path) -> Start | None:
+    """What the run in a folder began with; None where it has to be read.
+
+    That is so for a new run, and where the experiment names other files than that of the run: it
+    then goes on only if they say the same.
+    """
+    start = recorded_start(out / LEDGER)
+    if start is None or not (out / EXPERIMENT).exists():
+        return start
+    before = read_experiment(out / EXPERIMENT)
+    same = (before.designs, before.warm_start) == (config.designs, config.warm_start)
+    return start if same else None
 
 
 def search_and_finish(
@@ -238,6 +255,8 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Where two identities differ: the key, and both values."""
     one, other = leaves(of_today(recorded)), leaves(of_today(now))
+    if one.get("start") != other.get("start"):  # sha256 say nothing to anybody
+        one["start"], other["start"] = "designs or a warm_start of its own", "others"
     found = []
     for key in sorted({*one, *other}):
         was, is_now = one.get(key), other.get(key)

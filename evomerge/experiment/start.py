@@ -15,7 +15,7 @@ from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
-from evomerge.fitness.estimators import RacingOptions
+from evomerge.fitness.estimators import last_rung
 from evomerge.fitness.split import Split, split_items
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import SearchSpace, Task
@@ -31,9 +31,7 @@ class Start:
     """What a search begins with.
 
     designs: the user's merges, as genomes. warm_start: what another run was told, in its order, as
-    far as this space can say it; violations and failures are left out. Where that run's races had
-    another number of rungs than this one's, there are only those who came furthest, on the last
-    rung of this run: otherwise they would outrank all of its own candidates, or none.
+    far as this space can say it; violations and failures are left out.
     """
 
     designs: tuple[Genome, ...] = ()
@@ -139,7 +137,11 @@ def _told(
     tasks: Mapping[str, Task],
     split: Split,
 ) -> tuple[Evaluation, ...]:
-    """What another run was told, in this space."""
+    """What another run was told, in this space.
+
+    Rungs count from the last one: who was asked all that there was to ask there stands with those
+    who are asked all here, whatever the numbers of rungs are; some rungs may come to be below 0.
+    """
     if not (folder / LEDGER).exists():
         what = f"{folder}: no run here (there is no {LEDGER})"
         raise ConfigurationError(Problem("warm_start", what))
@@ -149,6 +151,7 @@ def _told(
         same_space = canonical_json(theirs.space.model_dump(mode="json")) == canonical_json(
             config.space.model_dump(mode="json")
         ) and list(theirs.experts) == list(config.experts)
+        higher = last_rung(config.fitness.estimator) - last_rung(theirs.fitness.estimator)
         found = []
         for id_, evaluation in sorted(ledger.evaluations().items()):
             recipe = ledger.candidates[id_].recipe
@@ -161,34 +164,12 @@ def _told(
                 except ValueError:
                     continue  # this space cannot say it
             if not space.violations(genome):
-                found.append(replace(evaluation, genome=genome, responses={}))
+                score = replace(evaluation.score, rung=evaluation.score.rung + higher)
+                found.append(replace(evaluation, genome=genome, score=score, responses={}))
     if not found:
         what = f"{folder}: this space can express none of its candidates that have a score"
         raise ConfigurationError(Problem("warm_start", what))
-    return _on_our_rungs(found, _num_rungs(theirs), _num_rungs(config))
-
-
-def _num_rungs(config: ExperimentConfig) -> int:
-    """How many rungs a candidate can run."""
-    estimator = config.fitness.estimator
-    if estimator.get("kind") != "racing":
-        return 1
-    return len(estimator.get("rungs", RacingOptions().rungs))
-
-
-def _on_our_rungs(
-    told: Sequence[Evaluation], num_theirs: int, num_ours: int
-) -> tuple[Evaluation, ...]:
-    """What another run was told, so that its rungs can be compared with this one's."""
-    scored = [(e, e.score) for e in told if e.score is not None]
-    if num_theirs == num_ours:
-        return tuple(e for e, _ in scored)
-    top = max(score.rung for _, score in scored)
-    return tuple(
-        replace(e, score=replace(score, rung=num_ours - 1))
-        for e, score in scored
-        if score.rung == top
-    )
+    return tuple(found)
 
 
 def _check_other(

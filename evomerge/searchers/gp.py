@@ -101,6 +101,11 @@ class GaussianProcess:
         """Remember evaluations."""
         self._window.tell(evaluations)
 
+    def tell_warm_start(self, evaluations: Sequence[Evaluation]) -> None:
+        """Other numbers of what another run was told, the same candidates (see scalarised.py)."""
+        self._before = foreign(evaluations)
+        self._window.forget()
+
     def recommend(self) -> Genome | None:
         """None: it believes in nothing but its candidates."""
         return None

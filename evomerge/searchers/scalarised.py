@@ -67,7 +67,8 @@ class Scalarised:
     ParEGO's (Knowles, ParEGO: A Hybrid Algorithm With On-Line Landscape Approximation for
     Expensive Multiobjective Optimization Problems, IEEE TEC 10 (2006), eq. 2). Where the scale or
     the weights change, everything is told again: a searcher that models all it was told then sees
-    one function, one of generations sees it from the next generation on.
+    one function, one of generations sees it from the next generation on. So is what another run was
+    told, to those that go on learning from it; others have begun where that was best at first.
 
     The standard error of the number is that of the objectives, as if they were independent: of the
     sum, or of the objective with the largest distance.
@@ -88,7 +89,8 @@ class Scalarised:
         self._weights = self._drawn()
         for evaluation in facts.warm_start:
             self._widen(evaluation)
-        told_before = tuple(map(self._scalar, facts.warm_start))
+        self._before = facts.warm_start
+        told_before = tuple(map(self._scalar, self._before))
         self._searcher = make(replace(facts, objectives=(NAME,), warm_start=told_before))
         self.needs = self._searcher.needs
         self.resumes_on_drift = self._searcher.resumes_on_drift
@@ -118,10 +120,13 @@ class Scalarised:
         fresh = {evaluation.id for evaluation in own}
         others = [e for id_, e in self._known.items() if id_ not in fresh] if changed else []
         self._known.update((evaluation.id, evaluation) for evaluation in own)
+        if changed:
+            self._tell_warm_start()
         self._pass_on([*others, *own])
         if self._config.kind == "parego" and len(self._known) // self._every != self._draw:
             self._draw = len(self._known) // self._every
             self._weights = self._drawn()
+            self._tell_warm_start()
             self._pass_on(list(self._known.values()))
 
     def recommend(self) -> Genome | None:
@@ -131,6 +136,12 @@ class Scalarised:
     def _pass_on(self, evaluations: Sequence[Evaluation]) -> None:
         ordered = sorted(evaluations, key=lambda evaluation: evaluation.id)
         self._searcher.tell([self._scalar(evaluation) for evaluation in ordered])
+
+    def _tell_warm_start(self) -> None:
+        """Tell again what another run was told, to searchers that keep it."""
+        again = getattr(self._searcher, "tell_warm_start", None)
+        if self._before and again is not None:
+            again(tuple(map(self._scalar, self._before)))
 
     def _widen(self, evaluation: Evaluation) -> None:
         """The range of what was told."""

@@ -78,3 +78,7 @@ class Window:
         self._is_stale = self._is_stale or any(id_ < self._num_known for id_ in own)
         while self._num_told in self._told:
             self._num_told += 1
+
+    def forget(self) -> None:
+        """Let the proposer learn anew before it proposes again."""
+        self._is_stale = True

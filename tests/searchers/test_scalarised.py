@@ -129,3 +129,20 @@ def test_one_objective_is_none_to_choose_from() -> None:
     config = ScalariseConfig(kind="chebyshev")
     with pytest.raises(ConfigurationError, match="one objective alone"):
         make_searcher("cma_es", cube, 0, Facts(), {}, config)
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "successive"])
+def test_another_runs_numbers_are_on_the_same_scale_as_this_ones(kind: str) -> None:
+    """Worth .1 there, and the best; here somebody is worth 1."""
+    points = np.random.default_rng(0).random((8, 3)).tolist()
+    worth = np.linspace(0, 0.1, 8).tolist()
+    warm = tuple(evaluation(i, point, [worth[i], 0.0]) for i, point in enumerate(points))
+    facts = Facts(objectives=("f0", "f1"), warm_start=warm)
+    config = ScalariseConfig(kind="weighted_sum", weights={"f0": 1.0})
+    searcher: Any = make_searcher(kind, Cube(3), 1, facts, {"population": 4}, config)
+    genomes = searcher.ask(4)
+    values = (1.0, 0.5, 0.2, 0.0)
+    searcher.tell([evaluation(i, g, [values[i], 0.0]) for i, g in enumerate(genomes)])
+    told = [e.score.values[0] for e in searcher._searcher._before]
+    assert told == pytest.approx([value - 1.0 for value in worth])
+    assert searcher._searcher._window._is_stale

@@ -78,3 +78,15 @@ def make_estimator(
     given = parse(made.options, Document(options))
     reading = make_reading(made.reading(given), objectives, items, seed)
     return Race(objectives, reading, made.race(given))
+
+
+def last_rung(config: Mapping[str, Any]) -> int:
+    """The rung of candidates that were asked all that the estimator asks; 0 where nobody races.
+
+    Raises:
+        ConfigurationError: its options are wrong.
+    """
+    options = dict(config)
+    made = ESTIMATORS[str(options.pop("kind", "full"))]
+    race = made.race(parse(made.options, Document(options)))
+    return 0 if race is None else len(race.rungs) - 1
