@@ -16,6 +16,7 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.searcher_warnings import searcher_warnings
 from evomerge.experiment.start import Start, read_start
 from evomerge.experiment.tasks import (
     check_models,
@@ -92,7 +93,11 @@ class Parts:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of the models, and of the tasks."""
-        told = (contamination_warning(self.objectives, self.tasks), clock_warning(self.tasks))
+        told = (
+            contamination_warning(self.objectives, self.tasks),
+            clock_warning(self.tasks),
+            *searcher_warnings(self.config, self.space),
+        )
         return (*self.models.warnings, *(text for text in told if text is not None))
 
     @property

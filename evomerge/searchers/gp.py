@@ -48,6 +48,7 @@ class GaussianProcess:
     summary: ClassVar[str] = "Gaussian processes: fewest evaluations, up to some 30 genes"
     multi_objective: bool = True
     asks_designs: bool = True
+    comfortable_genes: ClassVar[int] = 40  # above, an ask takes more than a second
     needs: frozenset[str] = frozenset({"genes"})
     resumes_on_drift: bool = True
 
