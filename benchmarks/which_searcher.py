@@ -67,7 +67,7 @@ SPACES: dict[str, Any] = {
     "layer choice": "layer_choice",
     "lineages": "m2n2",
 }
-RACING = ("successive",)
+RACING = {"successive": 5 * 27}  # as many whole cohorts as 100 candidates' items pay for
 OPTIONS: dict[str, dict[str, Any]] = {  # beside the kind: generations for so few candidates
     "nsga2": {"population": 20},
     "nsga3": {"population": 20},
@@ -156,9 +156,7 @@ def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any
         in_flight=max(in_flight, min(population, in_flight)),
         cohort_size=min(population, in_flight),
     )
-    items = CANDIDATES * ITEMS * len(SKILLS)
-    races = parts.config.searcher.kind in RACING
-    budget = Budget(item_evaluations=items) if races else Budget(candidates=CANDIDATES)
+    budget = Budget(candidates=RACING.get(parts.config.searcher.kind, CANDIDATES))
     start = time.perf_counter()
     why = run_search(run, measurer, budget)
     seconds = time.perf_counter() - start

@@ -76,6 +76,28 @@ CREATE INDEX events_by_kind ON events (kind, sequence);
 """
 
 
+def connected(path: Path, read_only: bool) -> sqlite3.Connection:
+    """A connection to a file that exists.
+
+    What a driver had written when it was killed is put in order by whoever reads it next, for which
+    SQLite has to write: a reader that may not is given a connection that may, and only reads by it.
+    """
+    db = sqlite3.connect(
+        f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}",
+        uri=True,
+        isolation_level=None,
+    )
+    if read_only:
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            db.close()
+            if "readonly" not in str(error):
+                raise
+            return connected(path, read_only=False)
+    return db
+
+
 class Ledger:
     """A run's memory: durable on disk, and as objects in the driver.
 
@@ -95,9 +117,8 @@ class Ledger:
             raise ConfigurationError(f"{path.parent}: no run here (there is no {path.name})")
         self.path = path
         self._costs = costs
-        uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
         with damage(path):
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._db = connected(path, read_only)
         try:
             self._open(read_only)
         except BaseException:

@@ -112,8 +112,8 @@ def test_what_decides_the_trajectory_and_what_does_not() -> None:
         ({"fitness": None, "space": None}, ["space: this key is missing", "fitness: this key is"]),
         ({"budget": {"candidates": 0, "hours": -1}}, ["budget.candidates: ", "budget.hours: "]),
         (
-            {"searcher": {"kind": "cma_es", "sigma0": "big", "restart": 3}},
-            ["searcher.sigma0", "searcher.restart: unknown key (did you mean 'restarts'"],
+            {"searcher": {"kind": "cma_es", "sigma0": "big", "restars": 3}},
+            ["searcher.sigma0", "searcher.restars: unknown key (did you mean 'restarts'"],
         ),
         ({"searcher": {"population": 3}}, ["searcher.kind: this key is missing"]),
         ({"searcher": "cma_es"}, ["searcher: should be a mapping, got 'cma_es'"]),

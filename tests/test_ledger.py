@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +364,26 @@ def test_killed_while_it_is_created(tmp_path):
     path.with_suffix(".creating-journal").write_bytes(os.urandom(900))
     create(path).close()
     assert [p.name for p in tmp_path.iterdir()] == ["l.sqlite"]
+
+
+def test_what_a_killed_driver_left_half_written_is_read_all_the_same(tmp_path: Path) -> None:
+    whole = tmp_path / "whole" / "ledger.sqlite"
+    with closing(Ledger.create(whole, {"identity": {}}, {"t": 3})) as ledger:
+        ledger.note("session", {"host": "here"})
+    left = tmp_path / "left" / "ledger.sqlite"
+    left.parent.mkdir()
+    with closing(sqlite3.connect(whole, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("PRAGMA cache_size = 1")  # pages are written before the transaction ends
+        db.execute("BEGIN IMMEDIATE")
+        for number in range(300):
+            db.execute("INSERT INTO meta VALUES (?, ?)", (f"half{number}", '"' + "x" * 999 + '"'))
+        for name in (whole.name, f"{whole.name}-journal"):
+            shutil.copy(whole.with_name(name), left.with_name(name))
+        db.execute("ROLLBACK")
+    with closing(sqlite3.connect(f"{left.as_uri()}?mode=ro", uri=True)) as db:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            db.execute("SELECT * FROM meta").fetchall()
+    with closing(Ledger(left, read_only=True)) as ledger:
+        assert [data for _, _, data in ledger.events("session")] == [{"host": "here"}]
+        assert not any(key.startswith("half") for key in ledger.meta)

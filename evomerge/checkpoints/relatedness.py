@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -61,7 +61,7 @@ class Relatedness:
     relations: Mapping[str, Relation]
     raw_cosines: Mapping[tuple[str, str], float]
     delta_cosines: Mapping[tuple[str, str], float]
-    delta_gram: NDArray[np.float64]
+    delta_gram: NDArray[np.float64] = field(compare=False)
     num_entries: int
     dtype: torch.dtype
     weight: float

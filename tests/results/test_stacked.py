@@ -130,7 +130,7 @@ def test_what_is_not_there(first: Path, tiny_zoo: Path, tmp_path: Path) -> None:
     typo = first.with_name("frist")
     cases = {
         f"run:{typo}": "frist: no run here .*did you mean 'first'",
-        f"run:{first}#77": r"first: no candidate 77 to merge \(last: 5\)",
+        f"run:{first}#77": r"first: no candidate 77 to merge \(last: 11\)",
         f"run:{tmp_path}": "no run here",
     }
     for reference, told in cases.items():
