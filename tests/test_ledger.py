@@ -381,9 +381,9 @@ def test_what_a_killed_driver_left_half_written_is_read_all_the_same(tmp_path: P
         for name in (whole.name, f"{whole.name}-journal"):
             shutil.copy(whole.with_name(name), left.with_name(name))
         db.execute("ROLLBACK")
-    with closing(sqlite3.connect(f"{left.as_uri()}?mode=ro", uri=True)) as db:
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            db.execute("SELECT * FROM meta").fetchall()
+    db = sqlite3.connect(f"{left.as_uri()}?mode=ro", uri=True)
+    with closing(db), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("SELECT * FROM meta").fetchall()
     with closing(Ledger(left, read_only=True)) as ledger:
         assert [data for _, _, data in ledger.events("session")] == [{"host": "here"}]
         assert not any(key.startswith("half") for key in ledger.meta)
