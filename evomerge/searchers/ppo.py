@@ -101,11 +101,11 @@ class Network:
         np.matmul(two.T, out, out=d_last)
         out.sum(axis=0, out=d_last_bias)
         back = out @ last.T
-        back *= 1 - two * two
+        back *= _slope_of_tanh(two)
         np.matmul(one.T, back, out=d_middle)
         back.sum(axis=0, out=d_bias)
         back = back @ middle.T
-        back *= 1 - one * one
+        back *= _slope_of_tanh(one)
         np.matmul(rows.T, back, out=features)
         back.reshape(-1, *places.shape).sum(axis=0, out=places)
         self._adam()
@@ -116,8 +116,11 @@ class Network:
         first += np.float32(1 - beta_1) * (gradient - first)
         second += np.float32(1 - beta_2) * (gradient * gradient - second)
         size = self._rate / (1 - beta_1**self._num_steps)
-        root = np.sqrt(second / np.float32(1 - beta_2**self._num_steps))
-        self._flat -= np.float32(size) * first / (root + np.float32(epsilon))
+        root = second / np.float32(1 - beta_2**self._num_steps)
+        np.sqrt(root, out=root)
+        root += np.float32(epsilon)
+        np.divide(np.float32(size) * first, root, out=root)
+        self._flat -= root
 
     def _views(self, flat: Floats) -> list[Floats]:
         views, start = [], 0
@@ -126,6 +129,13 @@ class Network:
             views.append(flat[start : start + size].reshape(shape))
             start += size
         return views
+
+
+def _slope_of_tanh(values: Floats) -> Floats:
+    """The derivative where tanh has these values, which are overwritten: they are not read again."""
+    np.multiply(values, values, out=values)
+    slopes: Floats = np.subtract(1, values, out=values)
+    return slopes
 
 
 @dataclass(frozen=True)
@@ -171,9 +181,10 @@ class Agent:
         returns = self._returns(steps, rewards)
         share = _weights(steps)
         chosen = _one_hot(steps)
-        advantages = returns - self._critic.forward(steps.seen)[..., 0]
+        foretold = self._critic.forward(steps.seen)[..., 0]
+        advantages = returns - foretold
         before: Floats | None = None
-        for _ in range(settings.epochs):
+        for epoch in range(settings.epochs):
             logs, shares = self._log_shares(steps)
             log_done = (logs * chosen).sum(axis=-1)
             before = log_done if before is None else before
@@ -185,7 +196,8 @@ class Agent:
             slopes = gain[..., None] * (shares - chosen)
             slopes += np.float32(settings.entropy) * share[..., None] * shares * surprise
             self._actor.step(slopes)
-            foretold = self._critic.forward(steps.seen)[..., 0]
+            if epoch:
+                foretold = self._critic.forward(steps.seen)[..., 0]
             self._critic.step(((foretold - returns) * share)[..., None])
 
     def imitate(self, steps: Steps, times: int, enough: float) -> None:
