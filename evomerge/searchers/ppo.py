@@ -132,7 +132,7 @@ class Network:
 
 
 def _slope_of_tanh(values: Floats) -> Floats:
-    """The derivative where tanh has these values, which are overwritten: they are not read again."""
+    """The derivative where tanh has these values, which are overwritten."""
     np.multiply(values, values, out=values)
     slopes: Floats = np.subtract(1, values, out=values)
     return slopes
