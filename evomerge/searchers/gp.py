@@ -16,13 +16,13 @@ from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, ran
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored, total_order
 from evomerge.searchers.parameters import Parameters
-from evomerge.searchers.window import Window
+from evomerge.searchers.window import AskedAhead, Window
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-class GaussianProcess:
+class GaussianProcess(AskedAhead):
     """Bayesian optimisation with a Gaussian process for every objective.
 
     Optuna's: Matern 5/2 with a length scale for each gene; the expected improvement, in logarithms
@@ -93,23 +93,6 @@ class GaussianProcess:
             max(self.options.startup - len(self._before), 0),
         )
         self._window = Window(self, self.population, self.options.ahead)
-
-    def ask(self, count: int) -> list[Genome]:
-        """At most `count` genomes; fewer where more has to be told first."""
-        return self._window.ask(count)
-
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Remember evaluations."""
-        self._window.tell(evaluations)
-
-    def tell_warm_start(self, evaluations: Sequence[Evaluation]) -> None:
-        """Other numbers of what another run was told, the same candidates (see scalarised.py)."""
-        self._before = foreign(evaluations)
-        self._window.forget()
-
-    def recommend(self) -> Genome | None:
-        """None: it believes in nothing but its candidates."""
-        return None
 
     def learn(self, known: Sequence[Evaluation]) -> None:
         """See `Proposer`."""

@@ -14,10 +14,10 @@ from evomerge.searchers.first_points import DICE, FirstPoints, foreign, random_g
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.tpe import ParzenModel
-from evomerge.searchers.window import Window
+from evomerge.searchers.window import AskedAhead, Window
 
 
-class Successive:
+class Successive(AskedAhead):
     """TPE on the highest rung that has seen enough, and some random candidates, by cohorts.
 
     BOHB: Falkner, Klein & Hutter 2018, arXiv:1807.01774, with the estimator `racing` as its
@@ -87,23 +87,6 @@ class Successive:
         designs = facts.designs if self.options.designs else facts.given
         self._first = FirstPoints(self._model.parameters, seed, designs, 0)
         self._window = Window(self, self.population, ahead=0)
-
-    def ask(self, count: int) -> list[Genome]:
-        """At most `count` genomes; empty while the rest of a cohort is outstanding."""
-        return self._window.ask(count)
-
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Remember evaluations."""
-        self._window.tell(evaluations)
-
-    def tell_warm_start(self, evaluations: Sequence[Evaluation]) -> None:
-        """Other numbers of what another run was told, the same candidates (see scalarised.py)."""
-        self._before = foreign(evaluations)
-        self._window.forget()
-
-    def recommend(self) -> Genome | None:
-        """None: it believes in nothing but its candidates."""
-        return None
 
     def learn(self, known: Sequence[Evaluation]) -> None:
         """See `Proposer`."""

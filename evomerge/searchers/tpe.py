@@ -15,7 +15,7 @@ from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parameters import Parameters
 from evomerge.searchers.standing import standing
-from evomerge.searchers.window import Window
+from evomerge.searchers.window import AskedAhead, Window
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -97,7 +97,7 @@ class ParzenModel:
         )
 
 
-class Tpe:
+class Tpe(AskedAhead):
     """TPE over typed genes; only those that matter are modelled and proposed.
 
     See `ParzenModel`. First come the designs, then evenly spread points, then what the model
@@ -174,23 +174,6 @@ class Tpe:
             max(self.options.startup - len(self._before), 0),
         )
         self._window = Window(self, self.population, self.options.ahead)
-
-    def ask(self, count: int) -> list[Genome]:
-        """At most `count` genomes; fewer where more has to be told first."""
-        return self._window.ask(count)
-
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Remember evaluations."""
-        self._window.tell(evaluations)
-
-    def tell_warm_start(self, evaluations: Sequence[Evaluation]) -> None:
-        """Other numbers of what another run was told, the same candidates (see scalarised.py)."""
-        self._before = foreign(evaluations)
-        self._window.forget()
-
-    def recommend(self) -> Genome | None:
-        """None: it believes in nothing but its candidates."""
-        return None
 
     def learn(self, known: Sequence[Evaluation]) -> None:
         """See `Proposer`."""

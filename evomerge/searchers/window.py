@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from evomerge.records import CandidateId, Evaluation, Genome
+from evomerge.searchers.first_points import foreign
 
 
 class Proposer(Protocol):
@@ -82,3 +83,30 @@ class Window:
     def forget(self) -> None:
         """Let the proposer learn anew before it proposes again."""
         self._is_stale = True
+
+
+class AskedAhead:
+    """What searchers share that learn from all they were told, by a window: `Window` has the order.
+
+    They set `_window`, and `_before`: what another run was told.
+    """
+
+    _window: Window
+    _before: list[Evaluation]
+
+    def ask(self, count: int) -> list[Genome]:
+        """At most `count` genomes; fewer where more has to be told first."""
+        return self._window.ask(count)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Remember evaluations."""
+        self._window.tell(evaluations)
+
+    def tell_warm_start(self, evaluations: Sequence[Evaluation]) -> None:
+        """Other numbers of what another run was told, the same candidates (see scalarised.py)."""
+        self._before = foreign(evaluations)
+        self._window.forget()
+
+    def recommend(self) -> Genome | None:
+        """None: they believe in nothing but their candidates."""
+        return None
