@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.errors import ConfigurationError
+from evomerge.merging.materialise import Merger
+from evomerge.merging.table import OPERATORS
 from evomerge.pools.nodes import cuda_gpus, free_memory, num_processors, this_node
 from evomerge.pools.placement import (
     CONTEXT_BYTES,
     CUDA_HOST_BYTES,
     LIBRARY_BYTES,
     MEMORY_SHARE,
+    PREPARED_BYTES,
     WORKERS_PER_GPU,
     Demand,
     Gpu,
@@ -24,6 +32,7 @@ from evomerge.pools.placement import (
     place_all,
     total_workers,
 )
+from evomerge.recipe import Merge, ModelSource, Recipe
 
 GB = 10**9
 
@@ -158,6 +167,30 @@ def test_structures_and_dtypes_count() -> None:
         1_000, 4, shared_bytes=0, num_models=2, cache_bytes=0, growth=1.5, spare_bytes=100
     )
     assert (plain.model_bytes, half.model_bytes, grown.model_bytes) == (4_000, 2_000, 6_100)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_operator_keeps_more_than_is_reckoned_with(operator: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = {
+        name: {f"layers.{n}.w": torch.randn(16, 512, generator=generator) for n in range(3)}
+        for name in ("base", "a", "b", "c")
+    }
+    opened = {name: open_checkpoint(state, name=name) for name, state in states.items()}
+    sources = {name: ModelSource(path=name) for name in opened}
+    seen = 0
+    for parameters in ({}, {"trim": "model"}, {"density": 0.5}):
+        for count in (1, 2, 3):
+            experts = ("a", "b", "c")[:count]
+            merge = Merge(operator=operator, sources=experts, parameters=parameters)
+            merger = Merger(opened, anatomy_of(opened["base"]), "base", 10**9)
+            with contextlib.suppress(ConfigurationError):  # not all take all of these
+                for _ in merger.tensors(Recipe(base="base", models=sources, default=merge)):
+                    pass
+                each = merger._cache.used_bytes / (3 * 16 * 512 * (count + 1))
+                seen += 1
+                assert each <= PREPARED_BYTES
+    assert seen
 
 
 # --- what must hold -------------------------------------------------------------------------------
@@ -305,8 +338,6 @@ def test_no_limits(tmp_path: Path) -> None:
 
 
 def test_gpus_are_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda one: (70 * GB + one, 80 * GB))

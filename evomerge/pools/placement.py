@@ -17,7 +17,7 @@ WORKERS_PER_GPU = 8  # more of them take turns and gain nothing
 LIBRARY_BYTES = 500_000_000  # Python, torch, transformers, lm-eval and what a task keeps
 ACTIVATION_BYTES = 500_000_000  # at most, for a model of a GB or less
 ACTIVATION_SHARE = 0.05  # of the model, beside that
-PREPARED_BYTES = 16  # that operators keep for a parameter of a model, at most
+PREPARED_BYTES = 8  # that operators keep for a parameter of a model, at most
 # Not measured here: what CUDA itself takes of a GPU, and of the node's memory.
 CONTEXT_BYTES = 600_000_000
 CUDA_HOST_BYTES = 3_000_000_000
