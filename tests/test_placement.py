@@ -73,11 +73,13 @@ EIGHT = Node("eight", 128, 1_000 * GB, (Gpu(80 * GB),) * 8)
 def test_a_small_model_on_a_laptop() -> None:
     """0.5 libraries + 0.538 model + 2 cache + (0.5 + 0.05 x 0.538) activations = 3.565 GB.
 
-    0.9 x 24 - 3.228 of files = 18.37 GB: five by memory, four with a second model; two processors.
+    0.9 x 24 - 3.228 of files = 18.37 GB: five by memory, four with a second model; two processors,
+    and both are in use: preparing ahead would gain nothing.
     """
     assert smollm2().on_cpu() == pytest.approx(3.565 * GB, rel=1e-3)
     found = place(Node("laptop", 2, 24 * GB), smollm2())
-    assert (found.workers, found.device, found.gpus_per_worker, found.ahead) == (2, "cpu", 0, True)
+    assert (found.workers, found.device, found.gpus_per_worker, found.ahead) == (2, "cpu", 0, False)
+    assert place(Node("laptop", 2, 24 * GB), smollm2(), prepare=True).ahead
     found = place(Node("many processors", 64, 24 * GB), smollm2())
     assert (found.workers, found.ahead) == (5, False)  # 18.37 / 4.103 = 4.5
     assert found.reasons == ("memory for 5 of 3.6 GB",)
@@ -92,6 +94,8 @@ def test_memory_for_none_for_one_and_for_one_with_a_slow_disk() -> None:
     assert "has 3.9 GB" in reason
     one = place(Node("n", 4, int(4.1 * GB)), smollm2())
     assert (one.workers, one.ahead) == (1, False)
+    slow = place(Node("n", 1, int(5 * GB)), smollm2())
+    assert (slow.workers, slow.ahead) == (1, True)  # merges wait for the disk
     assert "models' files (3.2 GB) do not stay in memory" in " ".join(one.reasons)
 
 
@@ -142,7 +146,8 @@ def test_fractions_add_up_to_no_more_than_a_gpu() -> None:
 def test_a_users_number_is_kept_and_what_it_means_is_told() -> None:
     laptop = Node("laptop", 2, 24 * GB)
     assert place(laptop, smollm2(), workers=1).ahead
-    four, five, six = (place(laptop, smollm2(), workers=count) for count in (4, 5, 6))
+    assert not place(laptop, smollm2(), workers=1, prepare=False).ahead
+    four, five, six = (place(laptop, smollm2(), workers=count, prepare=True) for count in (4, 5, 6))
     assert [found.workers for found in (four, five, six)] == [4, 5, 6]
     assert [found.ahead for found in (four, five, six)] == [True, False, False]
     assert six.reasons == ("6 asked for; memory for 5 of 3.6 GB is expected",)
@@ -217,10 +222,12 @@ demands = st.builds(
 
 
 @settings(max_examples=500)
-@given(nodes, demands, st.booleans())
-def test_nothing_is_taken_that_is_not_there(node: Node, demand: Demand, may: bool) -> None:
-    found = place(node, demand, may_prepare=may)
-    assert found.ahead <= may
+@given(nodes, demands, st.sampled_from([None, True, False]))
+def test_nothing_is_taken_that_is_not_there(
+    node: Node, demand: Demand, prepare: bool | None
+) -> None:
+    found = place(node, demand, prepare=prepare)
+    assert prepare is not False or not found.ahead
     assert found.reasons
     if not node.gpus:
         assert found.workers * demand.on_cpu(found.ahead) <= node.memory_bytes * MEMORY_SHARE
@@ -271,7 +278,7 @@ def test_every_gpu_is_used_where_the_node_can_feed_it(node: Node, demand: Demand
 @settings(max_examples=300)
 @given(nodes, demands)
 def test_preparing_ahead_costs_no_worker(node: Node, demand: Demand) -> None:
-    with_it, without = place(node, demand), place(node, demand, may_prepare=False)
+    with_it, without = place(node, demand, prepare=True), place(node, demand, prepare=False)
     assert with_it.workers == without.workers
     assert with_it.gpus_per_worker == without.gpus_per_worker
 

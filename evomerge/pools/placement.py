@@ -132,7 +132,7 @@ class Placement:
 
 
 def place(
-    node: Node, demand: Demand, *, workers: int | None = None, may_prepare: bool = True
+    node: Node, demand: Demand, *, workers: int | None = None, prepare: bool | None = None
 ) -> Placement:
     """Workers of one node.
 
@@ -140,22 +140,27 @@ def place(
         node: with its GPUs, if workers may use them.
         demand: of a worker.
         workers: the user's own number. It is kept to; what the memory will not hold is said.
-        may_prepare: whether recipes may be prepared while others are measured.
+        prepare: whether recipes are prepared while others are measured, where the memory holds two
+            models: False never, True always, None where it gains something.
     """
     if node.gpus:
-        return _on_gpus(node, demand, workers, may_prepare)
-    return _on_cpu(node, demand, workers, may_prepare)
+        return _on_gpus(node, demand, workers, prepare)
+    return _on_cpu(node, demand, workers, prepare)
 
 
 def place_all(
-    nodes: Sequence[Node], demand: Demand, *, workers: int | None = None, may_prepare: bool = True
+    nodes: Sequence[Node],
+    demand: Demand,
+    *,
+    workers: int | None = None,
+    prepare: bool | None = None,
 ) -> Mapping[str, Placement]:
     """Workers of each node, by its name.
 
     workers: of all nodes together. They are dealt out one by one to whoever has most room left;
         those that the memory has no room for go to the first node, and are told there.
     """
-    alone = {node.name: place(node, demand, may_prepare=may_prepare) for node in nodes}
+    alone = {node.name: place(node, demand, prepare=prepare) for node in nodes}
     if workers is None:
         return alone
     given = dict.fromkeys(alone, 0)
@@ -165,7 +170,7 @@ def place_all(
             name = next(iter(alone))
         given[name] += 1
     return {
-        node.name: place(node, demand, workers=given[node.name], may_prepare=may_prepare)
+        node.name: place(node, demand, workers=given[node.name], prepare=prepare)
         if given[node.name]
         else Placement(0, reasons=("no worker was asked for here",))
         for node in nodes
@@ -175,7 +180,7 @@ def place_all(
 # --- processors -----------------------------------------------------------------------------------
 
 
-def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+def _on_cpu(node: Node, demand: Demand, asked: int | None, prepare: bool | None) -> Placement:
     each, usable = demand.on_cpu(), int(node.memory_bytes * MEMORY_SHARE)
     reasons = []
     if usable < each:
@@ -196,7 +201,9 @@ def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) ->
     by_cpus = max(1, node.cpus // demand.threads)
     number, bound = _number(fit(False), by_cpus, asked, f"{node.cpus} processors", each)
     reasons = [bound, *reasons]
-    return Placement(number, ahead=may_prepare and number <= fit(True), reasons=tuple(reasons))
+    if prepare is None:  # on processors that are all in use, merging and measuring take turns
+        prepare = number * demand.threads < node.cpus or demand.shared_bytes > usable - each
+    return Placement(number, ahead=prepare and number <= fit(True), reasons=tuple(reasons))
 
 
 def _number(
@@ -215,7 +222,7 @@ def _number(
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
-def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: bool | None) -> Placement:
     smallest = min(gpu.memory_bytes for gpu in node.gpus)
     usable = int(smallest * MEMORY_SHARE) - CONTEXT_BYTES
     host = int(node.memory_bytes * MEMORY_SHARE) // demand.beside_gpu
@@ -227,7 +234,7 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -
         what = f"a worker on a GPU needs {_gb(demand.beside_gpu)} of the node's memory, "
         return Placement(0, reasons=(what + _has(node.memory_bytes),))
     if each > usable:
-        return _spanning(node, demand, asked, may_prepare, usable, host)
+        return _spanning(node, demand, asked, prepare, usable, host)
     by_cpus = max(1, node.cpus // demand.threads // count)
 
     def fit(ahead: bool) -> int:  # on one GPU
@@ -243,13 +250,13 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -
         number,
         _fraction(per_gpu),
         "cuda",
-        may_prepare and per_gpu <= fit(True) and number <= host,
+        prepare is not False and per_gpu <= fit(True) and number <= host,
         (bound, *(("memory of the node, beside the GPUs",) if host < fit(False) * count else ())),
     )
 
 
 def _spanning(
-    node: Node, demand: Demand, asked: int | None, may_prepare: bool, usable: int, host: int
+    node: Node, demand: Demand, asked: int | None, prepare: bool | None, usable: int, host: int
 ) -> Placement:
     """One model over several GPUs, over all that are there if no second worker fits."""
     count, each = len(node.gpus), demand.on_gpus()
@@ -260,7 +267,7 @@ def _spanning(
     reasons = [f"a worker needs {_gb(each)}: {needed} GPUs or more"]
     if asked is not None and asked > fitting:
         reasons.append(f"{asked} asked for, {count} GPUs are enough for {fitting}")
-    ahead = may_prepare and usable * span >= demand.on_gpus(True)
+    ahead = prepare is not False and usable * span >= demand.on_gpus(True)
     return Placement(number, float(span), "auto", ahead, tuple(reasons))
 
 
