@@ -224,7 +224,7 @@ def test_a_want_of_memory_is_told_apart(
     def fail(recipe: Recipe) -> None:
         raise error
 
-    monkeypatch.setattr(worker._model, "write", fail)
+    monkeypatch.setattr(worker.model, "write", fail)
     failure = worker.run(job_of(models)).failure
     assert failure is not None
     assert failure.kind == "memory"
@@ -286,7 +286,7 @@ def test_a_file_that_goes_bad_stops_the_run_and_not_the_candidate(
     def fail(recipe: Recipe) -> None:
         raise OSError(5, "Input/output error", "/mnt/left.safetensors")
 
-    monkeypatch.setattr(worker._model, "write", fail)
+    monkeypatch.setattr(worker.model, "write", fail)
     with pytest.raises(ModelError, match=r"/mnt/left.safetensors: cannot be read: Input/output"):
         worker.run(job_of(models))
 
