@@ -33,7 +33,7 @@ class _Case:
     """A job under way, and what has happened to it."""
 
     job: Job
-    seats: list[str] = field(default_factory=list)  # of workers that have it
+    seats: list[str] = field(default_factory=list)  # workers that have it, and were not told off
     deaths: int = 0
     no_memory: int = 0
     lost_nodes: int = 0
@@ -104,7 +104,7 @@ class Dispatcher:
         ]
         for worker, seat in self._seats.items():
             for id_ in seat.jobs[1:]:
-                self._crew.recall(worker, id_)
+                self._recall(worker, id_)
         self._queue.clear()
         self._suspects.clear()
         self._quiet = {node: job for node, job in self._quiet.items() if job is not None}
@@ -143,6 +143,8 @@ class Dispatcher:
                 self._leave(worker, job)
             case Answer(worker, outcome):
                 self._leave(worker, outcome.job.id)
+                if (case := self._cases.get(outcome.job.id)) and worker in case.seats:
+                    case.seats.remove(worker)
                 yield from self._answered(worker, outcome)
             case Gone(worker, what, why):
                 yield from self._gone(worker, what, why)
@@ -182,13 +184,12 @@ class Dispatcher:
             return
         logger.warning("worker %s is gone: %s", worker, what)
         for place, id_ in enumerate(seat.jobs):
-            case = self._cases.get(id_)
-            if case is None:
-                continue
-            if worker in case.seats:
-                case.seats.remove(worker)
             if self._quiet.get(seat.node) == id_:
                 del self._quiet[seat.node]
+            case = self._cases.get(id_)
+            if case is None or worker not in case.seats:
+                continue
+            case.seats.remove(worker)
             # Those that waited behind the first have done nothing yet.
             yield from self._blame(case, what, why) if place == 0 else ()
             if id_ in self._cases and not case.seats:
@@ -206,7 +207,9 @@ class Dispatcher:
         if case.deaths >= ATTEMPTS:
             failure = Failure("worker", f"its worker died {case.deaths} times ({what})")
         elif case.no_memory >= MEMORY_ATTEMPTS:
-            failure = Failure("memory", f"there was no memory for it {case.no_memory} times: {what}")
+            failure = Failure(
+                "memory", f"there was no memory for it {case.no_memory} times: {what}"
+            )
         elif case.lost_nodes >= LOST_NODES:
             failure = Failure("worker", f"{case.lost_nodes} nodes were lost under it ({what})")
         if failure is not None:
@@ -232,9 +235,6 @@ class Dispatcher:
             return
         seat.jobs.remove(job)
         seat.since = self._clock()
-        case = self._cases.get(job)
-        if case is not None and worker in case.seats:
-            case.seats.remove(worker)
         if self._quiet.get(seat.node) == job:
             del self._quiet[seat.node]
         self._file(worker)
@@ -242,9 +242,9 @@ class Dispatcher:
     def _drop(self, case: _Case) -> None:
         """A job is over; copies of it are not needed."""
         del self._cases[case.job.id]
-        for worker in case.seats:
-            if (seat := self._seats.get(worker)) is not None and case.job.id in seat.jobs[1:]:
-                self._crew.recall(worker, case.job.id)
+        for worker in list(case.seats):
+            if case.job.id in self._seats[worker].jobs[1:]:
+                self._recall(worker, case.job.id)
 
     def _put_back(self, case: _Case, *, first: bool = False) -> None:
         """Queue a job again; one that may be guilty waits for a node of its own."""
@@ -266,9 +266,15 @@ class Dispatcher:
         for id_ in seat.jobs:
             if self._quiet.get(seat.node) == id_:
                 del self._quiet[seat.node]
-            if (case := self._cases.get(id_)) is not None:
+            if (case := self._cases.get(id_)) is not None and worker in case.seats:
                 case.seats.remove(worker)
                 self._put_back(case, first=True)
+
+    def _recall(self, worker: str, job: int) -> None:
+        """Ask a worker to forget a job; from now on it is not among those who have it."""
+        self._crew.recall(worker, job)
+        if (case := self._cases.get(job)) is not None and worker in case.seats:
+            case.seats.remove(worker)
 
     def _give(self, worker: str, job: int) -> None:
         case, seat = self._cases[job], self._seats[worker]
@@ -306,7 +312,9 @@ class Dispatcher:
         if self._suspects and not kept_free:
             open_nodes = [node for node in nodes if node not in self._quiet]
             if open_nodes:
-                node = min(open_nodes, key=lambda n: sum(len(self._seats[w].jobs) for w in nodes[n]))
+                node = min(
+                    open_nodes, key=lambda n: sum(len(self._seats[w].jobs) for w in nodes[n])
+                )
                 self._quiet[node] = None
                 self._clear(nodes[node])
         if not self._suspects:
@@ -317,10 +325,8 @@ class Dispatcher:
         """Take back what waits behind what these workers are at."""
         for worker in workers:
             for id_ in self._seats[worker].jobs[1:]:
-                self._crew.recall(worker, id_)
-                case = self._cases.get(id_)
-                if case is not None:
-                    case.seats.remove(worker)
+                self._recall(worker, id_)
+                if (case := self._cases.get(id_)) is not None:
                     self._put_back(case, first=True)
 
     # --- who is late ------------------------------------------------------------------------------
@@ -334,7 +340,7 @@ class Dispatcher:
             for id_ in waiting[: len(self._idle)]:
                 if (taker := self._taker()) is None:
                     return
-                self._crew.recall(worker, id_)
+                self._recall(worker, id_)
                 self._give(taker, id_)
             if seat.jobs and (over := now - seat.since - self._limit_s(seat.jobs[0])) > 0:
                 late.append((over, worker, seat.jobs[0]))
@@ -370,7 +376,8 @@ class Dispatcher:
                 what = f"longer than {timeout_s:g} s at one job"
                 logger.warning("worker %s was %s; it is replaced", worker, what)
                 if case is not None:
-                    case.seats.remove(worker)
+                    if worker in case.seats:
+                        case.seats.remove(worker)
                     seat.jobs.pop(0)
                     if self._quiet.get(seat.node) == case.job.id:
                         del self._quiet[seat.node]

@@ -129,7 +129,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_runs_again(models, tmp_
     try:
         assert answers(collect(pool, jobs)) == expected
         assert not once.exists()
-        os.kill(next(iter(pool._crew._members.values())).process.pid or 0, signal.SIGKILL)  # an idle one
+        os.kill(
+            next(iter(pool._crew._members.values())).process.pid or 0, signal.SIGKILL
+        )  # an idle one
         assert answers(collect(pool, make_jobs(models, 8))) == expected
         assert all(m.process.is_alive() for m in pool._crew._members.values())
     finally:
