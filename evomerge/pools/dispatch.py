@@ -303,11 +303,11 @@ class Dispatcher:
             nodes.setdefault(seat.node, []).append(worker)
         self._quiet = {node: job for node, job in self._quiet.items() if node in nodes}
         for node, workers in nodes.items():
-            if self._suspects and self._quiet.get(node) is None:
-                if all(not self._seats[worker].jobs for worker in workers):
-                    job = self._suspects.popleft()
-                    self._quiet[node] = job
-                    self._give(workers[0], job)
+            is_idle = all(not self._seats[worker].jobs for worker in workers)
+            if is_idle and self._suspects and self._quiet.get(node) is None:
+                job = self._suspects.popleft()
+                self._quiet[node] = job
+                self._give(workers[0], job)
         kept_free = [node for node, job in self._quiet.items() if job is None]
         if self._suspects and not kept_free:
             open_nodes = [node for node in nodes if node not in self._quiet]

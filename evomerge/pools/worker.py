@@ -51,6 +51,7 @@ class WorkerSpec:
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     ahead: bool = False
+    device: str = "cpu"
 
     @property
     def lives_in_memory(self) -> bool:
