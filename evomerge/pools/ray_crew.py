@@ -24,7 +24,7 @@ from evomerge.pools.crew import (
 from evomerge.pools.ray_cluster import Cluster, ClusterNode
 from evomerge.pools.ray_worker import Hello, RayWorker, Reply
 from evomerge.pools.worker import WorkerSpec
-from evomerge.records import Job, Outcome
+from evomerge.records import Job
 
 TEND_S = 1.0  # how often the cluster is asked for its nodes
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class RayCrew:
 
     def _staff(self) -> None:
         """Start workers where there is room for them, on the emptiest node first."""
-        counts = {id_: 0 for id_ in self._nodes}
+        counts = dict.fromkeys(self._nodes, 0)
         for member in self._members.values():
             if member.node in counts:
                 counts[member.node] += 1
