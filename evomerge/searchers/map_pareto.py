@@ -18,10 +18,10 @@ from evomerge.searchers.generation import Generations, read_designs
 from evomerge.searchers.nesting import Nesting, start_nesting
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
+from evomerge.searchers.predicted_front import Aim, predicted_front
 from evomerge.searchers.quadratic import Quadratic, fit, terms
 from evomerge.searchers.surrogate_front import (
     by_bins,
-    find_front,
     most_uncertain,
     most_volume,
     relevance,
@@ -107,11 +107,15 @@ class MapPareto:
             None,
             description="nested: what each objective counts when a pair is merged; default equal",
         )
-        surrogate_population: int = Field(
-            100, ge=4, le=10_000, description="NSGA-III's population, on the surrogate"
+        compromises: int = Field(
+            100,
+            ge=4,
+            le=10_000,
+            description="compromises between the objectives whose optima on the surrogate are its"
+            " front",
         )
-        generations: int = Field(
-            100, ge=1, le=100_000, description="NSGA-III's generations, on the surrogate"
+        steps: int = Field(
+            60, ge=1, le=100_000, description="at most, of L-BFGS-B, on the surrogate, twice"
         )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
@@ -236,7 +240,7 @@ class MapPareto:
         """Points of the predicted front that were not measured, and uncertain ones."""
         chart, count = self._chart, self.options.population
         points, models, scales = self._fit_chart(chart)
-        pool = sobol(max(POOL, count), chart.dimensions, self._generator)
+        pool = sobol(max(POOL, count, self.options.compromises), chart.dimensions, self._generator)
         if not models:
             return (
                 pool[:count]
@@ -279,22 +283,13 @@ class MapPareto:
         optimism: how many standard errors are added to the predictions.
         """
 
-        def predict(asked: Array) -> Array:
-            values = _predict(models, asked, optimism)
-            return np.hstack([values, models[0].error(asked)[:, None]]) if single else values
-
-        single = len(models) == 1
-        size = self.options.surrogate_population
-        best = points[non_dominated(_predict(models, points))][: size // 2]
-        start = np.unique(np.vstack([best, pool[: size - len(best)]]), axis=0)
-        return find_front(
-            predict,
-            2 if single else len(models),
-            start,
-            size,
-            self.options.generations,
-            self._generator,
-        )
+        aims = [Aim(model, 1.0, optimism) for model in models]
+        if len(models) == 1:
+            aims.append(Aim(models[0], 0.0, 1.0))
+        size = self.options.compromises
+        best = points[non_dominated(_predict(models, points))][:size]
+        start = np.vstack([best, pool])
+        return predicted_front(aims, start, size, self.options.steps, self._generator)
 
     def _fit_chart(self, chart: Chart) -> tuple[Array, list[Quadratic], Array]:
         """Quadratics of a chart's coordinates, from everything that was measured on it.

@@ -7,8 +7,9 @@ coefficients; a metric that is bounded is a quadratic behind a sigmoid or a soft
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,34 @@ class Quadratic:
         rows = terms(points, self.products)
         return rows * _slope(self.link, rows @ self.weights)[:, None]
 
+    def rise(self, points: Array, mean: float, error: float) -> tuple[Array, Array]:
+        """mean * prediction + error * standard error, (points,), and its gradient, (points, genes)."""
+        x = 2.0 * points - 1.0
+        linear, bend = self._bends
+        bent = x @ bend
+        line = self.weights[0] + (x * (linear + bent)).sum(axis=1)
+        uphill = 2.0 * (linear + 2.0 * bent)  # of the line; a coordinate is half an x
+        slope = _slope(self.link, line)
+        values = mean * self.sign * _mean(self.link, line)
+        gradient = (mean * self.sign * slope)[:, None] * uphill
+        if error:
+            rows = terms(points, self.products)
+            along = rows @ self.covariance
+            deviation = np.sqrt(np.maximum((rows * along).sum(axis=1), 1e-300))
+            linear, bend = bends(along, x.shape[1])
+            outward = 2.0 * (linear + 2.0 * np.einsum("nij,nj->ni", bend, x))
+            values = values + error * slope * deviation
+            gradient += (error * slope / deviation)[:, None] * outward
+            gradient += (error * deviation * _curvature(self.link, line))[:, None] * uphill
+        return values, gradient
+
+    @cached_property
+    def _bends(self) -> tuple[Array, Array]:
+        num_terms = len(self.weights)
+        # 1 + T + T + T (T - 1) / 2 terms with products, 1 + 2 T without.
+        num_genes = (math.isqrt(8 * num_terms + 1) - 3) // 2 if self.products else num_terms // 2
+        return bends(self.weights, num_genes)
+
     @cached_property
     def misfit(self) -> float:
         """Mean squared error of predictions of points that were left out."""
@@ -66,9 +95,31 @@ def terms(points: Array, products: bool) -> Array:
     x = 2.0 * points - 1.0
     columns = [np.ones((len(x), 1)), x, x**2]
     if products:
-        first, second = np.triu_indices(x.shape[1], 1)
+        first, second = _pairs(x.shape[1])
         columns.append(x[:, first] * x[:, second])
     return np.hstack(columns)
+
+
+@cache
+def _pairs(num_genes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The genes of each product; not to be changed."""
+    first, second = np.triu_indices(num_genes, 1)
+    return first, second
+
+
+def bends(weights: Array, num_genes: int) -> tuple[Array, Array]:
+    """The b, (..., genes), and the symmetric A, (..., genes, genes), of a constant + bx + xAx.
+
+    weights: (..., terms), of the terms of x (see `terms`).
+    """
+    squares = 1 + num_genes
+    matrix = np.zeros((*weights.shape[:-1], num_genes, num_genes))
+    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][..., :num_genes]
+    if weights.shape[-1] > squares + num_genes:
+        first, second = _pairs(num_genes)
+        matrix[..., first, second] = weights[..., squares + num_genes :] / 2
+        matrix[..., second, first] = matrix[..., first, second]
+    return weights[..., 1:squares], matrix
 
 
 def fit(
@@ -172,6 +223,15 @@ def _slope(link: Link, line: Array) -> Array:
         return np.ones(len(line))
     share = 1.0 / (1.0 + np.exp(-np.clip(line, -STEEPEST, STEEPEST)))
     return np.maximum(share * (1.0 - share) if link == "sigmoid" else share, 1e-6)
+
+
+def _curvature(link: Link, line: Array) -> Array:
+    """The derivative of the slope."""
+    if link == "identity":
+        return np.zeros(len(line))
+    share = 1.0 / (1.0 + np.exp(-np.clip(line, -STEEPEST, STEEPEST)))
+    change = share * (1.0 - share)
+    return change * (1.0 - 2.0 * share) if link == "sigmoid" else change
 
 
 def _inverse(link: Link, mean: float) -> float:
