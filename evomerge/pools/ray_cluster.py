@@ -48,9 +48,10 @@ class Cluster:
     """
 
     def __init__(self, address: str, local_cpus: float) -> None:
-        """address: `local` starts one on this machine, which ends with the connection; `auto` joins
-        the one that this machine belongs to, and starts one where there is none; else where it is.
+        """Join a cluster, or start one.
 
+        address: `local` starts one on this machine, which ends with the connection; `auto` joins
+        the one that this machine belongs to, and starts one where there is none; else where it is.
         local_cpus: what a cluster that is started here may lend.
         """
         self.ray = load_ray()
