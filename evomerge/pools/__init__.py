@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.pools.local import InlinePool, LocalPool, warm_up
+from evomerge.pools.inline import InlinePool
+from evomerge.pools.local import local_pool, warm_up
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Pool
 
-__all__ = ["POOLS", "PoolConfig", "WorkerSpec", "make_pool", "warm_up"]
+__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "warm_up"]
 
-POOLS = {"local": LocalPool}
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +47,7 @@ def make_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
         )
     if config.num_workers < 1 or spec.lives_in_memory:
         return InlinePool(spec)
-    return LocalPool(spec, config.num_workers, log)
+    return local_pool(spec, config.num_workers, log)
 
 
 def _num_processors() -> int:
