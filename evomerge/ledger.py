@@ -8,7 +8,8 @@ events; candidates and responses hang on it. A run is resumed by reading it from
     told       a cohort's scores, and that the searcher was told them: one transaction
     scored     a cohort that the budget cut short: scores for the report, told to nobody
     final      the final table
-    session    a driver started: versions and machine
+    session    a driver started: versions and machine, its pool and its budget
+    ended      it ended, and why; one that was killed could not say so
 """
 
 from __future__ import annotations

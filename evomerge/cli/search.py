@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evomerge.cli.inputs import open_run, read_experiment_file, with_code
-from evomerge.cli.options import AllowCode, AsJson, Budget, ExperimentFile, RunFolder, Workers
+from evomerge.cli.options import (
+    Address,
+    AllowCode,
+    AsJson,
+    Budget,
+    ExperimentFile,
+    Hours,
+    ItemEvaluations,
+    Pool,
+    RunFolder,
+    Workers,
+)
 from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Interrupted
+from evomerge.errors import ConfigurationError, Interrupted, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,11 +38,16 @@ def run(
         int | None, typer.Option(min=0, help="Decides every random choice, instead of the file's.")
     ] = None,
     workers: Workers = None,
+    pool: Pool = None,
+    address: Address = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
     config = _changed(
-        read_experiment_file(experiment, allow_code), budget=budget, workers=workers, seed=seed
+        read_experiment_file(experiment, allow_code),
+        budget={"candidates": budget},
+        pool=(pool, workers, address),
+        seed=seed,
     )
     _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
 
@@ -39,10 +55,36 @@ def run(
 def resume(
     folder: RunFolder,
     budget: Budget = None,
+    item_evaluations: ItemEvaluations = None,
+    hours: Hours = None,
     workers: Workers = None,
+    pool: Pool = None,
+    address: Address = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Where a model is now; it must be the same by content. For each that has moved.",
+        ),
+    ] = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Whatever was in folder OLD (models, tasks' files) is in NEW now.",
+        ),
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Go on with a run that was stopped, or give a finished one more candidates."""
+    """Go on with a run that was stopped, or give a finished one more to do.
+
+    Says what was replayed, what is measured again, and what differs from earlier sessions. A run
+    may go on with other workers, another pool, or on another machine, where its folder was copied:
+    the same candidates follow as if nothing had been. `--budget 400` gives a run of 200 as many
+    again. Where models lie elsewhere now, say so once: --model sort=/mnt/sort.
+    """
+    from evomerge.experiment.moves import check_models_are_there
+    from evomerge.experiment.moves import moved as moved_to
     from evomerge.experiment.run import read_run_config
 
     config = read_run_config(folder)
@@ -53,8 +95,11 @@ def resume(
             f"{folder}: this run was started from Python with models or a fitness that live in "
             "memory; call evomerge.search again with the same arguments and the same out="
         )
+    config = moved_to(config, _pairs(model, "--model"), _pairs(moved, "--moved"))
+    check_models_are_there(config)
     config = with_code(config, folder, allow_code)
-    _drive(_changed(config, budget=budget, workers=workers), folder)
+    limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
+    _drive(_changed(config, budget=limits, pool=(pool, workers, address)), folder)
 
 
 def status(folder: RunFolder, as_json: AsJson = False) -> None:
@@ -112,17 +157,36 @@ def digest(folder: RunFolder) -> None:
     print(open_run(folder).ledger.digest())
 
 
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """`NAME=VALUE`, as often as it was said."""
+    pairs = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ConfigurationError(Problem(f"{option} {text}", "expected two names with a ="))
+        pairs[name] = value
+    return pairs
+
+
 def _changed(
-    config: Any, *, budget: int | None, workers: int | None, seed: int | None = None
+    config: Any,
+    *,
+    budget: dict[str, float | None],
+    pool: tuple[str | None, int | None, str | None],
+    seed: int | None = None,
 ) -> Any:
-    """The experiment with some keys changed and checked again."""
+    """The experiment with some keys changed and checked again; pool: kind, workers, address."""
     from evomerge.documents import Document, parse
 
     changes: dict[str, Any] = {}
-    if budget is not None:
-        changes["budget"] = {"candidates": budget}
-    if workers is not None:
-        changes["pool"] = {"kind": "local", "workers": workers}
+    if limits := {key: value for key, value in budget.items() if value is not None}:
+        changes["budget"] = limits
+    kind, workers, address = pool
+    said = {"workers": workers, "address": address}
+    if given := {key: value for key, value in said.items() if value is not None}:
+        changes["pool"] = {**config.pool.model_dump(exclude_unset=True), **given}
+    if kind is not None and kind != config.pool.kind:  # settings of another pool say nothing here
+        changes["pool"] = {"kind": kind, **given}
     if seed is not None:
         changes["seed"] = seed
     return parse(type(config), Document({**dict(config), **changes}))
