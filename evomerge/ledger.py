@@ -20,7 +20,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -300,17 +300,30 @@ class Ledger:
             pass
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """One commit for all that is recorded inside.
+
+        A commit waits for the disk; what arrived while one did shares the next.
+        """
+        with self._durably("results"):
+            yield
+
+    @contextmanager
     def _transaction(
         self, place: str, kind: str, cohort: int | None, data: Any
     ) -> Iterator[int | None]:
+        with nullcontext() if self._db.in_transaction else self._durably(place):
+            yield self._db.execute(
+                "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
+                (kind, cohort, time.time(), ordered_json(data)),
+            ).lastrowid
+
+    @contextmanager
+    def _durably(self, place: str) -> Iterator[None]:
         with database_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                event = self._db.execute(
-                    "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
-                    (kind, cohort, time.time(), ordered_json(data)),
-                ).lastrowid
-                yield event
+                yield
                 failpoint(f"{place}.before_commit")
                 self._db.execute("COMMIT")
             except BaseException:
