@@ -68,7 +68,8 @@ class RayCrew:
     Nodes that join the cluster get workers, and those that leave are not missed. Actors are never
     restarted by Ray, and no call is made twice: who is gone is replaced here.
 
-    seats: says how many workers a node can have. most: of all nodes; None for no limit.
+    seats: says how many workers a node can have. most: of all nodes; None for no limit. actor: what
+    the workers are, made with the spec and a name.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class RayCrew:
         most: int | None = None,
         patience_s: float = 60.0,
         log: Path | None = None,
+        actor: type = RayWorker,
     ) -> None:
         self.depth = 2 if spec.ahead else 1
         self.patience_s = patience_s
@@ -98,7 +100,7 @@ class RayCrew:
         groups = {"measure": 1, "ahead": 1, "watch": 1}
         self._actors = self._ray.remote(
             max_restarts=0, max_task_retries=0, concurrency_groups=groups
-        )(RayWorker)
+        )(actor)
         self._tend()
 
     @property

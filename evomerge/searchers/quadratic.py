@@ -114,7 +114,9 @@ def bends(weights: Array, num_genes: int) -> tuple[Array, Array]:
     """
     squares = 1 + num_genes
     matrix = np.zeros((*weights.shape[:-1], num_genes, num_genes))
-    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][..., :num_genes]
+    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][
+        ..., :num_genes
+    ]
     if weights.shape[-1] > squares + num_genes:
         first, second = _pairs(num_genes)
         matrix[..., first, second] = weights[..., squares + num_genes :] / 2
