@@ -36,6 +36,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # Ray's workers find this file ther
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+from toys import Count, Toy
+
 from evomerge.experiment import run as runs
 from evomerge.experiment.config import read_experiment
 from evomerge.experiment.wire import wire
@@ -99,10 +101,11 @@ def dispatch_alone(crew: Simulation, workers: int) -> dict[str, float]:
 # --- the whole driver -----------------------------------------------------------------------------
 
 
-class Times:
+class Times(Count):
     """Watches a search for when it begins and ends, by the crew's clock and by the processor's."""
 
     def __init__(self, clock: Callable[[], float], done_s: Callable[[], float]) -> None:
+        super().__init__()
         self._clock, self._done_s = clock, done_s
         self.marks: list[tuple[float, float, float]] = []
 
@@ -110,13 +113,6 @@ class Times:
         """The search begins, or what comes after it."""
         if name in ("search", "finalists"):
             self.marks.append((self._clock(), self._done_s(), time.process_time()))
-
-    def asked(self, candidates: Any) -> None: ...
-    def measured(self, outcome: Any) -> None: ...
-    def told(self, evaluations: Any) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
-    def started(self, parts: Any, ledger: Any) -> None: ...
-    def warning(self, text: str) -> None: ...
 
     def figures(self, workers: int, candidates: int) -> dict[str, float]:
         """The share of the workers' time in jobs, and the driver's CPU time per candidate."""
@@ -131,8 +127,6 @@ def whole_driver(
     pool: Any, times: Times, workers: int, candidates: int, window: dict[str, Any]
 ) -> dict[str, float]:
     """A random search of toy models, whose answers are made up elsewhere."""
-    from toys import Toy
-
     toy = Toy("random", "full", keys={"searcher": {"kind": "random"}, **window})
     make, pictures = runs.make_pool, runs.write_pictures
     runs.make_pool = lambda *_: pool
