@@ -20,15 +20,16 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, LedgerDamaged
 from evomerge.failpoints import failpoint
-from evomerge.files import fsync
+from evomerge.files import disk_errors, fsync
 from evomerge.ledger_rows import (
+    PAGE_BYTES,
     Candidates,
     Row,
     damage,
@@ -207,21 +208,23 @@ class Ledger:
 
         The file appears under its name only when it is complete.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".creating")
         for leftover in (temporary, temporary.with_name(f"{temporary.name}-journal")):
             leftover.unlink(missing_ok=True)
-        with database_errors(path):
-            db = sqlite3.connect(temporary, isolation_level=None)
+        values = {**meta, "format": FORMAT, "num_items": dict(num_items)}
+        rows = [(key, json.dumps(value)) for key, value in values.items()]
+        size = sum(len(value) for _, value in rows) + 12 * PAGE_BYTES
+        with (
+            database_errors(path, size),
+            closing(sqlite3.connect(temporary, isolation_level=None)) as db,
+        ):
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(SCHEMA)
-            values = {**meta, "format": FORMAT, "num_items": dict(num_items)}
             db.execute("BEGIN")
-            db.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()]
-            )
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             db.execute("COMMIT")
-            db.close()
         temporary.rename(path)
         fsync(path.parent)
         return cls(path, costs=costs)
@@ -244,7 +247,8 @@ class Ledger:
             )
             for candidate in candidates
         }
-        with self._transaction("ask", "asked", cohort, {"count": count}) as event:
+        size = sum(len(text or "") for row in rows.values() for text in row)
+        with self._transaction("ask", "asked", cohort, {"count": count}, size) as event:
             self._db.executemany(
                 "INSERT INTO candidates (id, event, label, genome, recipe, fingerprint, violations)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -269,10 +273,12 @@ class Ledger:
             data["items"] = {task: list(items) for task, items in outcome.job.items.items()}
         if failed_items := item_failures(outcome):
             data[FAILED_ITEMS] = failed_items
-        with self._transaction("result", "measured", cohort, data) as event:
+        packed = [pack(responses) for responses in outcome.responses]
+        size = sum(len(part or "") for row in packed for part in row)
+        with self._transaction("result", "measured", cohort, data, size) as event:
             self._db.executemany(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(event, fingerprint, *pack(responses)) for responses in outcome.responses],
+                [(event, fingerprint, *row) for row in packed],
             )
         self._remember(cohort, data, outcome.responses)
 
@@ -310,17 +316,21 @@ class Ledger:
 
     @contextmanager
     def _transaction(
-        self, place: str, kind: str, cohort: int | None, data: Any
+        self, place: str, kind: str, cohort: int | None, data: Any, rows_bytes: int = 0
     ) -> Iterator[int | None]:
-        with nullcontext() if self._db.in_transaction else self._durably(place):
+        text = ordered_json(data)
+        # Whole pages are written: those of the rows, and the last of each table.
+        room = len(text) + rows_bytes + 4 * PAGE_BYTES
+        with nullcontext() if self._db.in_transaction else self._durably(place, room):
             yield self._db.execute(
                 "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
-                (kind, cohort, time.time(), ordered_json(data)),
+                (kind, cohort, time.time(), text),
             ).lastrowid
 
     @contextmanager
-    def _durably(self, place: str) -> Iterator[None]:
-        with database_errors(self.path):
+    def _durably(self, place: str, room: int = 4 * PAGE_BYTES) -> Iterator[None]:
+        """A transaction; room: bytes that it takes, for a message where they are not there."""
+        with database_errors(self.path, room):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

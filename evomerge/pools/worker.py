@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    ModelError,
+    Problem,
+    nearest,
+)
+from evomerge.files import NO_SPACE, disk_full
 from evomerge.pools.ahead import Turns
 from evomerge.protocols import PreparedTask
 from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
@@ -133,6 +143,7 @@ class Worker:
 
         Raises:
             ModelError: a model can no longer be read, which says nothing about the candidate.
+            DiskFull: nor does this.
         """
         outcome = self._run(job)
         failed = outcome.failure
@@ -190,9 +201,10 @@ class Worker:
             model.write(recipe)
         except CandidateError as error:
             return Failure("merge", str(error))
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except OSError as error:
+            _refuse_full_disk(error)
             where = str(error.filename or "a model")
             raise ModelError(
                 Problem(where, f"cannot be read: {error.strerror or error}")
@@ -207,9 +219,10 @@ class Worker:
     def _respond(self, name: str, model: Resident, items: tuple[int, ...]) -> Responses | Failure:
         try:
             return self._tasks[name].respond(model, items)
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except Exception as error:
+            _refuse_full_disk(error)
             if _out_of_memory(error):
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
@@ -238,6 +251,20 @@ def _compare(checkpoints: Mapping[str, Checkpoint], expected: Mapping[str, str])
     ]
     if problems:
         raise ModelError(problems)
+
+
+def _refuse_full_disk(error: BaseException | None) -> None:
+    """A full disk is the machine's fault and no candidate's, whatever it was raised from.
+
+    Raises:
+        DiskFull: naming the path, where that is known.
+    """
+    while error is not None:
+        if isinstance(error, DiskFull):
+            raise error
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise disk_full(Path(error.filename or tempfile.gettempdir())) from error
+        error = error.__cause__
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
