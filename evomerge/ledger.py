@@ -8,6 +8,7 @@ events; candidates and responses hang on it. A run is resumed by reading it from
     told       a cohort's scores, and that the searcher was told them: one transaction
     scored     a cohort that the budget cut short: scores for the report, told to nobody
     final      the final table
+    references how good the references are on the search items, by the first driver that knew
     session    a driver started: versions and machine, its pool and its budget
     ended      it ended, and why; one that was killed could not say so
 """
@@ -100,6 +101,19 @@ def connected(path: Path, read_only: bool) -> sqlite3.Connection:
     return db
 
 
+def known_format(path: Path, meta: Mapping[str, str]) -> None:
+    """That the rows of `meta` are of a format that this version reads.
+
+    Raises:
+        LedgerDamaged: they are of a newer one.
+    """
+    if (number := int(json.loads(meta["format"]))) > FORMAT:
+        raise LedgerDamaged(
+            f"{path}: format {number} is newer than this evomerge's {FORMAT}; "
+            "the file was left untouched"
+        )
+
+
 class Ledger:
     """A run's memory: durable on disk, and as objects in the driver.
 
@@ -129,12 +143,9 @@ class Ledger:
 
     def _open(self, read_only: bool) -> None:
         with damage(self.path):
-            self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
-            if (number := int(self.meta["format"])) > FORMAT:
-                raise LedgerDamaged(
-                    f"{self.path}: format {number} is newer than this evomerge's {FORMAT}; "
-                    "the file was left untouched"
-                )
+            rows = dict(self._db.execute("SELECT key, value FROM meta"))
+            known_format(self.path, rows)
+            self.meta = {key: json.loads(value) for key, value in rows.items()}
             if not read_only:
                 self._db.execute("PRAGMA foreign_keys = ON")
                 self._db.execute("PRAGMA journal_mode = WAL")

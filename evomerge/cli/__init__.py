@@ -12,7 +12,8 @@ from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
-from evomerge.cli.search import digest, front, resume, run, status
+from evomerge.cli.search import digest, front, resume, run
+from evomerge.cli.watch import status
 from evomerge.errors import (
     CandidateError,
     ConfigurationError,

@@ -1,4 +1,4 @@
-"""Searching, and looking at a search: run, resume, status, front, digest."""
+"""Searching, and looking at a search: run, resume, front, digest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,9 +27,6 @@ from evomerge.cli.screen import open_console
 from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.lock import refuse_locked
 from evomerge.signals import go_on, signals
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def run(
@@ -104,31 +101,6 @@ def resume(
     config = with_code(config, folder, allow_code)
     limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
     _drive(_changed(config, budget=limits, pool=(pool, workers, address)), folder)
-
-
-def status(folder: RunFolder, as_json: AsJson = False) -> None:
-    """How far a run is, what it has found, and whether the search was worth it."""
-    facts = open_run(folder).status()
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    from evomerge.tables import brief
-
-    console = open_console()
-    console.print(
-        f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
-        f"{facts['item_evaluations']:,} item evaluations"
-        + (f" ({facts['failed_items']:,} of them failed)" if facts["failed_items"] else "")
-    )
-    if facts["incumbent"]:
-        values = ", ".join(
-            f"{name} {brief(e)}" for name, e in facts["incumbent"]["objectives"].items()
-        )
-        console.print(f"best by the search: candidate {facts['incumbent']['candidate']} ({values})")
-    if facts["final"]:
-        _print_final(console, facts["final"])
-    elif facts["state"] == "stopped":
-        console.print(f"go on with: evomerge resume {folder}")
 
 
 def front(
@@ -209,17 +181,9 @@ def _drive(config: Any, out: Path) -> None:
     except Interrupted:
         console.print(f"\n{go_on(out)}")
         raise
-    final = open_run(out).status()["final"]
-    _print_final(console, final)
+    from evomerge.tables import print_final
+
+    print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
-
-
-def _print_final(console: Console, final: dict[str, Any]) -> None:
-    from evomerge.tables import final_table, gains_table, summary
-
-    console.print(final_table(final))
-    if (gains := gains_table(final)) is not None:
-        console.print(gains)
-    console.print(summary(final), highlight=False)

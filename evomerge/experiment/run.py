@@ -30,7 +30,7 @@ from evomerge.pools import make_pool, warm_up
 from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
-from evomerge.results.references import grid_cohort, measure_references, models_of
+from evomerge.results.references import grid_cohort, measure_references, models_of, references_told
 from evomerge.signals import signals
 from evomerge.stopping import Progress
 
@@ -116,6 +116,9 @@ def search_and_finish(
 
     phase("references")
     references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
+    if not any(ledger.events("references")):
+        told = (ledger, parts.estimator, parts.objectives, parts.split)
+        ledger.note("references", references_told(references, *told))
     population = parts.searcher.population
     in_flight = parts.config.in_flight or parts.searcher.in_flight
     cohort_size = parts.config.cohort or min(population, in_flight)
