@@ -241,6 +241,8 @@ class MapPareto:
 
     def _round(self) -> Array:
         """Points of the predicted front that were not measured, and uncertain ones."""
+        from scipy.spatial.distance import cdist
+
         chart, count = self._chart, self.options.population
         points, models, scales = self._fit_chart(chart)
         pool = sobol(max(POOL, count, self.options.compromises), chart.dimensions, self._generator)
@@ -256,8 +258,8 @@ class MapPareto:
                 break
             predicted = self._predicted_front(models, points, pool, optimism, predicted)
             known = np.vstack([points, chosen])
-            apart = [np.abs(known - one).max(axis=1).min() > APART for one in predicted]
-            front = predicted[np.array(apart, dtype=bool)]
+            apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
+            front = predicted[apart]
             best = self._worth_measuring(models, front, known, optimism, count - len(chosen))
             chosen = np.vstack([chosen, front[best]])
         missing = count - len(chosen)

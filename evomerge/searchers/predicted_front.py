@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 SMOOTH = (1.0, 0.02)  # of the objectives' ranges: how far each pass rounds a compromise's corners
 LEAST = 0.01  # weight of any objective, so that no optimum is dominated
-PROGRESS = 1e-6  # of the compromises' sum, below which a pass is over
+PROGRESS = 1e-5  # of the compromises' sum, below which a pass is over
 
 
 @dataclass(frozen=True)

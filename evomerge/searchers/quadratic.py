@@ -20,7 +20,7 @@ Link = Literal["identity", "sigmoid", "softplus"]
 
 RIDGE = 1e-6  # of the mean curvature: it decides what the points leave open, and nothing else
 STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15
-SMALLEST = 1e-9  # change of the loss, relative, that still counts as progress
+SMALLEST = 1e-6  # change of the loss, relative, that still counts as progress
 STEEPEST = 30.0  # a linear predictor beyond it is the link's limit, to double precision
 
 
