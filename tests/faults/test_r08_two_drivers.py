@@ -1,4 +1,8 @@
-"""One driver a run folder."""
+"""R8: two drivers on one run folder.
+
+Passes if: the second ends within 2 s with exit code 4 and names host, process and since when; of 20
+that start at once one wins; and the lock is free after kill -9.
+"""
 
 from __future__ import annotations
 
