@@ -38,6 +38,7 @@ class Sleep:
 
     seconds: float
     ahead: bool = False
+    device: str = "cpu"
 
 
 class SleepingWorker:

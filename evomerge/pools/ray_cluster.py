@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem
+from evomerge.pools.nodes import cuda_gpus
+from evomerge.pools.placement import Gpu
 
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
+LOOK_S = 60.0
 NEEDS = "needs Ray: pip install 'evomerge[ray]'"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,21 @@ class Cluster:
                     memory_bytes=int(resources.get("memory", 0)),
                 )
         return found
+
+    def gpus_of(self, node: ClusterNode) -> tuple[Gpu, ...]:
+        """The GPUs of a node with the memory that is free; asked for there."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = self.ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(cuda_gpus)
+        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        try:
+            found = self.ray.get(
+                look.options(scheduling_strategy=strategy).remote(), timeout=LOOK_S
+            )
+        except self.ray.exceptions.RayError as error:
+            logger.warning("%s: its GPUs are left out: %s", node.name, error)
+            return ()
+        return tuple(found)
 
     def close(self) -> None:
         """Leave it; one that was started here ends."""
