@@ -62,6 +62,7 @@ class _Member:
     actor: Any
     node: str
     ready: bool = False
+    pid: int = 0
     leaving: bool = False
     owed: dict[tuple[str, int], Any] = field(default_factory=dict)  # call, job -> its reply
 
@@ -244,14 +245,17 @@ class RayCrew:
             num_cpus=node.seats.cpus,
             num_gpus=node.seats.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id_, soft=False),
-        ).remote(self._spec_for(node.seats), name)
+        ).remote(name, node.seats.device)
         self._members[name] = _Member(actor, id_)
         self._listen(name, "watch", -1, actor.watch.options(concurrency_group="watch").remote())
-        self._listen(name, "open", -1, actor.open.options(concurrency_group="measure").remote())
+        opening = actor.open.options(concurrency_group="measure")
+        self._listen(
+            name, "open", -1, opening.remote(version("evomerge"), self._spec_for(node.seats))
+        )
 
-    def _spec_for(self, seats: Seats) -> WorkerSpec:
-        given = self._spec
-        return replace(given, device=seats.device, ahead=seats.ahead)
+    def _spec_for(self, seats: Seats) -> bytes:
+        spec = replace(self._spec, device=seats.device, ahead=seats.ahead)
+        return self._cluster.pickled(spec)
 
     def _end(self, member: _Member) -> None:
         self._ray.kill(member.actor, no_restart=True)
@@ -279,10 +283,8 @@ class RayCrew:
         if isinstance(said.said, EvomergeError):
             return self._refuse(worker, said.said)
         if isinstance(said.said, Hello):
-            if said.said.evomerge != version("evomerge"):
-                what = f"has evomerge {said.said.evomerge}, and the driver {version('evomerge')}"
-                return self._refuse(worker, ModelError(Problem("evomerge", what)))
-            member.ready = True
+            member.ready, member.pid = True, said.said.pid
+            logger.info("worker %s: process %d, %s", worker, said.said.pid, said.said.log_file)
             self._nodes[member.node].stillborn = 0
             self._compare(worker, said.said.processor)
             return [Ready(worker, member.node)]
