@@ -57,7 +57,11 @@ class Quadratic:
         return rows * _slope(self.link, rows @ self.weights)[:, None]
 
     def rise(self, points: Array, mean: float, error: float) -> tuple[Array, Array]:
-        """mean * prediction + error * standard error, (points,), and its gradient, (points, genes)."""
+        """So much of the prediction and so much of its standard error, and how that changes.
+
+        Returns:
+            mean * prediction + error * standard error, (points,); its gradient, (points, genes).
+        """
         x = 2.0 * points - 1.0
         linear, bend = self._bends
         bent = x @ bend
@@ -114,7 +118,9 @@ def bends(weights: Array, num_genes: int) -> tuple[Array, Array]:
     """
     squares = 1 + num_genes
     matrix = np.zeros((*weights.shape[:-1], num_genes, num_genes))
-    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][..., :num_genes]
+    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][
+        ..., :num_genes
+    ]
     if weights.shape[-1] > squares + num_genes:
         first, second = _pairs(num_genes)
         matrix[..., first, second] = weights[..., squares + num_genes :] / 2
