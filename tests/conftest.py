@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +29,18 @@ def tiny_zoo() -> Path:
     from evomerge.zoo.tiny import tiny
 
     return tiny(seed=0)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], dict[str, Any]]:
+    """What comes of a toy's search that nobody disturbs; each is run once."""
+    from toys import outcome_of
+
+    known: dict[str, dict[str, Any]] = {}
+
+    def outcome(toy: Any) -> dict[str, Any]:
+        if (key := repr(toy)) not in known:
+            known[key] = outcome_of(toy.run(tmp_path_factory.mktemp("uninterrupted")))
+        return known[key]
+
+    return outcome

@@ -23,7 +23,9 @@ from evomerge.experiment import run as runs
 from evomerge.experiment.config import parse_experiment
 from evomerge.experiment.wire import InMemory
 from evomerge.pools import PoolConfig, make_pool
-from evomerge.pools.local import ATTEMPTS, InlinePool, LocalPool
+from evomerge.pools.dispatch import ATTEMPTS
+from evomerge.pools.inline import InlinePool
+from evomerge.pools.local import local_pool
 from evomerge.pools.worker import WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Job, Outcome
@@ -106,8 +108,8 @@ def all_gone(pids: Sequence[int], within_s: float) -> bool:
 def test_workers_answer_as_the_driver_itself(models, tmp_path):
     jobs = make_jobs(models, 12)
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
-    pool = LocalPool(make_spec(models), 2, tmp_path / "log")
-    processes = [seat.process for seat in pool._seats]
+    pool = local_pool(make_spec(models), 2, tmp_path / "log")
+    processes = [m.process for m in pool._crew._members.values()]
     try:
         outcomes = collect(pool, jobs)
     finally:
@@ -123,13 +125,15 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_runs_again(models, tmp_
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
     once = tmp_path / "once"
     once.touch()
-    pool = LocalPool(make_spec(models, once=str(once)), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, once=str(once)), 2, tmp_path / "log")
     try:
         assert answers(collect(pool, jobs)) == expected
         assert not once.exists()
-        os.kill(pool._seats[0].process.pid or 0, signal.SIGKILL)  # an idle one
+        os.kill(
+            next(iter(pool._crew._members.values())).process.pid or 0, signal.SIGKILL
+        )  # an idle one
         assert answers(collect(pool, make_jobs(models, 8))) == expected
-        assert all(seat.process.is_alive() for seat in pool._seats)
+        assert all(m.process.is_alive() for m in pool._crew._members.values())
     finally:
         pool.close()
 
@@ -137,7 +141,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_runs_again(models, tmp_
 def test_a_job_that_kills_is_given_up_and_no_other(models, tmp_path):
     jobs = make_jobs(models, 40)
     harmless = answers(collect(InlinePool(make_spec(models)), jobs))
-    pool = LocalPool(make_spec(models, deadly=True), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, deadly=True), 2, tmp_path / "log")
     try:
         outcomes = answers(collect(pool, jobs))
     finally:
@@ -157,7 +161,7 @@ def test_a_job_that_kills_is_given_up_and_no_other(models, tmp_path):
 
 @pytest.mark.parametrize("fault", ["dies", "raises"])
 def test_workers_that_never_start(models, tmp_path, fault):
-    pool = LocalPool(make_spec(models, fault), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, fault), 2, tmp_path / "log")
     try:
         with pytest.raises(NoWorkersLeft, match="while they start") as caught:
             collect(pool, make_jobs(models, 3))
@@ -170,7 +174,7 @@ def test_workers_that_never_start(models, tmp_path, fault):
 
 
 def test_what_a_worker_refuses_is_the_users_to_read(models, tmp_path):
-    pool = LocalPool(make_spec(models, "refuses"), 1, tmp_path / "log")
+    pool = local_pool(make_spec(models, "refuses"), 1, tmp_path / "log")
     try:
         with pytest.raises(ModelError, match="does not fit"):
             collect(pool, make_jobs(models, 1))
@@ -218,7 +222,7 @@ def search(models: dict[str, str], out: Path, spec: WorkerSpec, workers: int, ki
 
     def pool(config: PoolConfig, made: WorkerSpec, log: Path | None) -> Any:
         sent = replace(made, build=spec.build, python_tasks=spec.python_tasks)
-        return LocalPool(sent, workers, log) if workers else InlinePool(sent)
+        return local_pool(sent, workers, log) if workers else InlinePool(sent)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "make_pool", pool)
@@ -236,7 +240,7 @@ def test_a_search_is_the_same_from_any_number_of_workers(kind, models, tmp_path)
         out = search(models, tmp_path / str(workers), spec, workers, kind)
         assert outcome_of(out) == expected
         assert not once.exists()
-        assert "worker 0 died" in (out / "run.log").read_text() or workers > 1
+        assert "worker local-0 is gone" in (out / "run.log").read_text() or workers > 1
 
 
 def test_candidates_that_kill_fail_and_the_search_goes_on(models, tmp_path):
@@ -263,13 +267,13 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_pools as t, toy_tasks
-from evomerge.pools.local import LocalPool
+from evomerge.pools.local import local_pool
 
 # No `if __name__ == "__main__"`: workers must not run the user's script again.
 (Path({folder!r}) / "runs").open("a").write("once\\n")
 models = toy_tasks.write_models(Path({folder!r}))
 spec = t.make_spec(models, pids={folder!r} + "/pids", sleep_s=60.0)
-pool = LocalPool(spec, 2, None)
+pool = local_pool(spec, 2, None)
 for job in t.make_jobs(models, 4):
     pool.submit(job)
 while True:
