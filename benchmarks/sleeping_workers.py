@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import numpy as np
+from ray import cloudpickle
 
 from evomerge.pools.ray_worker import Hello, Reply
 from evomerge.records import Job, Outcome, Responses
@@ -38,17 +39,20 @@ class Sleep:
 
     seconds: float
     ahead: bool = False
+    device: str = "cpu"
 
 
 class SleepingWorker:
     """An actor that answers after a while, and has no model."""
 
-    def __init__(self, spec: Sleep, name: str) -> None:
-        self._seconds, self._name = seconds_of(spec.seconds), name
+    def __init__(self, name: str, device: str) -> None:  # noqa: ARG002
+        self._name = name
 
-    def open(self) -> Reply:
+    def open(self, wanted: str, pickled: bytes) -> Reply:  # noqa: ARG002
         """Ready at once."""
-        return Reply(Hello(version("evomerge"), "none"))
+        spec: Sleep = cloudpickle.loads(pickled)
+        self._seconds = seconds_of(spec.seconds)
+        return Reply(Hello("none", os.getpid(), ""))
 
     def run(self, job: Job) -> Reply:
         """Sleep, then answer."""

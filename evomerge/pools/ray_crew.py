@@ -6,7 +6,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Seats:
     cpus: float
     gpus: float = 0.0
     device: str = "cpu"
+    ahead: bool = False
     why: str = ""  # there are no more
 
 
@@ -61,6 +62,7 @@ class _Member:
     actor: Any
     node: str
     ready: bool = False
+    pid: int = 0
     leaving: bool = False
     owed: dict[tuple[str, int], Any] = field(default_factory=dict)  # call, job -> its reply
 
@@ -91,7 +93,6 @@ class RayCrew:
         log: Path | None = None,
         actor: type = RayWorker,
     ) -> None:
-        self.depth = 2 if spec.ahead else 1
         self.patience_s = patience_s
         self._cluster = cluster
         self._ray = cluster.ray
@@ -112,6 +113,11 @@ class RayCrew:
             max_restarts=0, max_task_retries=0, concurrency_groups=groups
         )(actor)
         self._tend()
+
+    @property
+    def depth(self) -> int:
+        """2 where some node prepares recipes ahead; elsewhere the second job only waits."""
+        return 2 if any(node.seats.ahead for node in self._nodes.values()) else 1
 
     @property
     def num_workers(self) -> int:
@@ -239,10 +245,17 @@ class RayCrew:
             num_cpus=node.seats.cpus,
             num_gpus=node.seats.gpus,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id_, soft=False),
-        ).remote(self._spec, name)
+        ).remote(name, node.seats.device)
         self._members[name] = _Member(actor, id_)
         self._listen(name, "watch", -1, actor.watch.options(concurrency_group="watch").remote())
-        self._listen(name, "open", -1, actor.open.options(concurrency_group="measure").remote())
+        opening = actor.open.options(concurrency_group="measure")
+        self._listen(
+            name, "open", -1, opening.remote(version("evomerge"), self._spec_for(node.seats))
+        )
+
+    def _spec_for(self, seats: Seats) -> bytes:
+        spec = replace(self._spec, device=seats.device, ahead=seats.ahead)
+        return self._cluster.pickled(spec)
 
     def _end(self, member: _Member) -> None:
         self._ray.kill(member.actor, no_restart=True)
@@ -270,10 +283,8 @@ class RayCrew:
         if isinstance(said.said, EvomergeError):
             return self._refuse(worker, said.said)
         if isinstance(said.said, Hello):
-            if said.said.evomerge != version("evomerge"):
-                what = f"has evomerge {said.said.evomerge}, and the driver {version('evomerge')}"
-                return self._refuse(worker, ModelError(Problem("evomerge", what)))
-            member.ready = True
+            member.ready, member.pid = True, said.said.pid
+            logger.info("worker %s: process %d, %s", worker, said.said.pid, said.said.log_file)
             self._nodes[member.node].stillborn = 0
             self._compare(worker, said.said.processor)
             return [Ready(worker, member.node)]
