@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def header(path: Path) -> bytes:
 
 
 def test_a_ledger_that_is_moved_changes_over(mounts, tmp_path):
-    """To a network disk and back; what was committed is there, and nothing lies beside it."""
+    """To a network disk and back; what was committed is there."""
     path = tmp_path / "ledger.sqlite"
     mounts(("/", "ext4"))
     with closing(Ledger.create(path, {"identity": {}}, {"t": 3})) as ledger:
@@ -100,9 +101,22 @@ def test_a_ledger_that_is_moved_changes_over(mounts, tmp_path):
         with closing(Ledger(path)) as ledger:
             assert header(path) == found
             ledger.note("session", {"number": number})
+        assert [p.name for p in tmp_path.glob("ledger*")] == ["ledger.sqlite"]
         with closing(Ledger(path, read_only=True)) as ledger:
             assert [d["number"] for _, _, d in ledger.events("session")] == [*range(number + 1)]
-    assert [p.name for p in tmp_path.glob("ledger*")] == ["ledger.sqlite"]
+
+
+def test_a_killed_drivers_log_is_read_before_the_ledger_changes_over(mounts, tmp_path):
+    path, moved = tmp_path / "ledger.sqlite", tmp_path / "moved" / "ledger.sqlite"
+    moved.parent.mkdir()
+    mounts((tmp_path, "ext4"), (moved.parent, "nfs4"))
+    with closing(Ledger.create(path, {"identity": {}}, {"t": 3})) as ledger:
+        ledger.note("session", {"number": 7})
+        for name in ("ledger.sqlite", "ledger.sqlite-wal"):  # as a kill leaves them
+            shutil.copy(path.with_name(name), moved.with_name(name))
+    with closing(Ledger(moved)) as ledger:
+        assert [data["number"] for _, _, data in ledger.events("session")] == [7]
+        assert header(moved) == ROLLBACK
 
 
 def test_no_log_is_begun_on_a_network_disk(mounts, tmp_path):

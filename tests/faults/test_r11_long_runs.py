@@ -125,7 +125,8 @@ def test_a_driver_of_many_candidates(searcher, count, tmp_path, figure):
         for kind in (0, 1)
     )
     figure("R11", "driver, a candidate, of a processor", median(cpus), 5.0, unit="ms")
-    if count >= 10_000:  # others may use the machine, and its disk, for a while
+    is_long = count >= 10_000
+    if is_long:  # others may use the machine, and its disk, for a while
         figure(
             "R11", "and with its commits, the quietest quarter", quantiles(walls)[0], 5.0, unit="ms"
         )
