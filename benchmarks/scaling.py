@@ -25,17 +25,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 os.environ["PYTHONPATH"] = os.pathsep.join(  # Ray's workers find this file there
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+from sleeping_workers import Sleep, SleepingWorker, answer, seconds_of
 from toys import Count, Toy
 
 from evomerge.experiment import run as runs
@@ -45,35 +43,15 @@ from evomerge.files import catalogue_folder
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.pools import PoolConfig, make_pool
 from evomerge.pools.dispatch import Dispatcher
-from evomerge.pools.ray_worker import Hello, Reply
 from evomerge.pools.simulated import Simulation
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Job, Outcome, Responses
+from evomerge.records import Job, Outcome
 
 PROMISE_MS = 5.0  # of the driver, per candidate
 PROMISE_BUSY = 0.95
 ITEMS = tuple(range(24))
 PER_GENERATION = 20  # candidates a worker
 SETTLE_S = 90.0  # for Ray's actors to come
-
-
-def answer(worker: str, job: Job) -> Outcome:
-    """Made-up answers that depend on the recipe alone."""
-    generator = np.random.default_rng(int(job.recipe.fingerprint[:8], 16))
-    responses = tuple(
-        Responses(
-            task,
-            np.asarray(items, np.int64),
-            {"score": (generator.random(len(items)) < 0.5).astype(np.float32)},
-        )
-        for task, items in job.items.items()
-    )
-    return Outcome(job, responses, worker=worker)
-
-
-def seconds_of(mean: float) -> Callable[[str, Job], float]:
-    """.8 to 1.2 times as long, by the job's number."""
-    return lambda _worker, job: mean * (0.8 + 0.4 * ((job.id * 0.6180339887) % 1.0))
 
 
 # --- the dispatcher alone -------------------------------------------------------------------------
@@ -205,34 +183,8 @@ def commit_ms() -> float:
 # --- real actors ----------------------------------------------------------------------------------
 
 
-class SleepingWorker:
-    """An actor that answers after a while, and has no model."""
-
-    def __init__(self, spec: float, name: str) -> None:
-        self._seconds, self._name = seconds_of(spec), name
-
-    def open(self) -> Reply:
-        """Ready at once."""
-        from importlib.metadata import version
-
-        return Reply(Hello(version("evomerge"), "none"))
-
-    def run(self, job: Job) -> Reply:
-        """Sleep, then answer."""
-        seconds = self._seconds(self._name, job)
-        time.sleep(seconds)
-        return Reply(replace(answer(self._name, job), measure_s=seconds))
-
-    def watch(self) -> None:
-        """Never returns."""
-        while True:
-            time.sleep(1e6)
-
-
 def ray_actors(options: argparse.Namespace) -> None:
     """The whole driver over so many actors."""
-    import scaling  # this file under its own name, which the actors know it by
-
     from evomerge.pools.ray_cluster import Cluster
     from evomerge.pools.ray_crew import RayCrew, Seats
 
@@ -240,10 +192,8 @@ def ray_actors(options: argparse.Namespace) -> None:
         for name, window in windows(workers).items():
             start = time.perf_counter()
             cluster = Cluster("local", 1)
-            spec: Any = options.seconds
-            crew = RayCrew(
-                cluster, spec, lambda _n, w=workers: Seats(w, 0), actor=scaling.SleepingWorker
-            )
+            spec: Any = Sleep(options.seconds)
+            crew = RayCrew(cluster, spec, lambda _n, w=workers: Seats(w, 0), actor=SleepingWorker)
             pool = Dispatcher(crew)
             while len(pool._seats) < workers and time.perf_counter() - start < SETTLE_S:
                 pool.collect(0.5)

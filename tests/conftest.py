@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +44,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], d
         return known[key]
 
     return outcome
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Any]:
+    """The one Ray cluster of all tests that need one: this process is its driver."""
+    import ray_clusters
+
+    with ray_clusters.nodes(head_cpus=2) as cluster:
+        yield cluster

@@ -8,9 +8,9 @@ import platform
 import threading
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, ModelError, Problem
 from evomerge.records import Job, Outcome
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hello:
-    """A worker is ready: with which version, and on what kind of processor."""
+    """A worker is ready: on what kind of processor; log_file: pattern of its name on the node."""
 
-    evomerge: str
     processor: str
+    pid: int
+    log_file: str
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class Reply:
 class RayWorker:
     """A worker as an actor: one thread measures, one prepares, and one waits for the end."""
 
-    def __init__(self, spec: WorkerSpec, name: str) -> None:
-        if spec.device == "cpu":  # torch would take hold of the GPUs that others work on
+    def __init__(self, name: str, device: str) -> None:
+        if device == "cpu":  # torch would take hold of the GPUs that others work on
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._spec = spec
         self._name = name
         self._worker: Worker | None = None
         self._forgotten: set[int] = set()
@@ -47,15 +47,33 @@ class RayWorker:
         self._log = _Kept(name)
         logging.getLogger().addHandler(self._log)
 
-    def open(self) -> Reply:
-        """Open the models; what is wrong with them comes back."""
+    def open(self, wanted: str, pickled: bytes) -> Reply:
+        """Open the models of a pickled `WorkerSpec`; what is wrong with them comes back.
+
+        wanted: the driver's version, which is compared before anything else of it is read.
+        """
+        try:
+            self._worker = self._opened(wanted, pickled)
+        except EvomergeError as error:
+            return Reply(error, self._log.take())
+        log_file = f"worker-{runtime_context().get_worker_id()}-*.err"
+        return Reply(Hello(processor(), os.getpid(), log_file), self._log.take())
+
+    def _opened(self, wanted: str, pickled: bytes) -> Worker:
+        import ray.cloudpickle
+
+        found = version("evomerge")
+        if found != wanted:
+            what = f"has evomerge {found}, and the driver {wanted}"
+            raise ModelError(Problem("evomerge", what, "install the same on all nodes"))
         from evomerge.pools.worker import Worker
 
         try:
-            self._worker = Worker(self._spec, self._name)
-        except EvomergeError as error:
-            return Reply(error, self._log.take())
-        return Reply(Hello(version("evomerge"), processor()), self._log.take())
+            spec: WorkerSpec = ray.cloudpickle.loads(pickled)
+        except (ImportError, AttributeError) as error:
+            what = f"what the driver sends cannot be read here: {error}"
+            raise ModelError(Problem("python", what, "install the same on all nodes")) from error
+        return Worker(spec, self._name)
 
     def run(self, job: Job) -> Reply:
         """Merge and measure."""
@@ -86,6 +104,13 @@ class RayWorker:
     def watch(self) -> None:
         """Never returns: that it ends is how the driver knows that the actor did."""
         threading.Event().wait()
+
+
+def runtime_context() -> Any:
+    """What Ray knows of this process."""
+    import ray
+
+    return ray.get_runtime_context()
 
 
 def processor() -> str:

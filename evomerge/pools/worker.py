@@ -20,6 +20,7 @@ from evomerge.errors import (
 )
 from evomerge.files import NO_SPACE, disk_full
 from evomerge.pools.ahead import Turns
+from evomerge.pools.placement import Demand
 from evomerge.protocols import PreparedTask
 from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from evomerge.protocols import Task
 
 logger = logging.getLogger(__name__)
+CACHE_BYTES = 2_000_000_000  # of what operators prepare
 NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU
 
 
@@ -47,13 +49,15 @@ class WorkerSpec:
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
+    device: where the model is: cpu, cuda, cuda:1, mps; `auto` spreads it over all GPUs in sight.
+    demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
     base: str
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
-    cache_bytes: int = 2_000_000_000
+    cache_bytes: int = CACHE_BYTES
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
@@ -62,6 +66,7 @@ class WorkerSpec:
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     ahead: bool = False
     device: str = "cpu"
+    demand: Demand | None = None
 
     @property
     def lives_in_memory(self) -> bool:
