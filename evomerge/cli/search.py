@@ -123,7 +123,7 @@ def front(
         ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from evomerge.tables import front_table
+    from evomerge.score_tables import front_table
 
     open_console().print(front_table(rows))
 
@@ -181,7 +181,7 @@ def _drive(config: Any, out: Path) -> None:
     except Interrupted:
         console.print(f"\n{go_on(out)}")
         raise
-    from evomerge.tables import print_final
+    from evomerge.score_tables import print_final
 
     print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
