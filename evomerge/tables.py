@@ -85,6 +85,14 @@ def final_table(final: Mapping[str, Any]) -> Table:
     return table
 
 
+def print_final(console: Console, final: Mapping[str, Any]) -> None:
+    """The final table, the gains, and what they mean in words."""
+    console.print(final_table(final))
+    if (gains := gains_table(final)) is not None:
+        console.print(gains)
+    console.print(summary(final), highlight=False)
+
+
 def gains_table(final: Mapping[str, Any]) -> Table | None:
     """The best, objective by objective, each beside its own best reference; None for one alone."""
     best, gains = final["best"], final.get("gains", {})  # older runs have none

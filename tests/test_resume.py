@@ -50,7 +50,7 @@ def test_many_candidates_extended_by_as_many(tmp_path):
 
 def test_a_run_is_not_resumed_with_another_space() -> None:
     """Where a whole number counts and a fraction is a share, 1 and 1.0 are not the same."""
-    from evomerge.experiment.run import differences
+    from evomerge.experiment.identity import differences
 
     stack = {"kind": "layer_stack", "layers": [1.0, 2.0]}
     assert differences({"space": stack}, {"space": dict(stack)}) == []

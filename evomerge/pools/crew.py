@@ -12,6 +12,9 @@ from evomerge.records import Job, Outcome
 STILLBORN = 3  # workers in a row that die before they are ready, until their node is given up
 
 
+Loss = Literal["death", "memory", "node", "leave"]
+
+
 @dataclass(frozen=True)
 class Ready:
     """A worker has opened the models and takes jobs."""
@@ -41,12 +44,12 @@ class Gone:
     """A worker is no more.
 
     why: `death` of itself; `memory` where the system ended it for want of memory; `node` where its
-    machine was lost, or was asked to give it up.
+    machine was lost; `leave` where its place was given to another run.
     """
 
     worker: str
     what: str
-    why: Literal["death", "memory", "node"] = "death"
+    why: Loss = "death"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from evomerge.errors import ModelError, NoWorkersLeft, Problem
-from evomerge.pools.crew import Answer, Crew, Event, Forgotten, Gone, Ready, Refused
+from evomerge.pools.crew import Answer, Crew, Event, Forgotten, Gone, Loss, Ready, Refused
 from evomerge.records import Failure, Job, Outcome
 
 ATTEMPTS = 3  # a job whose worker died this often is given up
@@ -174,15 +173,14 @@ class Dispatcher:
         self._drop(case)
         yield outcome
 
-    def _gone(
-        self, worker: str, what: str, why: Literal["death", "memory", "node"]
-    ) -> Iterator[Outcome]:
+    def _gone(self, worker: str, what: str, why: Loss) -> Iterator[Outcome]:
         seat = self._seats.pop(worker, None)
         self._idle.pop(worker, None)
         self._half.pop(worker, None)
         if seat is None:
             return
-        logger.warning("worker %s is gone: %s", worker, what)
+        level = logging.INFO if why == "leave" else logging.WARNING
+        logger.log(level, "worker %s is gone: %s", worker, what)
         for place, id_ in enumerate(seat.jobs):
             if self._quiet.get(seat.node) == id_:
                 del self._quiet[seat.node]
@@ -195,9 +193,7 @@ class Dispatcher:
             if id_ in self._cases and not case.seats:
                 self._put_back(case, first=True)
 
-    def _blame(
-        self, case: _Case, what: str, why: Literal["death", "memory", "node"]
-    ) -> Iterator[Outcome]:
+    def _blame(self, case: _Case, what: str, why: Loss) -> Iterator[Outcome]:
         """Count a loss against the job that the worker was at; give it up where it is the last."""
         case.last = what
         case.deaths += why == "death"

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -38,10 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 def local_pool(
-    spec: WorkerSpec, workers: int, log: Path | None, timeout_s: float | None = None
+    spec: WorkerSpec,
+    workers: int,
+    log: Path | None,
+    timeout_s: float | None = None,
+    visible: Sequence[str] = (),
 ) -> Dispatcher:
-    """A pool of so many worker processes; what they say goes to the log."""
-    return Dispatcher(Processes(spec, workers, log), timeout_s)
+    """A pool of so many worker processes; what they say goes to the log.
+
+    visible: the GPUs that each of them sees, as CUDA_VISIBLE_DEVICES; without, what we see.
+    """
+    return Dispatcher(Processes(spec, workers, log, visible), timeout_s)
 
 
 @dataclass
@@ -50,6 +57,7 @@ class _Member:
 
     process: BaseProcess
     pipe: Connection
+    seat: int  # which of the places it has; another takes it over
     ready: bool = False
     owed: int = 0  # answers to jobs that it was given
     starved: int = 0  # processes that the system had ended for want of memory when it began
@@ -64,7 +72,9 @@ class Processes:
 
     patience_s = 0.0  # nobody else will come
 
-    def __init__(self, spec: WorkerSpec, workers: int, log: Path | None) -> None:
+    def __init__(
+        self, spec: WorkerSpec, workers: int, log: Path | None, visible: Sequence[str] = ()
+    ) -> None:
         self.depth = 2 if spec.ahead else 1
         self._spec = spec
         self._log = log
@@ -73,8 +83,9 @@ class Processes:
         self._context = _server_context()
         self._members: dict[str, _Member] = {}
         self._pending: list[Event] = []
-        for _ in range(workers):
-            self._hire()
+        self._visible = visible
+        for seat in range(workers):
+            self._hire(seat)
 
     @property
     def num_workers(self) -> int:
@@ -102,7 +113,7 @@ class Processes:
         member.process.kill()
         member.process.join()
         member.pipe.close()
-        self._hire()
+        self._hire(member.seat)
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What was said since the last time; waits for the first of it."""
@@ -129,17 +140,18 @@ class Processes:
 
     # --- supervision ------------------------------------------------------------------------------
 
-    def _hire(self) -> None:
+    def _hire(self, seat: int) -> None:
         here, there = self._context.Pipe()
         name = f"{NODE}-{self._count}"
         self._count += 1
+        visible = self._visible[seat] if self._visible else None
         process = self._context.Process(
-            target=serve, args=(self._spec, name, there, self._log), daemon=True
+            target=serve, args=(self._spec, name, there, self._log, visible), daemon=True
         )
         with _shielded():
             process.start()
         there.close()  # so that the pipe ends when the worker does
-        self._members[name] = _Member(process, here, starved=ended_for_memory())
+        self._members[name] = _Member(process, here, seat, starved=ended_for_memory())
 
     def _say(self, worker: str, message: Job | int) -> None:
         with suppress(OSError):  # it just died, which `wait` will see
@@ -186,7 +198,7 @@ class Processes:
         if not member.ready:
             self._stillborn += 1
         if self._stillborn < STILLBORN:
-            self._hire()
+            self._hire(member.seat)
         killed = code == -signal.SIGKILL
         if killed and ended_for_memory() > member.starved:
             return Gone(worker, "the system ended it, for want of memory", "memory")
@@ -237,8 +249,12 @@ def _shielded() -> Iterator[None]:
 # --- the other side of the pipe -------------------------------------------------------------------
 
 
-def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> None:
+def serve(
+    spec: WorkerSpec, name: str, pipe: Connection, log: Path | None, visible: str | None = None
+) -> None:
     """A worker process: say that it is ready, then answer jobs until the pipe ends."""
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible  # read when CUDA is first used
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us
     threading.Thread(target=_die_with_driver, daemon=True).start()
     if log is not None:

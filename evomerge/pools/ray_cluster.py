@@ -15,14 +15,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evomerge.errors import ConfigurationError, Problem
+from evomerge.pools.nodes import cuda_gpus
+from evomerge.pools.placement import Gpu
 
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
+LOOK_S = 60.0
 CONNECT_S = 10.0
 SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what actors see of GPUs is set in `RayWorker`
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a call to a worker that died is no news
 }
 NEEDS = "needs Ray: pip install 'evomerge[ray]'"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,21 @@ class Cluster:
                     memory_bytes=int(resources.get("memory", 0)),
                 )
         return found
+
+    def gpus_of(self, node: ClusterNode) -> tuple[Gpu, ...]:
+        """The GPUs of a node with the memory that is free; asked for there."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = self.ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(cuda_gpus)
+        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        try:
+            found = self.ray.get(
+                look.options(scheduling_strategy=strategy).remote(), timeout=LOOK_S
+            )
+        except self.ray.exceptions.RayError as error:
+            logger.warning("%s: its GPUs are left out: %s", node.name, error)
+            return ()
+        return tuple(found)
 
     def pickled(self, something: Any) -> bytes:
         """As Ray would send it: by reference where it has a name, else by value."""

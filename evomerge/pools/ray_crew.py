@@ -7,10 +7,11 @@ import queue
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from uuid import uuid4
 
 from evomerge.errors import EvomergeError, ModelError, Problem
 from evomerge.pools.crew import (
@@ -19,10 +20,12 @@ from evomerge.pools.crew import (
     Event,
     Forgotten,
     Gone,
+    Loss,
     Ready,
     Refused,
 )
 from evomerge.pools.ray_cluster import Cluster, ClusterNode
+from evomerge.pools.ray_shares import Shares
 from evomerge.pools.ray_worker import Hello, RayWorker, Reply
 from evomerge.pools.worker import WorkerSpec
 from evomerge.records import Job
@@ -40,6 +43,7 @@ class Seats:
     cpus: float
     gpus: float = 0.0
     device: str = "cpu"
+    ahead: bool = False
     why: str = ""  # there are no more
 
 
@@ -64,6 +68,11 @@ class _Member:
     leaving: bool = False
     owed: dict[tuple[str, int], Any] = field(default_factory=dict)  # call, job -> its reply
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether it is at work."""
+        return any(call == "run" for call, _ in self.owed)
+
 
 class RayCrew:
     """A crew of actors; see `Crew`.
@@ -71,7 +80,8 @@ class RayCrew:
     Nodes that join the cluster get workers, and those that leave are not missed. Actors are never
     restarted by Ray, and no call is made twice: who is gone is replaced here.
 
-    seats: says how many workers a node can have. most: of all nodes; None for no limit.
+    seats: says how many workers a node can have. most: of all nodes; None for no limit. actor: what
+    the workers are, made with the spec and a name.
     """
 
     def __init__(
@@ -83,12 +93,12 @@ class RayCrew:
         most: int | None = None,
         patience_s: float = 60.0,
         log: Path | None = None,
+        actor: type = RayWorker,
     ) -> None:
-        self.depth = 2 if spec.ahead else 1
         self.patience_s = patience_s
         self._cluster = cluster
         self._ray = cluster.ray
-        self._spec = cluster.pickled(spec)
+        self._spec = spec
         self._seats = seats
         self._most = most
         self._log = log
@@ -98,16 +108,23 @@ class RayCrew:
         self._heard: queue.SimpleQueue[tuple[str, str, int, Any]] = queue.SimpleQueue()
         self._processors: dict[str, str] = {}
         self._tended = 0.0
+        self._shares = Shares(self._ray, uuid4().hex)
+        self._pending: list[Event] = []
         groups = {"measure": 1, "ahead": 1, "watch": 1}
         self._actors = self._ray.remote(
             max_restarts=0, max_task_retries=0, concurrency_groups=groups
-        )(RayWorker)
+        )(actor)
         self._tend()
+
+    @property
+    def depth(self) -> int:
+        """2 where some node prepares recipes ahead; elsewhere the second job only waits."""
+        return 2 if any(node.seats.ahead for node in self._nodes.values()) else 1
 
     @property
     def num_workers(self) -> int:
         """Those that work or are on their way."""
-        return sum(not member.leaving for member in self._members.values())
+        return len(self._members)
 
     def complaints(self) -> list[Problem]:
         """What is wrong with nodes that have no workers."""
@@ -124,7 +141,7 @@ class RayCrew:
     def send(self, worker: str, job: Job) -> None:
         """Give a job to a worker."""
         member = self._members[worker]
-        is_busy = any(call == "run" for call, _ in member.owed)
+        is_busy = member.has_jobs
         reply = member.actor.run.options(concurrency_group="measure").remote(job)
         self._listen(worker, "run", job.id, reply)
         if is_busy and self.depth > 1:
@@ -144,9 +161,9 @@ class RayCrew:
         now = time.monotonic()
         if now - self._tended >= TEND_S:
             self._tend()
-        events: list[Event] = []
+        events, self._pending = self._pending, []
         try:
-            heard = self._heard.get(timeout=timeout_s)
+            heard = self._heard.get(timeout=0 if events else timeout_s)
             while True:
                 events += self._understood(*heard)
                 heard = self._heard.get_nowait()
@@ -158,6 +175,7 @@ class RayCrew:
         for member in self._members.values():
             self._end(member)
         self._members.clear()
+        self._shares.leave()
         self._cluster.close()
 
     # --- nodes ------------------------------------------------------------------------------------
@@ -185,12 +203,39 @@ class RayCrew:
             for id_, node in self._nodes.items()
             if node.barred is None
         }
-        while room and (self._most is None or len(self._members) < self._most):
+        share = self._shares.of(sum(node.seats.workers for node in self._nodes.values()))
+        most = share if self._most is None else min(share, self._most)
+        self._retire(len(self._members) - most, counts)
+        while room and len(self._members) < most:
             id_ = max(room, key=lambda one: room[one])
             if room[id_] <= 0:
                 return
             room[id_] -= 1
             self._hire(id_)
+
+    def _retire(self, surplus: int, counts: dict[str, int]) -> None:
+        """Give up so many workers, from the fullest nodes; who is busy leaves after its job."""
+        staying = [name for name, member in self._members.items() if not member.leaving]
+        surplus -= len(self._members) - len(staying)
+        if surplus < 0:  # others have left: who was to go stays
+            for member in self._members.values():
+                member.leaving = False
+        staying = [name for name in staying if self._members[name].node in counts]
+        for _ in range(min(max(0, surplus), len(staying))):
+            name = max(staying, key=lambda one: self._dispensable(self._members[one], counts))
+            staying.remove(name)
+            counts[self._members[name].node] -= 1
+            self._members[name].leaving = True
+        for name in [n for n, m in self._members.items() if m.leaving and not m.has_jobs]:
+            self._pending.append(self._left(name))
+
+    @staticmethod
+    def _dispensable(member: _Member, counts: dict[str, int]) -> tuple[int, bool, bool]:
+        return counts[member.node], not member.ready, not member.has_jobs
+
+    def _left(self, worker: str) -> Gone:
+        self._end(self._members.pop(worker))
+        return Gone(worker, "its place is another run's", "leave")
 
     def _hire(self, id_: str) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -206,7 +251,13 @@ class RayCrew:
         self._members[name] = _Member(actor, id_)
         self._listen(name, "watch", -1, actor.watch.options(concurrency_group="watch").remote())
         opening = actor.open.options(concurrency_group="measure")
-        self._listen(name, "open", -1, opening.remote(version("evomerge"), self._spec))
+        self._listen(
+            name, "open", -1, opening.remote(version("evomerge"), self._spec_for(node.seats))
+        )
+
+    def _spec_for(self, seats: Seats) -> bytes:
+        spec = replace(self._spec, device=seats.device, ahead=seats.ahead)
+        return self._cluster.pickled(spec)
 
     def _end(self, member: _Member) -> None:
         self._ray.kill(member.actor, no_restart=True)
@@ -241,7 +292,8 @@ class RayCrew:
             return [Ready(worker, member.node)]
         if said.said is None:
             return [Forgotten(worker, job)]
-        return [Answer(worker, said.said)]
+        answer = Answer(worker, said.said)
+        return [answer, self._left(worker)] if member.leaving else [answer]
 
     def _lost(self, worker: str, error: Exception) -> Gone:
         """A worker is gone, or cannot be reached: start another."""
@@ -264,7 +316,7 @@ class RayCrew:
             self._staff()
         return Gone(worker, _first_line(error), why)
 
-    def _reason(self, node: str, error: Exception) -> Literal["death", "memory", "node"]:
+    def _reason(self, node: str, error: Exception) -> Loss:
         text = str(error)
         out_of_memory = isinstance(error, self._ray.exceptions.OutOfMemoryError)
         if out_of_memory or "NODE_OUT_OF_MEMORY" in text or "memory usage threshold" in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class Simulation:
     """A crew in virtual time; see `Crew`. `now` is its clock, and `wait` lets time pass.
 
     nodes: name -> its workers. seconds: how long a job takes. fate: a death or the like that a
-    worker meets with in a job, at its end. start_s: until a worker is ready. driver_s: what each
-    `wait` costs beside what it waits for, which is when the driver does other things.
+    worker meets with in a job, at its end. answer: what it says otherwise. start_s: until a worker
+    is ready. real: whether the seconds that the driver really spends between two `wait`s pass too.
     """
 
     patience_s = 60.0
@@ -44,15 +45,17 @@ class Simulation:
         fate: Fate = lambda _worker, _job: None,
         *,
         depth: int = 1,
+        answer: Callable[[str, Job], Outcome] = lambda worker, job: Outcome(job, worker=worker),
         start_s: float = 0.0,
-        driver_s: float = 0.0,
+        real: bool = False,
     ) -> None:
         self.now = 0.0
         self.depth = depth
         self.workers: dict[str, _Pretender] = {}
         self.done_s = 0.0  # worker-seconds of answers
         self._seconds, self._fate = seconds, fate
-        self._start_s, self._driver_s = start_s, driver_s
+        self._answer, self._start_s = answer, start_s
+        self._left = time.perf_counter() if real else None  # when the driver went its own way
         self._numbers, self._ties = count(), count()
         self._calendar: list[tuple[float, int, str, Event]] = []
         self._barred: set[str] = set()
@@ -116,7 +119,8 @@ class Simulation:
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What is due by now; time passes until something is, or is over."""
-        self.now += self._driver_s
+        if self._left is not None:
+            self.now += time.perf_counter() - self._left
         if self._calendar and self._calendar[0][0] > self.now:
             self.now = min(self._calendar[0][0], self.now + timeout_s)
         elif not self._calendar:
@@ -125,6 +129,8 @@ class Simulation:
         while self._calendar and self._calendar[0][0] <= self.now:
             _, _, worker, event = heapq.heappop(self._calendar)
             events += self._due(worker, event)
+        if self._left is not None:
+            self._left = time.perf_counter()
         return events
 
     def close(self) -> None:
@@ -150,17 +156,18 @@ class Simulation:
             self._later(0.0, worker, Forgotten(worker, job))
         if one.jobs:
             known = one.known[one.jobs[0]]
-            event = self._fate(worker, known) or Answer(worker, Outcome(known, worker=worker))
+            event = self._fate(worker, known) or Answer(worker, Outcome(known))
             self._later(self._seconds(worker, known), worker, event)
 
     def _due(self, worker: str, event: Event) -> list[Event]:
         one = self.workers.get(worker)
         match event:
             case Answer(_, outcome) if one is not None:
+                event = Answer(worker, self._answer(worker, outcome.job))
                 seconds = self._seconds(worker, outcome.job)
                 one.busy_s += seconds
                 self.done_s += seconds
-                one.jobs.popleft()
+                del one.known[one.jobs.popleft()]
                 self._begin(worker)
             case Gone() if one is not None:  # its fate
                 self._hire(self.workers.pop(worker).node)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    ModelError,
+    Problem,
+    nearest,
+)
+from evomerge.files import NO_SPACE, disk_full
 from evomerge.pools.ahead import Turns
+from evomerge.pools.placement import Demand
 from evomerge.protocols import PreparedTask
 from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
     from evomerge.protocols import Task
 
 logger = logging.getLogger(__name__)
+CACHE_BYTES = 2_000_000_000  # of what operators prepare
 NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU
 
 
@@ -37,13 +49,15 @@ class WorkerSpec:
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
+    device: where the model is: cpu, cuda, cuda:1, mps; `auto` spreads it over all GPUs in sight.
+    demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
     base: str
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
-    cache_bytes: int = 2_000_000_000
+    cache_bytes: int = CACHE_BYTES
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
@@ -52,6 +66,7 @@ class WorkerSpec:
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     ahead: bool = False
     device: str = "cpu"
+    demand: Demand | None = None
 
     @property
     def lives_in_memory(self) -> bool:
@@ -133,6 +148,7 @@ class Worker:
 
         Raises:
             ModelError: a model can no longer be read, which says nothing about the candidate.
+            DiskFull: nor does this.
         """
         outcome = self._run(job)
         failed = outcome.failure
@@ -190,9 +206,10 @@ class Worker:
             model.write(recipe)
         except CandidateError as error:
             return Failure("merge", str(error))
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except OSError as error:
+            _refuse_full_disk(error)
             where = str(error.filename or "a model")
             raise ModelError(
                 Problem(where, f"cannot be read: {error.strerror or error}")
@@ -207,9 +224,10 @@ class Worker:
     def _respond(self, name: str, model: Resident, items: tuple[int, ...]) -> Responses | Failure:
         try:
             return self._tasks[name].respond(model, items)
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except Exception as error:
+            _refuse_full_disk(error)
             if _out_of_memory(error):
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
@@ -238,6 +256,20 @@ def _compare(checkpoints: Mapping[str, Checkpoint], expected: Mapping[str, str])
     ]
     if problems:
         raise ModelError(problems)
+
+
+def _refuse_full_disk(error: BaseException | None) -> None:
+    """A full disk is the machine's fault and no candidate's, whatever it was raised from.
+
+    Raises:
+        DiskFull: naming the path, where that is known.
+    """
+    while error is not None:
+        if isinstance(error, DiskFull):
+            raise error
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise disk_full(Path(error.filename or tempfile.gettempdir())) from error
+        error = error.__cause__
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

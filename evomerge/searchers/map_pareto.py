@@ -32,6 +32,7 @@ from evomerge.searchers.surrogate_front import (
 Array = NDArray[np.float64]
 
 MOST_GENES = 40  # with all products of genes: 861 terms, and a design of 1,722 points
+MORE = 1.25  # times as many points, before links are chosen anew
 POOL = 256  # points among which the least certain are looked for
 APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
 OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
@@ -129,6 +130,8 @@ class MapPareto:
         self._blas = ThreadpoolController().select(user_api="blas")
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))
         self._chart = whole_cube(self._num_genes)
+        self._fitted: list[Quadratic] = []  # to the chart, last
+        self._chosen_from = 0  # points that their links were chosen from
         self._warm = [e for e in facts.warm_start if is_scored(e)]
         self._evaluations: dict[CandidateId, Evaluation] = {}
         self._nesting: Nesting | None = None
@@ -238,6 +241,8 @@ class MapPareto:
 
     def _round(self) -> Array:
         """Points of the predicted front that were not measured, and uncertain ones."""
+        from scipy.spatial.distance import cdist
+
         chart, count = self._chart, self.options.population
         points, models, scales = self._fit_chart(chart)
         pool = sobol(max(POOL, count, self.options.compromises), chart.dimensions, self._generator)
@@ -247,14 +252,14 @@ class MapPareto:
                 if self.options.until == "budget" or not self._evaluations
                 else pool[:0]
             )
-        chosen = np.empty((0, chart.dimensions))
+        chosen, predicted = np.empty((0, chart.dimensions)), None
         for optimism in (0.0, OPTIMISM) if self.options.until == "budget" else (0.0,):
             if len(chosen) == count:
                 break
-            front = self._predicted_front(models, points, pool, optimism)
+            predicted = self._predicted_front(models, points, pool, optimism, predicted)
             known = np.vstack([points, chosen])
-            apart = [np.abs(known - one).max(axis=1).min() > APART for one in front]
-            front = front[np.array(apart, dtype=bool)]
+            apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
+            front = predicted[apart]
             best = self._worth_measuring(models, front, known, optimism, count - len(chosen))
             chosen = np.vstack([chosen, front[best]])
         missing = count - len(chosen)
@@ -276,20 +281,24 @@ class MapPareto:
         return spread(np.c_[values, errors], np.c_[before, errors_before], count)
 
     def _predicted_front(
-        self, models: list[Quadratic], points: Array, pool: Array, optimism: float
+        self,
+        models: list[Quadratic],
+        points: Array,
+        pool: Array,
+        optimism: float,
+        near: Array | None,
     ) -> Array:
         """The front of the surrogate; with one objective, of its predictions and their errors.
 
-        optimism: how many standard errors are added to the predictions.
+        optimism: how many standard errors are added to the predictions. near: the front without.
         """
-
         aims = [Aim(model, 1.0, optimism) for model in models]
         if len(models) == 1:
             aims.append(Aim(models[0], 0.0, 1.0))
         size = self.options.compromises
         best = points[non_dominated(_predict(models, points))][:size]
         start = np.vstack([best, pool])
-        return predicted_front(aims, start, size, self.options.steps, self._generator)
+        return predicted_front(aims, start, size, self.options.steps, self._generator, near)
 
     def _fit_chart(self, chart: Chart) -> tuple[Array, list[Quadratic], Array]:
         """Quadratics of a chart's coordinates, from everything that was measured on it.
@@ -315,10 +324,16 @@ class MapPareto:
         told, errs = np.array(values)[inside], np.array(errors)[inside]
         products = chart.dimensions <= MOST_GENES
         counts = relevance(told, terms(points[:1], products).shape[1])
+        before: list[Quadratic | None] = [None] * self._num_objectives
+        if chart is self._chart and len(points) < MORE * self._chosen_from:
+            before = list(self._fitted)
         models = [
-            fit(points, told[:, k], errs[:, k], self.options.link, products, counts)
+            fit(points, told[:, k], errs[:, k], self.options.link, products, counts, before[k])
             for k in range(self._num_objectives)
         ]
+        if chart is self._chart:
+            self._fitted = models
+            self._chosen_from = len(points) if before[0] is None else self._chosen_from
         ranges = np.ptp(told, axis=0)
         return points, models, np.where(ranges > 0, ranges, 1.0)
 

@@ -14,9 +14,9 @@ from evomerge.searchers.surrogate_front import sobol
 
 Array = NDArray[np.float64]
 
-SMOOTH = (1.0, 0.1)  # of the objectives' ranges: how far each pass rounds a compromise's corners
+SMOOTH = (1.0, 0.02)  # of the objectives' ranges: how far each pass rounds a compromise's corners
 LEAST = 0.01  # weight of any objective, so that no optimum is dominated
-PROGRESS = 1e-6  # of the compromises' sum, below which a pass is over
+PROGRESS = 1e-5  # of the compromises' sum, below which a pass is over
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class Aim:
 
 
 def predicted_front(
-    aims: Sequence[Aim], start: Array, size: int, steps: int, generator: np.random.Generator
+    aims: Sequence[Aim],
+    start: Array,
+    size: int,
+    steps: int,
+    generator: np.random.Generator,
+    near: Array | None = None,
 ) -> Array:
     """Points of the cube that are best by one of many compromises between the aims.
 
@@ -44,7 +49,8 @@ def predicted_front(
     can have several optima in the cube; in the second pass, at the best that any of them found.
 
     start: (points, genes), at least as many as compromises. size: of compromises; their weights are
-    Sobol points of the simplex, and each aim alone. steps: of L-BFGS-B, in each pass.
+    Sobol points of the simplex, and each aim alone. steps: of L-BFGS-B, in each pass. near:
+    (points, genes), a front of nearly the same aims; then the second pass is enough.
 
     Returns:
         Points that none of the others dominates, shape (n, genes).
@@ -53,14 +59,18 @@ def predicted_front(
 
     weights = _weights(len(aims), size, generator)
     points, found = start, start[:0]
-    for smooth in SMOOTH:
+    if near is not None:
+        points = np.vstack([start, near])
+    for smooth in SMOOTH if near is None else SMOOTH[1:]:
         values = _values(aims, points)
         ideal = values.max(axis=0)
         nadir = values[values.argmax(axis=0)].min(axis=0)
         scale = np.where(ideal > nadir, ideal - nadir, 1.0)
         lacks = weights[:, None, :] * ((ideal - values) / scale)
         losses = lacks.max(axis=2)  # (compromises, points)
-        begin = losses.argmin(axis=1) if len(found) else linear_sum_assignment(losses)[1]
+        begin = losses.argmin(axis=1)
+        if smooth == SMOOTH[0]:
+            begin = linear_sum_assignment(losses)[1]
         new = _descend(aims, points[begin], weights / scale, ideal, smooth, steps)
         points, found = np.vstack([points, new]), np.vstack([found, new])
     return found[non_dominated(_values(aims, found))]

@@ -20,7 +20,7 @@ Link = Literal["identity", "sigmoid", "softplus"]
 
 RIDGE = 1e-6  # of the mean curvature: it decides what the points leave open, and nothing else
 STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15
-SMALLEST = 1e-9  # change of the loss, relative, that still counts as progress
+SMALLEST = 1e-6  # change of the loss, relative, that still counts as progress
 STEEPEST = 30.0  # a linear predictor beyond it is the link's limit, to double precision
 
 
@@ -114,7 +114,9 @@ def bends(weights: Array, num_genes: int) -> tuple[Array, Array]:
     """
     squares = 1 + num_genes
     matrix = np.zeros((*weights.shape[:-1], num_genes, num_genes))
-    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][..., :num_genes]
+    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][
+        ..., :num_genes
+    ]
     if weights.shape[-1] > squares + num_genes:
         first, second = _pairs(num_genes)
         matrix[..., first, second] = weights[..., squares + num_genes :] / 2
@@ -129,6 +131,7 @@ def fit(
     link: Link | Literal["auto"],
     products: bool,
     relevance: Array | None = None,
+    before: Quadratic | None = None,
 ) -> Quadratic:
     """Least squares, each point weighted by what its standard error leaves.
 
@@ -136,21 +139,25 @@ def fit(
     the weights; by default it is 1. `auto` takes the link with the
     smallest misfit among those that the values' range allows: the identity always, the sigmoid for
     values in [0, 1], the softplus for values of one sign. With no more points than terms nothing
-    can be left out; then values in [0, 1] get the sigmoid, and others the identity.
+    can be left out; then values in [0, 1] get the sigmoid, and others the identity. An earlier
+    fit, `before`, has its link kept where the values allow, and saves steps.
     """
     rows = terms(points, products)
     precision = _precision(errors)
     if relevance is not None:
         precision = precision * relevance
-    if link != "auto":
-        return _fit(link, rows, values, precision, products)
     bounded = bool((values >= 0).all() and (values <= 1).all())
-    if len(rows) <= rows.shape[1] + 1:
-        return _fit("sigmoid" if bounded else "identity", rows, values, precision, products)
     links: list[Link] = ["identity"]
-    links += ["sigmoid"] if bounded else []
-    links += ["softplus"] if (values >= 0).all() or (values <= 0).all() else []
-    fits = [_fit(one, rows, values, precision, products) for one in links]
+    if link != "auto":
+        links = [link]
+    elif len(rows) <= rows.shape[1] + 1:
+        links = ["sigmoid" if bounded else "identity"]
+    else:
+        links += ["sigmoid"] if bounded else []
+        links += ["softplus"] if (values >= 0).all() or (values <= 0).all() else []
+    if before is not None and before.link in links:
+        links = [before.link]
+    fits = [_fit(one, rows, values, precision, products, before) for one in links]
     return min(fits, key=lambda one: one.misfit)
 
 
@@ -163,36 +170,47 @@ def _precision(errors: Array) -> Array:
     return np.asarray(weights / weights.mean())
 
 
-def _fit(link: Link, rows: Array, values: Array, precision: Array, products: bool) -> Quadratic:
+def _fit(
+    link: Link,
+    rows: Array,
+    values: Array,
+    precision: Array,
+    products: bool,
+    before: Quadratic | None,
+) -> Quadratic:
     """Gauss-Newton with halved steps, and a ridge that keeps a saturated link finite."""
+    from scipy.linalg import cho_factor, cho_solve
+
     sign = -1.0 if link == "softplus" and (values <= 0).all() else 1.0
-    target = sign * values
+    target, root = sign * values, np.sqrt(precision)
     weights = np.zeros(rows.shape[1])
     weights[0] = _inverse(link, float(target.mean()))
+    if before is not None and (before.link, before.sign) == (link, sign):
+        weights = before.weights
     loss = np.inf
-    normal = np.eye(len(weights))
     for _ in range(1 if link == "identity" else STEPS):
         line = rows @ weights
-        slopes = rows * _slope(link, line)[:, None]
-        normal = (slopes * precision[:, None]).T @ slopes
+        slopes = rows * (root * _slope(link, line))[:, None]
+        normal = slopes.T @ slopes
         ridge = RIDGE * max(float(np.trace(normal)) / len(normal), 1e-12)
         normal[np.diag_indices_from(normal)] += ridge
-        downhill = slopes.T @ (precision * (target - _mean(link, line))) - ridge * weights
-        step = np.linalg.solve(normal, downhill)
-        before, size = loss, 1.0
+        factor = cho_factor(normal, overwrite_a=True, check_finite=False)
+        downhill = slopes.T @ (root * (target - _mean(link, line))) - ridge * weights
+        step = cho_solve(factor, downhill, check_finite=False)
+        last, size = loss, 1.0
         for _ in range(12):
             trial = weights + size * step
             now = _loss(link, rows @ trial, target, precision, ridge, trial)
-            if now <= before:
+            if now <= last:
                 break
             size /= 2
         else:
             break
         weights, loss = trial, now
-        if before - loss <= SMALLEST * loss:
+        if last - loss <= SMALLEST * loss:
             break
     slopes = rows * _slope(link, rows @ weights)[:, None]
-    inverse = np.linalg.inv(normal)
+    inverse = cho_solve(factor, np.eye(len(weights)), check_finite=False)
     leverage = precision * np.einsum("ij,ij->i", slopes @ inverse, slopes)
     residual = target - _mean(link, rows @ weights)
     left_out: Array = residual / np.maximum(1.0 - leverage, 0.05)

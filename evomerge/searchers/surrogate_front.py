@@ -80,13 +80,8 @@ def most_volume(
     low = front.min(axis=0)
     reference = low - 0.1 * np.where(best > low, best - low, 1.0)
     probes = reference + (best - reference) * sobol(PROBES, values.shape[1], generator)
-    left = np.ones(len(probes), dtype=bool)
-    for one in front:
-        left &= ~(probes <= one).all(axis=1)
-    probes = probes[left]
-    below = np.ones((len(values), len(probes)), dtype=bool)
-    for probe, value in zip(probes.T, values.T, strict=True):
-        below &= probe <= value[:, None]
+    probes = probes[~_below(probes, front).any(axis=0)]
+    below = _below(probes, values)
     chosen: list[int] = []
     for _ in range(count):
         gains = np.count_nonzero(below, axis=1)
@@ -96,6 +91,14 @@ def most_volume(
         chosen.append(following)
         below = below[:, ~below[following]]
     return chosen
+
+
+def _below(probes: Array, values: Array) -> NDArray[np.bool_]:
+    """Which probes each of some values is as good as, everywhere; shape (values, probes)."""
+    below = np.ones((len(values), len(probes)), dtype=bool)
+    for probe, value in zip(probes.T, values.T, strict=True):
+        below &= probe <= value[:, None]
+    return below
 
 
 def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, count: int) -> Indices:

@@ -22,7 +22,8 @@ from evomerge.experiment import run as runs
 from evomerge.failpoints import FAILPOINTS
 
 KILLED = -signal.SIGKILL
-RUN_FAILPOINTS = [name for name in FAILPOINTS if not name.startswith("export")]
+TOGETHER = ("results.before_commit", "results.after_commit")  # need several workers
+RUN_FAILPOINTS = [n for n in FAILPOINTS if not n.startswith("export") and n not in TOGETHER]
 # An early kill, then one in the middle of what is left, then a late one: each session counts anew.
 OCCURRENCES = {"ask": (1, 3, 1), "result": (1, 40, 20), "tell": (1, 2, 1)}
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -49,6 +50,36 @@ def test_killed_at_a_failpoint(failpoint, searcher, estimator, tmp_path, uninter
     toy.run(tmp_path)
     assert outcome_of(tmp_path) == expected
     # What is lost is what was measured and not committed: one job for each kill.
+    assert measured_twice(tmp_path) == 0
+
+
+class Bunches:
+    """A pool whose outcomes arrive together, as those of many workers do, and in another order."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def collect(self, timeout_s: float) -> list[Any]:
+        found = [outcome for _ in range(5) for outcome in self._pool.collect(timeout_s)]
+        return found[::-1]
+
+
+@pytest.mark.parametrize("searcher", ["random", "cma_es"])
+@pytest.mark.parametrize("failpoint", TOGETHER)
+def test_killed_where_several_outcomes_share_a_commit(
+    failpoint, searcher, tmp_path, uninterrupted, monkeypatch
+):
+    toy = Toy(searcher, "racing")
+    expected = uninterrupted(toy)
+    make_pool = runs.make_pool
+    monkeypatch.setattr(runs, "make_pool", lambda *args: Bunches(make_pool(*args)))
+    for occurrence in (1, 9):
+        assert forked(lambda: toy.run(tmp_path), f"{failpoint}:{occurrence}") == KILLED
+    toy.run(tmp_path)
+    assert outcome_of(tmp_path) == expected
     assert measured_twice(tmp_path) == 0
 
 
