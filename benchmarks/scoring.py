@@ -74,8 +74,8 @@ class Side:
         with quiet():
             self._manager = TaskManager(include_path=str(folder), include_defaults=False)
             self._model = HFLM(
-                pretrained=self.worker._model.module,
-                tokenizer=self.worker._model.tokenizer,
+                pretrained=self.worker.model.module,
+                tokenizer=self.worker.model.tokenizer,
                 batch_size=batch_size,
             )
 
@@ -174,7 +174,7 @@ def share_prefixes(side: Side, family: str, folder: Path, number: int) -> None:
     """A line of the second table."""
     from evomerge.fitness.lm_eval_task import LmEvalTask
 
-    model = side.worker._model
+    model = side.worker.model
     side.worker.run(Job(0, 0, candidate(side.models, 5), {}))
     write_questions(folder, number, letters=family == "tiny")
     answers, tokens, times = [], [], []

@@ -14,7 +14,8 @@ from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
-from evomerge.experiment.run import Watcher, read_run_config, run_experiment
+from evomerge.experiment.run import read_run_config, run_experiment
+from evomerge.experiment.watching import Watcher
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import LEDGER, Ledger

@@ -235,13 +235,10 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
     limit = search.num_asked if budget.candidates is None else budget.candidates
     paid = []
     for cohort in search.open:
-        candidates = tuple(c for c in cohort.candidates if c.id < limit)
-        if candidates:
-            paid.append(
-                cohort
-                if len(candidates) == len(cohort.candidates)
-                else replace(cohort, candidates=candidates)
-            )
+        if cohort.candidates[-1].id < limit:  # asked in the order of their ids
+            paid.append(cohort)
+        elif candidates := tuple(c for c in cohort.candidates if c.id < limit):
+            paid.append(replace(cohort, candidates=candidates))
     return paid
 
 

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.errors import EvomergeError
-from evomerge.merging.costs import in_short
 from evomerge.results.sweep import failure_of
 from evomerge.results.watch import RunWatch
 from evomerge.status_view import in_line
+from evomerge.wording import in_short
 
 DRAW_EVERY_S = 1.0
 PLAIN_EVERY_S = 30.0  # how often runs are told of where there is no terminal to draw on

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, Problem
+from evomerge.files import catalogue_folder
 
 if TYPE_CHECKING:
     from evomerge.api import Run
@@ -31,6 +33,19 @@ def read_experiment_file(reference: str, allow_code: bool) -> Any:
     for note in notes:
         open_console().print(f"note: {note}")
     return with_code(config, path, allow_code)
+
+
+def run_name(reference: str) -> str:
+    """The name of an experiment's run, from its file alone; what is wrong there is told later."""
+    from evomerge.documents import read_yaml
+
+    path = Path(reference)
+    with suppress(EvomergeError):
+        known = catalogue_folder("experiments") / f"{reference}.yaml"
+        data = read_yaml(path if path.is_file() else known).data
+        if isinstance(data, dict) and isinstance(name := data.get("name"), str):
+            return name or path.stem
+    return path.stem
 
 
 def with_code(config: Any, where: Path, allow_code: bool) -> Any:

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from evomerge.cli.inputs import changed, open_run, pairs, read_experiment_file, with_code
+from evomerge.cli.inputs import (
+    changed,
+    open_run,
+    pairs,
+    read_experiment_file,
+    run_name,
+    with_code,
+)
 from evomerge.cli.options import (
     Address,
     AllowCode,
@@ -25,6 +32,8 @@ from evomerge.cli.options import (
 )
 from evomerge.cli.screen import open_console
 from evomerge.errors import ConfigurationError, Interrupted
+from evomerge.lock import refuse_locked
+from evomerge.signals import go_on, signals
 
 
 def run(
@@ -40,6 +49,7 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
+    refuse_locked(out or Path("runs") / run_name(experiment))
     config = changed(
         read_experiment_file(experiment, allow_code),
         budget={"candidates": budget},
@@ -80,6 +90,7 @@ def resume(
     the same candidates follow as if nothing had been. `--budget 400` gives a run of 200 as many
     again. Where models lie elsewhere now, say so once: --model sort=/mnt/sort.
     """
+    refuse_locked(folder)
     from evomerge.experiment.moves import check_models_are_there
     from evomerge.experiment.moves import moved as moved_to
     from evomerge.experiment.run import read_run_config
@@ -119,7 +130,7 @@ def front(
         ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from evomerge.tables import front_table
+    from evomerge.score_tables import front_table
 
     open_console().print(front_table(rows))
 
@@ -131,17 +142,18 @@ def digest(folder: RunFolder) -> None:
 
 def _drive(config: Any, out: Path) -> None:
     """Run with a view, then print the final table and what to do next."""
-    from evomerge.experiment.run import run_experiment
-    from evomerge.terminal import TerminalView
-
     console = open_console()
     try:
-        with TerminalView(console) as view:
-            run_experiment(config, out, watchers=[view])
+        with signals(out):
+            from evomerge.experiment.run import run_experiment
+            from evomerge.terminal import TerminalView
+
+            with TerminalView(console) as view:
+                run_experiment(config, out, watchers=[view])
     except Interrupted:
-        console.print(f"\ninterrupted; nothing is lost. Go on with: evomerge resume {out}")
+        console.print(f"\n{go_on(out)}")
         raise
-    from evomerge.tables import print_final
+    from evomerge.score_tables import print_final
 
     print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))

@@ -3,56 +3,36 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evomerge.errors import ConfigurationError, Interrupted, Problem
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
-from evomerge.experiment.resumption import Context, Resumed, explained, moved_models
+from evomerge.experiment.resumption import Context, explained, moved_models
+from evomerge.experiment.room import projected_bytes
 from evomerge.experiment.sessions import noted_end
 from evomerge.experiment.start import Start, recorded_start
+from evomerge.experiment.watching import Watcher, run_log
 from evomerge.experiment.wire import InMemory, Parts, wire
-from evomerge.files import write_text
+from evomerge.files import EXPERIMENT, check_room, disk_errors, write_text
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, notify, wanted_columns
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
-from evomerge.protocols import Observer
 from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references, models_of, references_told
+from evomerge.signals import signals
 from evomerge.stopping import Progress
-
-EXPERIMENT = "experiment.yaml"
-
-
-class Watcher(Observer, Protocol):
-    """An observer that also wants to know what the driver is at."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Something that takes a while goes on: training a zoo, reading a model."""
-
-    def warning(self, text: str) -> None:
-        """Something is odd, and the run goes on."""
-
-    def started(self, parts: Parts, ledger: Ledger) -> None:
-        """The parts are there; the ledger is open."""
-
-    def resumed(self, found: Resumed) -> None:
-        """The run had been begun before: what was found, once it is replayed."""
-
-    def phase(self, name: str) -> None:
-        """`references`, `search`, `finalists` or `holdout` begins."""
 
 
 def run_experiment(
@@ -74,8 +54,11 @@ def run_experiment(
         raise ConfigurationError(
             Problem(str(out), f"has an {EXPERIMENT} that is no run's", "choose another --out")
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), run_log(out / "run.log", watchers), signals():
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out / "run.lock"):
+        lock = RunLock(out)
+    with lock, signals(out), run_log(out / "run.log", watchers):
         if config.pool.num_workers > 0 and in_memory is None:
             warm_up()
 
@@ -86,6 +69,7 @@ def run_experiment(
         parts = wire(config, in_memory, progress, known_start(config, out))
         for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
+        check_room(out, projected_bytes(parts) - written_bytes(out))
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
             write_text(out / EXPERIMENT, parts.config.to_yaml())
@@ -274,65 +258,11 @@ def read_run_config(folder: Path) -> ExperimentConfig:
     Raises:
         ConfigurationError: there is no run.
     """
-    if not (folder / LEDGER).exists():
-        raise ConfigurationError(f"{folder}: no run here (there is no {LEDGER})")
+    if not (folder / EXPERIMENT).exists():  # it is there before the ledger is
+        raise ConfigurationError(f"{folder}: no run here (there is no {EXPERIMENT})")
     return read_experiment(folder / EXPERIMENT)
 
 
-class WarningHandler(logging.Handler):
-    """Passes warnings on to those who watch."""
-
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        super().__init__(logging.WARNING)
-        self._watchers = watchers
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell every watcher."""
-        for watcher in self._watchers:
-            watcher.warning(record.getMessage())
-
-
-@contextmanager
-def run_log(path: Path, watchers: Sequence[Watcher]) -> Iterator[None]:
-    """Log to the run's own file for as long as the run goes; warnings also to the watchers."""
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s driver %(levelname)s %(message)s"))
-    handlers = (file, WarningHandler(watchers))
-    root = logging.getLogger("evomerge")
-    for handler in handlers:
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
-
-
-class _Signal(BaseException):
-    """A signal on its way out; no Exception, so that nobody takes it for a candidate's failure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-@contextmanager
-def signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted; a second signal ends the process at once."""
-
-    def interrupt(number: int, _frame: Any) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-        raise _Signal(number)
-
-    try:
-        previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        previous = {}
-    try:
-        yield
-    except _Signal as caught:
-        raise Interrupted(caught.number) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def written_bytes(out: Path) -> int:
+    """What of the run is on the disk already: its ledger, and the log that SQLite writes first."""
+    return sum(path.stat().st_size for path in out.glob(f"{LEDGER}*") if path.is_file())

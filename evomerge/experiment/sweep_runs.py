@@ -16,14 +16,14 @@ from typing import IO
 
 from evomerge.errors import EvomergeError
 from evomerge.experiment.config import read_experiment
-from evomerge.experiment.run import EXPERIMENT, signals
 from evomerge.experiment.sweep import PlannedRun
-from evomerge.files import write_text
+from evomerge.files import EXPERIMENT, write_text
 from evomerge.ledger import LEDGER
 from evomerge.lock import RunLock
 from evomerge.pools import PoolConfig
 from evomerge.results.sweep import log_of
 from evomerge.results.watch import status
+from evomerge.signals import signals
 
 LOOK_S = 0.2  # between two looks at the children
 ENDS_IN_S = (6.0, 2.0)  # after the first signal, and after the second; then they are killed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -23,6 +25,7 @@ from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
 
 CACHE_BYTES = 2 * 2**30
+_VERSIONS = itertools.count(1)  # of all models in this process: no two share one
 
 
 class Resident:
@@ -45,7 +48,7 @@ class Resident:
         self._scales: tuple[float, ...] = ()  # of the blocks' inputs, as they are hooked
         self._hook(self._checked(stored_scales(base.config, merger.anatomy.num_layers, base.where)))
         self._written: dict[Group, Effective | None] = {}
-        self.version = 0  # rises with every write, so that answers can be known to be stale
+        self.version = next(_VERSIONS)  # rises with every write: old answers are known to be old
 
     @classmethod
     def open(
@@ -82,6 +85,19 @@ class Resident:
             raise ModelError(Problem(origin.where, what))
         return cls(module.to(device), merger, tokenizer)
 
+    def twin(self) -> Resident:
+        """Another model with what is in this one; the merger and the tokenizer are the same.
+
+        Of the two, one may be asked while the other is written; they must not be written at once.
+        """
+        held = self._scales
+        self._hook(())  # hooks know the module that they were put on
+        try:
+            module = copy.deepcopy(self.module)
+        finally:
+            self._hook(held)
+        return Resident(module, self.merger, self.tokenizer)
+
     def write(self, recipe: Recipe) -> int:
         """Write a recipe's tensors into the module; how many had to be written.
 
@@ -107,13 +123,13 @@ class Resident:
         if not recipe.keeps_layers(self.merger.anatomy.num_layers):
             if self._stack is not None:
                 self._written = {}
-                self.version += 1
+                self.version = next(_VERSIONS)
                 return self._stack.write(recipe, plan, self._targets, self.merger.write)
             self._check_arrangement(recipe)
         if self._stack is not None and self._stack.is_arranged:
             self._stack.restore()
         held, self._written = self._written, {}
-        self.version += 1
+        self.version = next(_VERSIONS)
         count = 0
         for group, effective in plan.items():
             if group not in held or held[group] != effective:

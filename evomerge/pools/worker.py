@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    ModelError,
+    Problem,
+    nearest,
+)
+from evomerge.files import NO_SPACE, disk_full
+from evomerge.pools.ahead import Turns
+from evomerge.pools.placement import Demand
 from evomerge.protocols import PreparedTask
 from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
@@ -17,9 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from evomerge.checkpoints.open import Checkpoint
+    from evomerge.merging.resident import Resident
     from evomerge.protocols import Task
 
 logger = logging.getLogger(__name__)
+CACHE_BYTES = 2_000_000_000  # of what operators prepare
 NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU
 
 
@@ -34,19 +48,25 @@ class WorkerSpec:
     tokenizer: whose tokens it has; None where all models have the same.
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
+    ahead: keep a second model, into which the next recipe is written while the first is measured.
+    device: where the model is: cpu, cuda, cuda:1, mps; `auto` spreads it over all GPUs in sight.
+    demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
     base: str
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
-    cache_bytes: int = 2_000_000_000
+    cache_bytes: int = CACHE_BYTES
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
     tokenizer: str | TokenizerSpec | None = None
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
+    ahead: bool = False
+    device: str = "cpu"
+    demand: Demand | None = None
 
     @property
     def lives_in_memory(self) -> bool:
@@ -57,6 +77,9 @@ class WorkerSpec:
 
 class Worker:
     """Measures jobs, one after another.
+
+    With `spec.ahead`, a job that is told to `prepare` is merged while another is measured, as long
+    as no task measures time. The outcomes are the same.
 
     Raises:
         ModelError: a model cannot be opened, or is not the one of the run.
@@ -77,7 +100,7 @@ class Worker:
             spec.models, spec.base, allow_pickle=spec.allow_pickle, tokenizer=spec.tokenizer
         ).checkpoints
         _compare(checkpoints, spec.sha256)
-        self._model = Resident.open(
+        model = Resident.open(
             checkpoints,
             spec.base,
             build=spec.build,
@@ -88,25 +111,59 @@ class Worker:
             task: make_task(task, config) for task, config in spec.tasks.items()
         } | dict(spec.python_tasks)
         self._spec = spec
+        timed = any(not getattr(task, "deterministic", True) for task in self._tasks.values())
+        idle = model.twin() if spec.ahead and not timed else None
+        self._models = Turns(model, idle, self._write, spec.threads)
+        opened = model.version
         for made in self._tasks.values():
             if isinstance(made, PreparedTask):
-                if self._model.version:  # another task left its own there
+                if model.version != opened:  # another task left its own there
                     self._write_alone(spec.base)
-                made.prepare(self._model, self._write_alone)
+                made.prepare(model, self._write_alone)
+
+    @property
+    def model(self) -> Resident:
+        """The model that is measured, or was measured last."""
+        return self._models.measured
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` does anything."""
+        return self._models.has_two
+
+    def prepare(self, job: Job) -> None:
+        """Merge a job that will be run, beside the one that is measured now; returns at once.
+
+        May be called from any thread. Jobs are prepared in the order of these calls, one at a time:
+        the next when the one before is run or forgotten. What goes wrong is told by `run`.
+        """
+        self._models.prepare(job)
+
+    def forget(self, job_id: int) -> None:
+        """A job that was to be prepared will not be run here; may be called from any thread."""
+        self._models.forget(job_id)
 
     def run(self, job: Job) -> Outcome:
         """Merge and measure; what goes wrong with the candidate comes back as its failure.
 
         Raises:
             ModelError: a model can no longer be read, which says nothing about the candidate.
+            DiskFull: nor does this.
         """
-        start = time.perf_counter()
+        outcome = self._run(job)
+        failed = outcome.failure
+        if failed is not None and failed.kind == "memory" and self._models.give_up():
+            return self._run(job)  # there may be enough for one model alone
+        return outcome
+
+    def _run(self, job: Job) -> Outcome:
+        written = self._models.write(job)
+        failure, forward_s = written.failure, 0.0
         responses: list[Responses] = []
-        failure, forward_s = self._write(job.recipe), 0.0
-        merged = time.perf_counter()
+        start = time.perf_counter()
         for name, items in job.items.items() if failure is None else ():
             before = self._forward_seconds(name)
-            answer = self._respond(name, items)
+            answer = self._respond(name, written.model, items)
             forward_s += self._forward_seconds(name) - before
             if isinstance(answer, Failure):
                 failure, responses = answer, []
@@ -117,8 +174,8 @@ class Worker:
             responses=tuple(responses),
             failure=failure,
             worker=self.name,
-            merge_s=merged - start,
-            measure_s=time.perf_counter() - merged,
+            merge_s=written.merge_s,
+            measure_s=time.perf_counter() - start,
             forward_s=forward_s,
         )
 
@@ -134,7 +191,7 @@ class Worker:
             raise ConfigurationError(Problem("tasks", what, nearest(model, spec.models)))
         alone = Merge(operator="linear", sources=(model,), parameters={"weight": 1.0})
         sources = {name: ModelSource(path=name) for name in spec.models}
-        self._model.write(
+        self.model.write(
             Recipe(
                 base=spec.base,
                 models=sources,
@@ -144,14 +201,15 @@ class Worker:
             )
         )
 
-    def _write(self, recipe: Recipe) -> Failure | None:
+    def _write(self, model: Resident, recipe: Recipe) -> Failure | None:
         try:
-            self._model.write(recipe)
+            model.write(recipe)
         except CandidateError as error:
             return Failure("merge", str(error))
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except OSError as error:
+            _refuse_full_disk(error)
             where = str(error.filename or "a model")
             raise ModelError(
                 Problem(where, f"cannot be read: {error.strerror or error}")
@@ -163,12 +221,13 @@ class Worker:
             return Failure("merge", f"{type(error).__name__}: {error}")
         return None
 
-    def _respond(self, name: str, items: tuple[int, ...]) -> Responses | Failure:
+    def _respond(self, name: str, model: Resident, items: tuple[int, ...]) -> Responses | Failure:
         try:
-            return self._tasks[name].respond(self._model, items)
-        except ModelError:
+            return self._tasks[name].respond(model, items)
+        except (ModelError, DiskFull):
             raise
         except Exception as error:
+            _refuse_full_disk(error)
             if _out_of_memory(error):
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
@@ -197,6 +256,20 @@ def _compare(checkpoints: Mapping[str, Checkpoint], expected: Mapping[str, str])
     ]
     if problems:
         raise ModelError(problems)
+
+
+def _refuse_full_disk(error: BaseException | None) -> None:
+    """A full disk is the machine's fault and no candidate's, whatever it was raised from.
+
+    Raises:
+        DiskFull: naming the path, where that is known.
+    """
+    while error is not None:
+        if isinstance(error, DiskFull):
+            raise error
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise disk_full(Path(error.filename or tempfile.gettempdir())) from error
+        error = error.__cause__
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

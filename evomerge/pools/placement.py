@@ -1,0 +1,291 @@
+"""How many workers a node gets, and on what: from bytes, without loading a model.
+
+Everything here is a function of numbers, so that a plan for other machines than this one can be
+made from the headers of the models' files. What a machine has is read in `nodes.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+MEMORY_SHARE = 0.9  # of what is free: the rest is for the driver, the system, and bad estimates
+WORKERS_PER_GPU = 8  # more of them take turns and gain nothing
+# Measured on Linux with torch 2.13 on the CPU, as docs/placement.md tells.
+LIBRARY_BYTES = 500_000_000  # Python, torch, transformers, lm-eval and what a task keeps
+ACTIVATION_BYTES = 500_000_000  # at most, for a model of a GB or less
+ACTIVATION_SHARE = 0.05  # of the model, beside that
+PREPARED_BYTES = 8  # that operators keep for a parameter of a model, at most
+# Not measured here: what CUDA itself takes of a GPU, and of the node's memory.
+CONTEXT_BYTES = 600_000_000
+CUDA_HOST_BYTES = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's free memory."""
+
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: processors and bytes that may be used there."""
+
+    name: str
+    cpus: int
+    memory_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Bytes that one worker needs, and threads.
+
+    model_bytes: the model that is measured, with the largest structure that it may take.
+    cache_bytes: what operators have prepared, beside the model.
+    activation_bytes: of forward passes.
+    merge_bytes: of models that are copied to a GPU to merge one tensor; on the CPU they are mapped.
+    shared_bytes: of all models' files: one copy in the page cache serves all workers of a node.
+    """
+
+    model_bytes: int
+    cache_bytes: int = 0
+    activation_bytes: int = 0
+    merge_bytes: int = 0
+    shared_bytes: int = 0
+    threads: int = 1
+
+    def on_cpu(self, ahead: bool = False) -> int:
+        """Bytes of the node's memory for a worker without a GPU."""
+        models = self.model_bytes * (2 if ahead else 1)
+        return LIBRARY_BYTES + models + self.cache_bytes + self.activation_bytes
+
+    def on_gpus(self, ahead: bool = False) -> int:
+        """Bytes of GPU memory, on one or several; what CUDA takes of each is not counted."""
+        if ahead:  # merging and measuring at once
+            working = self.merge_bytes + self.activation_bytes + self.model_bytes
+        else:
+            working = max(self.merge_bytes, self.activation_bytes)
+        return self.model_bytes + self.cache_bytes + working
+
+    @property
+    def beside_gpu(self) -> int:
+        """Bytes of the node's memory for a worker on a GPU."""
+        return LIBRARY_BYTES + CUDA_HOST_BYTES
+
+
+def demand_of(
+    parameters: int,
+    bytes_per_parameter: float,
+    *,
+    shared_bytes: int,
+    num_models: int,
+    cache_bytes: int,
+    largest_parameters: int = 0,
+    growth: float = 1.0,
+    spare_bytes: int = 0,
+    threads: int = 1,
+) -> Demand:
+    """What a worker needs, from what the headers of the files say.
+
+    Args:
+        parameters: of the base.
+        bytes_per_parameter: in the dtype that is measured.
+        shared_bytes: of all models' files.
+        num_models: the base among them.
+        cache_bytes: the budget for prepared data; small models fill less.
+        largest_parameters: of the base's largest tensor.
+        growth: the largest structure's parameters, as a multiple of the base's.
+        spare_bytes: of copied layers that are kept for later candidates, where layers are arranged.
+        threads: of a worker.
+    """
+    model = math.ceil(parameters * bytes_per_parameter * max(1.0, growth))
+    return Demand(
+        model_bytes=model + min(spare_bytes, model),
+        cache_bytes=min(cache_bytes, PREPARED_BYTES * parameters * num_models),
+        activation_bytes=math.ceil(min(model, ACTIVATION_BYTES) + ACTIVATION_SHARE * model),
+        merge_bytes=math.ceil(largest_parameters * bytes_per_parameter * (num_models + 1)),
+        shared_bytes=shared_bytes,
+        threads=threads,
+    )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a node gets.
+
+    gpus_per_worker: 0 on the CPU, a fraction where workers share a GPU, whole where one worker
+        spans GPUs.
+    device: of a worker that sees nothing but its own GPUs; "auto" spreads a model over them.
+    ahead: whether a second model is kept, in which the next recipe is prepared.
+    reasons: in words, what bounds the number, and what will be slow.
+    """
+
+    workers: int
+    gpus_per_worker: float = 0.0
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    ahead: bool = False
+    reasons: tuple[str, ...] = field(default=())
+
+
+def place(
+    node: Node, demand: Demand, *, workers: int | None = None, may_prepare: bool = True
+) -> Placement:
+    """Workers of one node.
+
+    Args:
+        node: with its GPUs, if workers may use them.
+        demand: of a worker.
+        workers: the user's own number. It is kept to; what the memory will not hold is said.
+        may_prepare: whether recipes may be prepared while others are measured.
+    """
+    if node.gpus:
+        return _on_gpus(node, demand, workers, may_prepare)
+    return _on_cpu(node, demand, workers, may_prepare)
+
+
+def place_all(
+    nodes: Sequence[Node], demand: Demand, *, workers: int | None = None, may_prepare: bool = True
+) -> Mapping[str, Placement]:
+    """Workers of each node, by its name.
+
+    workers: of all nodes together. They are dealt out one by one to whoever has most room left;
+        those that the memory has no room for go to the first node, and are told there.
+    """
+    alone = {node.name: place(node, demand, may_prepare=may_prepare) for node in nodes}
+    if workers is None:
+        return alone
+    given = dict.fromkeys(alone, 0)
+    for _ in range(workers):
+        name = max(alone, key=lambda name: alone[name].workers - given[name])
+        if given[name] >= alone[name].workers:
+            name = next(iter(alone))
+        given[name] += 1
+    return {
+        node.name: place(node, demand, workers=given[node.name], may_prepare=may_prepare)
+        if given[node.name]
+        else Placement(0, reasons=("no worker was asked for here",))
+        for node in nodes
+    }
+
+
+# --- processors -----------------------------------------------------------------------------------
+
+
+def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+    each, usable = demand.on_cpu(), int(node.memory_bytes * MEMORY_SHARE)
+    reasons = []
+    if usable < each:
+        reasons.append(f"a worker needs {_gb(each)}, {_has(node.memory_bytes)}")
+        bare = LIBRARY_BYTES + demand.model_bytes  # the rest is a budget, and an estimate
+        return Placement((asked or 0) if bare <= node.memory_bytes else 0, reasons=tuple(reasons))
+    kept = min(demand.shared_bytes, usable // 2)
+    if demand.shared_bytes > usable - each:
+        reasons.append(
+            f"the models' files ({_gb(demand.shared_bytes)}) do not stay in memory: "
+            "merges read them from the disk"
+        )
+
+    def fit(ahead: bool) -> int:
+        bytes_each = demand.on_cpu(ahead)
+        return max((usable - kept) // bytes_each, min(1, usable // bytes_each))
+
+    by_cpus = max(1, node.cpus // demand.threads)
+    number, bound = _number(fit(False), by_cpus, asked, f"{node.cpus} processors", each)
+    reasons = [bound, *reasons]
+    return Placement(number, ahead=may_prepare and number <= fit(True), reasons=tuple(reasons))
+
+
+def _number(
+    by_memory: int, by_cpus: int, asked: int | None, processors: str, each: int
+) -> tuple[int, str]:
+    """How many workers, and what bounds them."""
+    if asked is not None:
+        if asked > by_memory:
+            return asked, f"{asked} asked for; memory for {by_memory} of {_gb(each)} is expected"
+        return asked, f"{asked} asked for"
+    if by_memory < by_cpus:
+        return by_memory, f"memory for {by_memory} of {_gb(each)}"
+    return by_cpus, processors
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+    smallest = min(gpu.memory_bytes for gpu in node.gpus)
+    usable = int(smallest * MEMORY_SHARE) - CONTEXT_BYTES
+    host = int(node.memory_bytes * MEMORY_SHARE) // demand.beside_gpu
+    count, each = len(node.gpus), demand.on_gpus()
+    if usable * count < each:
+        what = f"a worker needs {_gb(each)} of GPU memory, {count} x {_gb(smallest)} are there"
+        return Placement(0, reasons=(what,))
+    if host < 1:
+        what = f"a worker on a GPU needs {_gb(demand.beside_gpu)} of the node's memory, "
+        return Placement(0, reasons=(what + _has(node.memory_bytes),))
+    if each > usable:
+        return _spanning(node, demand, asked, may_prepare, usable, host)
+    by_cpus = max(1, node.cpus // demand.threads // count)
+
+    def fit(ahead: bool) -> int:  # on one GPU
+        whole = int(smallest * MEMORY_SHARE) // (demand.on_gpus(ahead) + CONTEXT_BYTES)
+        return min(WORKERS_PER_GPU, whole)
+
+    capacity = min(fit(False) * count, host)
+    number, bound = _number(
+        capacity, by_cpus * count, asked, f"{node.cpus} processors for {count} GPUs", each
+    )
+    per_gpu = math.ceil(number / count)
+    return Placement(
+        number,
+        _fraction(per_gpu),
+        "cuda",
+        may_prepare and per_gpu <= fit(True) and number <= host,
+        (bound, *(("memory of the node, beside the GPUs",) if host < fit(False) * count else ())),
+    )
+
+
+def _spanning(
+    node: Node, demand: Demand, asked: int | None, may_prepare: bool, usable: int, host: int
+) -> Placement:
+    """One model over several GPUs, over all that are there if no second worker fits."""
+    count, each = len(node.gpus), demand.on_gpus()
+    needed = math.ceil(each / usable)
+    fitting = min(count // needed, host)
+    number = fitting if asked is None else min(asked, fitting)
+    span = count // max(1, number)
+    reasons = [f"a worker needs {_gb(each)}: {needed} GPUs or more"]
+    if asked is not None and asked > fitting:
+        reasons.append(f"{asked} asked for, {count} GPUs are enough for {fitting}")
+    ahead = may_prepare and usable * span >= demand.on_gpus(True)
+    return Placement(number, float(span), "auto", ahead, tuple(reasons))
+
+
+def _fraction(workers: int) -> float:
+    """Of a GPU, in steps of 1/10,000 as Ray counts, such that all of them fit."""
+    return math.floor(10_000 / workers) / 10_000 if workers else 0.0
+
+
+def gpus_of(number: int, placement: Placement) -> tuple[int, ...]:
+    """Which GPUs of its node the worker of that number, from 0, is to see."""
+    if placement.gpus_per_worker >= 1:
+        span = int(placement.gpus_per_worker)
+        return tuple(range(number * span, (number + 1) * span))
+    return (number // int(1 / placement.gpus_per_worker),) if placement.gpus_per_worker else ()
+
+
+def total_workers(placements: Iterable[Placement]) -> int:
+    """Of all nodes."""
+    return sum(placement.workers for placement in placements)
+
+
+def _has(memory_bytes: int) -> str:
+    share = round(MEMORY_SHARE * 100)
+    return f"the node has {_gb(memory_bytes)}, of which {share} % may be used"
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"

@@ -1,0 +1,346 @@
+"""How many workers: worked by hand, and what must hold for any machine."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.checkpoints.anatomy import anatomy_of
+from evomerge.checkpoints.open import open_checkpoint
+from evomerge.errors import ConfigurationError
+from evomerge.merging.materialise import Merger
+from evomerge.merging.table import OPERATORS
+from evomerge.pools.nodes import cuda_gpus, free_memory, num_processors, this_node
+from evomerge.pools.placement import (
+    CONTEXT_BYTES,
+    CUDA_HOST_BYTES,
+    LIBRARY_BYTES,
+    MEMORY_SHARE,
+    PREPARED_BYTES,
+    WORKERS_PER_GPU,
+    Demand,
+    Gpu,
+    Node,
+    demand_of,
+    place,
+    place_all,
+    total_workers,
+)
+from evomerge.recipe import Merge, ModelSource, Recipe
+
+GB = 10**9
+
+
+def smollm2() -> Demand:
+    """134.5M parameters in float32, and five experts."""
+    return demand_of(
+        134_515_008,
+        4,
+        shared_bytes=6 * 538_060_032,
+        num_models=6,
+        cache_bytes=2 * GB,
+        largest_parameters=49_152 * 576,
+    )
+
+
+def seven(parameters: float, largest: int) -> Demand:
+    """A model in bfloat16, and three experts."""
+    return demand_of(
+        int(parameters),
+        2,
+        shared_bytes=int(4 * 2 * parameters),
+        num_models=4,
+        cache_bytes=2 * GB,
+        largest_parameters=largest,
+    )
+
+
+SEVEN = seven(7e9, 32_000 * 4_096)
+SEVENTY = seven(70e9, 128_256 * 8_192)
+TINY = demand_of(300_000, 4, shared_bytes=4_800_000, num_models=4, cache_bytes=2 * GB)
+EIGHT = Node("eight", 128, 1_000 * GB, (Gpu(80 * GB),) * 8)
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_a_small_model_on_a_laptop() -> None:
+    """0.5 libraries + 0.538 model + 2 cache + (0.5 + 0.05 x 0.538) activations = 3.565 GB.
+
+    0.9 x 24 - 3.228 of files = 18.37 GB: five by memory, four with a second model; two processors.
+    """
+    assert smollm2().on_cpu() == pytest.approx(3.565 * GB, rel=1e-3)
+    found = place(Node("laptop", 2, 24 * GB), smollm2())
+    assert (found.workers, found.device, found.gpus_per_worker, found.ahead) == (2, "cpu", 0, True)
+    found = place(Node("many processors", 64, 24 * GB), smollm2())
+    assert (found.workers, found.ahead) == (5, False)  # 18.37 / 4.103 = 4.5
+    assert found.reasons == ("memory for 5 of 3.6 GB",)
+
+
+def test_memory_for_none_for_one_and_for_one_with_a_slow_disk() -> None:
+    """3.565 GB at 90 % of 3.96 GB; the files need 3.228 GB beside it."""
+    none = place(Node("n", 4, int(3.9 * GB)), smollm2())
+    assert none.workers == 0
+    (reason,) = none.reasons
+    assert "needs 3.6 GB" in reason
+    assert "has 3.9 GB" in reason
+    one = place(Node("n", 4, int(4.1 * GB)), smollm2())
+    assert (one.workers, one.ahead) == (1, False)
+    assert "models' files (3.2 GB) do not stay in memory" in " ".join(one.reasons)
+
+
+def test_seven_billion_parameters_share_gpus() -> None:
+    """14 model + 2 cache + 5 x 0.262 of one tensor = 17.31 GB, and 0.6 for CUDA: 72 / 17.9 = 4."""
+    assert SEVEN.on_gpus() == pytest.approx(17.31 * GB, rel=1e-3)
+    found = place(EIGHT, SEVEN)
+    assert (found.workers, found.gpus_per_worker, found.device) == (32, 0.25, "cuda")
+    assert not found.ahead  # 14 GB more: two a GPU
+    few = place(replace(EIGHT, cpus=16), SEVEN)
+    assert (few.workers, few.gpus_per_worker, few.ahead) == (16, 0.5, True)
+    assert few.reasons == ("16 processors for 8 GPUs",)
+
+
+def test_seventy_billion_parameters_span_gpus() -> None:
+    """140 + 2 + max(0.5 + 7, 5 x 2.1 of one tensor) = 152.5 GB; 72 - 0.6 of a GPU: three.
+
+    Two workers on eight GPUs then have four each.
+    """
+    assert SEVENTY.on_gpus() == pytest.approx(152.5 * GB, rel=1e-3)
+    found = place(EIGHT, SEVENTY)
+    assert (found.workers, found.gpus_per_worker, found.device) == (2, 4, "auto")
+    assert not found.ahead  # 140 + 140 + 2 + 7.5 + 10.5 = 300 GB > 4 x 71.4
+    assert found.reasons == ("a worker needs 152.5 GB: 3 GPUs or more",)
+    assert place(EIGHT, SEVENTY, workers=1).ahead  # on all eight
+    two = replace(EIGHT, gpus=EIGHT.gpus[:2])
+    assert place(two, SEVENTY).workers == 0
+    assert place(two, SEVENTY).reasons == (
+        "a worker needs 152.5 GB of GPU memory, 2 x 80.0 GB are there",
+    )
+
+
+def test_tiny_models_share_one_gpu() -> None:
+    found = place(Node("n", 16, 64 * GB, (Gpu(80 * GB),)), TINY)
+    assert (found.workers, found.gpus_per_worker, found.ahead) == (8, 0.125, True)
+    # 8 x 3.5 GB of the node's own memory are not there: 14.4 / 3.5 = 4
+    found = place(Node("n", 16, 16 * GB, (Gpu(80 * GB),)), TINY)
+    assert (found.workers, found.gpus_per_worker) == (4, 0.25)
+
+
+def test_fractions_add_up_to_no_more_than_a_gpu() -> None:
+    """Ray counts in ten thousandths and rounds: seven times 0.142857 would be 1.0003."""
+    found = place(Node("n", 7, 64 * GB, (Gpu(80 * GB),)), TINY)
+    assert found.workers == 7
+    assert round(found.gpus_per_worker * 10_000) * 7 <= 10_000
+
+
+def test_a_users_number_is_kept_and_what_it_means_is_told() -> None:
+    laptop = Node("laptop", 2, 24 * GB)
+    assert place(laptop, smollm2(), workers=1).ahead
+    four, five, six = (place(laptop, smollm2(), workers=count) for count in (4, 5, 6))
+    assert [found.workers for found in (four, five, six)] == [4, 5, 6]
+    assert [found.ahead for found in (four, five, six)] == [True, False, False]
+    assert six.reasons == ("6 asked for; memory for 5 of 3.6 GB is expected",)
+    assert place(replace(laptop, memory_bytes=GB), smollm2(), workers=2).workers == 0
+
+
+def test_a_number_for_several_nodes_goes_where_room_is() -> None:
+    nodes = [Node("a", 4, 100 * GB), Node("b", 2, 100 * GB), Node("c", 8, GB)]
+    found = place_all(nodes, smollm2())
+    assert [found[name].workers for name in "abc"] == [4, 2, 0]
+    found = place_all(nodes, smollm2(), workers=3)
+    assert [found[name].workers for name in "abc"] == [3, 0, 0]
+    found = place_all(nodes, smollm2(), workers=8)
+    assert total_workers(found.values()) == 8
+    assert [found[name].workers for name in "abc"] == [6, 2, 0]
+
+
+def test_structures_and_dtypes_count() -> None:
+    plain = demand_of(1_000, 4, shared_bytes=0, num_models=2, cache_bytes=0)
+    half = demand_of(1_000, 2, shared_bytes=0, num_models=2, cache_bytes=0)
+    grown = demand_of(
+        1_000, 4, shared_bytes=0, num_models=2, cache_bytes=0, growth=1.5, spare_bytes=100
+    )
+    assert (plain.model_bytes, half.model_bytes, grown.model_bytes) == (4_000, 2_000, 6_100)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_operator_keeps_more_than_is_reckoned_with(operator: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = {
+        name: {f"layers.{n}.w": torch.randn(16, 512, generator=generator) for n in range(3)}
+        for name in ("base", "a", "b", "c")
+    }
+    opened = {name: open_checkpoint(state, name=name) for name, state in states.items()}
+    sources = {name: ModelSource(path=name) for name in opened}
+    seen = 0
+    for parameters in ({}, {"trim": "model"}, {"density": 0.5}):
+        for count in (1, 2, 3):
+            experts = ("a", "b", "c")[:count]
+            merge = Merge(operator=operator, sources=experts, parameters=parameters)
+            merger = Merger(opened, anatomy_of(opened["base"]), "base", 10**9)
+            with contextlib.suppress(ConfigurationError):  # not all take all of these
+                for _ in merger.tensors(Recipe(base="base", models=sources, default=merge)):
+                    pass
+                each = merger._cache.used_bytes / (3 * 16 * 512 * (count + 1))
+                seen += 1
+                assert each <= PREPARED_BYTES
+    assert seen
+
+
+# --- what must hold -------------------------------------------------------------------------------
+
+sizes = st.integers(0, 300 * GB)
+nodes = st.builds(
+    Node,
+    st.just("n"),
+    st.integers(1, 256),
+    st.integers(0, 2_000 * GB),
+    st.integers(0, 16).flatmap(
+        lambda count: st.integers(0, 200 * GB).map(lambda size: (Gpu(size),) * count)
+    ),
+)
+demands = st.builds(
+    Demand,
+    model_bytes=sizes,
+    cache_bytes=st.integers(0, 20 * GB),
+    activation_bytes=st.integers(0, 20 * GB),
+    merge_bytes=st.integers(0, 20 * GB),
+    shared_bytes=sizes,
+    threads=st.integers(1, 16),
+)
+
+
+@settings(max_examples=500)
+@given(nodes, demands, st.booleans())
+def test_nothing_is_taken_that_is_not_there(node: Node, demand: Demand, may: bool) -> None:
+    found = place(node, demand, may_prepare=may)
+    assert found.ahead <= may
+    assert found.reasons
+    if not node.gpus:
+        assert found.workers * demand.on_cpu(found.ahead) <= node.memory_bytes * MEMORY_SHARE
+        assert found.workers * demand.threads <= max(node.cpus, demand.threads)
+        return
+    size = node.gpus[0].memory_bytes
+    host = found.workers * (LIBRARY_BYTES + CUDA_HOST_BYTES)
+    assert host <= node.memory_bytes * MEMORY_SHARE
+    assert found.workers * found.gpus_per_worker <= len(node.gpus)
+    if found.device == "cuda":
+        on_one = min(found.workers, int(1 / found.gpus_per_worker))
+        assert on_one <= WORKERS_PER_GPU
+        assert on_one * (demand.on_gpus(found.ahead) + CONTEXT_BYTES) <= size * MEMORY_SHARE
+    elif found.workers:
+        span = int(found.gpus_per_worker)
+        assert demand.on_gpus(found.ahead) <= span * (size * MEMORY_SHARE - CONTEXT_BYTES) + 1
+
+
+@settings(max_examples=500)
+@given(nodes, demands, st.integers(0, 500 * GB), st.integers(0, 100 * GB))
+def test_more_memory_is_never_fewer_workers(
+    node: Node, demand: Demand, more: int, more_gpu: int
+) -> None:
+    larger = replace(
+        node,
+        memory_bytes=node.memory_bytes + more,
+        gpus=tuple(Gpu(gpu.memory_bytes + more_gpu) for gpu in node.gpus),
+    )
+    smaller_demand = replace(demand, model_bytes=demand.model_bytes // 2)
+    number = place(node, demand).workers
+    assert place(larger, demand).workers >= number
+    assert place(node, smaller_demand).workers >= number
+
+
+@settings(max_examples=500)
+@given(nodes, demands)
+def test_every_gpu_is_used_where_the_node_can_feed_it(node: Node, demand: Demand) -> None:
+    found = place(node, demand)
+    host = int(node.memory_bytes * MEMORY_SHARE) // demand.beside_gpu
+    if not node.gpus or not found.workers or host < len(node.gpus):
+        return
+    if found.device == "cuda":
+        assert found.workers >= len(node.gpus)
+    else:  # whole GPUs for each: fewer are left over than there are workers
+        assert len(node.gpus) - found.workers * found.gpus_per_worker < found.workers
+
+
+@settings(max_examples=300)
+@given(nodes, demands)
+def test_preparing_ahead_costs_no_worker(node: Node, demand: Demand) -> None:
+    with_it, without = place(node, demand), place(node, demand, may_prepare=False)
+    assert with_it.workers == without.workers
+    assert with_it.gpus_per_worker == without.gpus_per_worker
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemAvailable: 8000000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_limits_of_a_container_of_version_2(tmp_path: Path) -> None:
+    """A limit of the parent binds too; pages of files are not taken for good."""
+    root = machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/pod/box\n",
+            "sys/fs/cgroup/pod/memory.max": "4000000000\n",
+            "sys/fs/cgroup/pod/memory.current": "3000000000\n",
+            "sys/fs/cgroup/pod/memory.stat": "anon 9\nactive_file 500000000\n"
+            "inactive_file 1500000000\n",
+            "sys/fs/cgroup/pod/box/memory.max": "max\n",
+            "sys/fs/cgroup/pod/box/cpu.max": "50000 100000\n",
+        },
+    )
+    assert free_memory(root) == 3_000_000_000
+    assert num_processors(root) == 1
+    node = this_node("here", gpus=False, root=root)
+    assert node == Node("here", 1, 3_000_000_000)
+
+
+def test_limits_of_a_container_of_version_1(tmp_path: Path) -> None:
+    root = machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:cpu,cpuacct:/\n3:memory:/docker/abc\n1:name=systemd:/\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "2000000000\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "500000000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    assert free_memory(root) == 1_500_000_000
+    assert num_processors(root) == 1
+
+
+def test_no_limits(tmp_path: Path) -> None:
+    root = machine(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n2:memory:/\n2:cpu:/\n",
+            "sys/fs/cgroup/memory.max": "max\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    assert free_memory(root) == 8_192_000_000
+    assert num_processors(root) == num_processors(tmp_path / "nothing") >= 1
+    assert free_memory(tmp_path / "nothing") > GB  # no /proc: all memory that there is
+
+
+def test_gpus_are_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda one: (70 * GB + one, 80 * GB))
+    assert cuda_gpus() == (Gpu(70 * GB), Gpu(70 * GB + 1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda_gpus() == ()
