@@ -26,7 +26,9 @@ from evomerge.results.watch import status
 from evomerge.signals import signals
 
 LOOK_S = 0.2  # between two looks at the children
-ENDS_IN_S = (6.0, 2.0)  # after the first signal, and after the second; then they are killed
+# After the first signal, and after the second; then they are killed. In all less than `signals`
+# gives this process.
+ENDS_IN_S = (5.0, 1.5)
 
 
 @dataclass
