@@ -51,7 +51,6 @@ class WorkerSpec:
     device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
         them, or all where the model is too large for one.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
-    device: where the model is: cpu, cuda, cuda:1, mps; `auto` spreads it over all GPUs in sight.
     demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
@@ -68,7 +67,6 @@ class WorkerSpec:
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     device: str = "cpu"
     ahead: bool = False
-    device: str = "cpu"
     demand: Demand | None = None
 
     @property
