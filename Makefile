@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz \
+.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
   bench-merging bench-scoring \
   test-mergekit mergekit-golden
 
@@ -53,7 +53,13 @@ mergekit-golden: $(INSTALLED) $(MERGEKIT)/.installed  ## record mergekit's answe
 	  $(BIN)/python tests/make_mergekit_evolve_golden.py
 
 fuzz: $(INSTALLED)  ## 20,000 damaged models: each opens or is refused, and nothing else
-	$(BIN)/python tests/checkpoints/fuzz_models.py
+	$(BIN)/python tests/fuzz_models.py
+
+faults: $(INSTALLED)  ## every fault that a run must survive, with figures, as a table in docs/faults.md
+	@: > .figures
+	-EVOMERGE_FIGURES=$(CURDIR)/.figures \
+	  $(BIN)/python -m pytest -q -m 'slow or not slow' tests/faults
+	$(BIN)/python tests/faults/table.py .figures --write docs/faults.md
 
 bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, in one run
 	$(BIN)/python benchmarks/merging.py --mergekit-python $(MERGEKIT)/bin/python

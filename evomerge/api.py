@@ -14,7 +14,8 @@ from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models
-from evomerge.experiment.run import Watcher, read_run_config, run_experiment
+from evomerge.experiment.run import read_run_config, run_experiment
+from evomerge.experiment.watching import Watcher
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import LEDGER, Ledger
@@ -23,7 +24,8 @@ from evomerge.recipe import DType, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.adapter_export import AdapterReport, export_adapter
 from evomerge.results.export import export_model, merged_tensors
-from evomerge.results.status import best_candidate, final_rows, status
+from evomerge.results.status import best_candidate, final_rows
+from evomerge.results.watch import status
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,8 +60,8 @@ class Run:
         self._in_memory = in_memory
 
     def status(self) -> dict[str, Any]:
-        """State, counts, incumbent and final table, as `evomerge status --json` prints them."""
-        return status(self.folder, self.ledger)
+        """State, counts, incumbent and final table, as `evomerge status --json` prints them now."""
+        return status(self.folder)
 
     def best(self) -> Candidate:
         """The chosen candidate; before a run is finished, the best by its search score.

@@ -16,6 +16,8 @@ FAILPOINTS = (
     "ask.after_commit",
     "result.before_commit",
     "result.after_commit",
+    "results.before_commit",
+    "results.after_commit",
     "tell.before_commit",
     "tell.after_commit",
     "export.shard",

@@ -8,26 +8,31 @@ events; candidates and responses hang on it. A run is resumed by reading it from
     told       a cohort's scores, and that the searcher was told them: one transaction
     scored     a cohort that the budget cut short: scores for the report, told to nobody
     final      the final table
-    session    a driver started: versions and machine
+    references how good the references are on the search items, by the first driver that knew
+    session    a driver started: versions and machine, its pool and its budget
+    ended      it ended, and why; one that was killed could not say so
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, LedgerDamaged
 from evomerge.failpoints import failpoint
-from evomerge.files import fsync
+from evomerge.files import disk_errors, fsync
+from evomerge.filesystems import journal_mode
 from evomerge.ledger_rows import (
+    PAGE_BYTES,
     Candidates,
     Row,
     damage,
@@ -51,12 +56,15 @@ from evomerge.records import (
     Score,
 )
 
+logger = logging.getLogger(__name__)
+
 CostOf = Callable[[Recipe], Mapping[str, float]]
 
 FORMAT = 1
 REFERENCES = -1  # the cohort of what is measured before the search
 FINAL = -2  # the cohort of what is measured after it
 ITEM_BYTES = 4  # an item's id
+PATIENCE_S = 60.0  # without a write-ahead log, readers and the driver wait for each other
 FAILED_ITEMS = "failed_items"  # in the data of `measured`: task -> [reason, items]
 
 LEDGER = "ledger.sqlite"  # its name in a run folder
@@ -86,6 +94,7 @@ def connected(path: Path, read_only: bool) -> sqlite3.Connection:
         f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}",
         uri=True,
         isolation_level=None,
+        timeout=PATIENCE_S,
     )
     if read_only:
         try:
@@ -96,6 +105,30 @@ def connected(path: Path, read_only: bool) -> sqlite3.Connection:
                 raise
             return connected(path, read_only=False)
     return db
+
+
+def keep_journal(db: sqlite3.Connection, path: Path) -> None:
+    """Keep SQLite's journal as the disk wants it; a ledger that was moved there changes over."""
+    mode = journal_mode(path)
+    try:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        logger.warning("%s: somebody reads it, so its journal is not changed to %s", path, mode)
+
+
+def known_format(path: Path, meta: Mapping[str, str]) -> None:
+    """That the rows of `meta` are of a format that this version reads.
+
+    Raises:
+        LedgerDamaged: they are of a newer one.
+    """
+    if (number := int(json.loads(meta["format"]))) > FORMAT:
+        raise LedgerDamaged(
+            f"{path}: format {number} is newer than this evomerge's {FORMAT}; "
+            "the file was left untouched"
+        )
 
 
 class Ledger:
@@ -127,15 +160,12 @@ class Ledger:
 
     def _open(self, read_only: bool) -> None:
         with damage(self.path):
-            self.meta = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM meta")}
-            if (number := int(self.meta["format"])) > FORMAT:
-                raise LedgerDamaged(
-                    f"{self.path}: format {number} is newer than this evomerge's {FORMAT}; "
-                    "the file was left untouched"
-                )
+            rows = dict(self._db.execute("SELECT key, value FROM meta"))
+            known_format(self.path, rows)
+            self.meta = {key: json.loads(value) for key, value in rows.items()}
             if not read_only:
                 self._db.execute("PRAGMA foreign_keys = ON")
-                self._db.execute("PRAGMA journal_mode = WAL")
+                keep_journal(self._db, self.path)
                 self._db.execute("PRAGMA synchronous = FULL")
             (last,) = self._db.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
             self._horizon = last if read_only else 2**62  # later events are not looked at
@@ -206,21 +236,23 @@ class Ledger:
 
         The file appears under its name only when it is complete.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".creating")
         for leftover in (temporary, temporary.with_name(f"{temporary.name}-journal")):
             leftover.unlink(missing_ok=True)
-        with database_errors(path):
-            db = sqlite3.connect(temporary, isolation_level=None)
+        values = {**meta, "format": FORMAT, "num_items": dict(num_items)}
+        rows = [(key, json.dumps(value)) for key, value in values.items()]
+        size = sum(len(value) for _, value in rows) + 12 * PAGE_BYTES
+        with (
+            database_errors(path, size),
+            closing(sqlite3.connect(temporary, isolation_level=None)) as db,
+        ):
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(SCHEMA)
-            values = {**meta, "format": FORMAT, "num_items": dict(num_items)}
             db.execute("BEGIN")
-            db.executemany(
-                "INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()]
-            )
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             db.execute("COMMIT")
-            db.close()
         temporary.rename(path)
         fsync(path.parent)
         return cls(path, costs=costs)
@@ -243,7 +275,8 @@ class Ledger:
             )
             for candidate in candidates
         }
-        with self._transaction("ask", "asked", cohort, {"count": count}) as event:
+        size = sum(len(text or "") for row in rows.values() for text in row)
+        with self._transaction("ask", "asked", cohort, {"count": count}, size) as event:
             self._db.executemany(
                 "INSERT INTO candidates (id, event, label, genome, recipe, fingerprint, violations)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -268,10 +301,12 @@ class Ledger:
             data["items"] = {task: list(items) for task, items in outcome.job.items.items()}
         if failed_items := item_failures(outcome):
             data[FAILED_ITEMS] = failed_items
-        with self._transaction("result", "measured", cohort, data) as event:
+        packed = [pack(responses) for responses in outcome.responses]
+        size = sum(len(part or "") for row in packed for part in row)
+        with self._transaction("result", "measured", cohort, data, size) as event:
             self._db.executemany(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(event, fingerprint, *pack(responses)) for responses in outcome.responses],
+                [(event, fingerprint, *row) for row in packed],
             )
         self._remember(cohort, data, outcome.responses)
 
@@ -299,17 +334,34 @@ class Ledger:
             pass
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """One commit for all that is recorded inside.
+
+        A commit waits for the disk; what arrived while one did shares the next.
+        """
+        with self._durably("results"):
+            yield
+
+    @contextmanager
     def _transaction(
-        self, place: str, kind: str, cohort: int | None, data: Any
+        self, place: str, kind: str, cohort: int | None, data: Any, rows_bytes: int = 0
     ) -> Iterator[int | None]:
-        with database_errors(self.path):
+        text = ordered_json(data)
+        # Whole pages are written: those of the rows, and the last of each table.
+        room = len(text) + rows_bytes + 4 * PAGE_BYTES
+        with nullcontext() if self._db.in_transaction else self._durably(place, room):
+            yield self._db.execute(
+                "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
+                (kind, cohort, time.time(), text),
+            ).lastrowid
+
+    @contextmanager
+    def _durably(self, place: str, room: int = 4 * PAGE_BYTES) -> Iterator[None]:
+        """A transaction; room: bytes that it takes, for a message where they are not there."""
+        with database_errors(self.path, room):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                event = self._db.execute(
-                    "INSERT INTO events (kind, cohort, time, data) VALUES (?, ?, ?, ?)",
-                    (kind, cohort, time.time(), ordered_json(data)),
-                ).lastrowid
-                yield event
+                yield
                 failpoint(f"{place}.before_commit")
                 self._db.execute("COMMIT")
             except BaseException:

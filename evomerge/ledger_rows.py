@@ -14,12 +14,15 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import DiskFull, LedgerDamaged
+from evomerge.errors import EvomergeError, LedgerDamaged
+from evomerge.files import disk_full, free_bytes
 from evomerge.recipe import Recipe
 from evomerge.records import Candidate, CandidateId, Evaluation, Genome, Outcome, Responses
 
 KEPT_REASONS = 4  # of a task's failed items, in one outcome
 KEPT_CHARACTERS = 300  # of a reason
+PAGE_BYTES = 4096  # of SQLite
+CROWDED_BYTES = 64 * 1024  # SQLite needs half of it for the index of its log
 
 
 class Row(NamedTuple):
@@ -153,25 +156,32 @@ def unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | None
 
 
 @contextmanager
-def database_errors(path: Path) -> Iterator[None]:
+def database_errors(path: Path, needed_bytes: int = PAGE_BYTES) -> Iterator[None]:
     """A full disk is one thing; whatever else goes wrong in writing is another."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if "full" in str(error):
-            raise DiskFull(
-                f"{path}: no space left on the disk; what was committed is intact"
-            ) from None
-        raise LedgerDamaged(f"{path}: {error}") from None
+        raise _of_sqlite(error, path, str(error), needed_bytes) from None
 
 
 @contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a ledger is read is a damage of the file."""
+    """Whatever goes wrong while a ledger is read is a damage of the file, or a full disk."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise LedgerDamaged(f"{path}: cannot be read as a ledger: {error}") from None
+        raise _of_sqlite(error, path, f"cannot be read as a ledger: {error}") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise LedgerDamaged(f"{path}: damaged: {what}") from None
+
+
+def _of_sqlite(
+    error: sqlite3.DatabaseError, path: Path, what: str, needed_bytes: int = CROWDED_BYTES
+) -> EvomergeError:
+    """SQLite says of some files that it cannot write them, and not why."""
+    name = getattr(error, "sqlite_errorname", "")
+    unsaid = name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN"))
+    if name == "SQLITE_FULL" or (unsaid and free_bytes(path) < CROWDED_BYTES):
+        return disk_full(path, max(needed_bytes, PAGE_BYTES))
+    return LedgerDamaged(f"{path}: {what}")

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -31,14 +32,19 @@ class RunLock:
         while not self._taken():
             if time.monotonic() > until:
                 self._file.seek(0)
-                holder = self._file.read()
+                facts = _facts(self._file.read())
                 self._file.close()
-                raise RunLocked(f"{folder}: {_describe(holder)} works on this run")
+                raise RunLocked(f"{folder}: {_described(facts)} works on this run")
             time.sleep(0.02)
-        self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
-        self._file.flush()
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
+        try:
+            self._file.truncate(0)
+            # Not through the file's buffer: what a full disk refuses would be written at closing.
+            os.write(self._file.fileno(), json.dumps(facts).encode())
+        except OSError:
+            self._file.close()
+            raise
 
     def _taken(self) -> bool:
         try:
@@ -72,11 +78,20 @@ def _facts(text: str) -> dict[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _describe(holder: str) -> str:
-    facts = _facts(holder)
-    if not {"pid", "host", "since"} <= set(facts):
+def _described(facts: Mapping[str, object]) -> str:
+    if not all(facts.get(key) for key in ("pid", "host", "since")):
         return "another process"
     return f"process {facts['pid']} on {facts['host']} (since {facts['since']})"
+
+
+def refuse_locked(folder: Path) -> None:
+    """Say at once that somebody works on a run, before anything heavy is imported.
+
+    Raises:
+        RunLocked: as `RunLock` would.
+    """
+    if (facts := holder(folder)) is not None:
+        raise RunLocked(f"{folder}: {_described(facts)} works on this run")
 
 
 def holder(folder: Path) -> dict[str, object] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,20 +54,46 @@ class Search:
     incumbents: dict[CandidateId, Evaluation] = field(default_factory=dict)  # best first
     history: list[Told] = field(default_factory=list)  # empty where the estimator needs none
     progress: Progress = field(default_factory=Progress)
+    changes: str = ""  # what differs from the sessions that are recorded, in words
     num_asked: int = 0
     num_cohorts: int = 0
     num_told: int = 0
 
 
-def run_search(search: Search, measurer: Measurer, budget: Budget) -> str:
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay has found.
+
+    asked, told: candidates. cohorts: that were asked. drifted: candidates that are asked
+    differently now. waiting: candidates that were asked and not told -> answers that they lack and
+    are asked for now. is_over: the budget is spent already.
+    """
+
+    asked: int
+    told: int
+    cohorts: int
+    drifted: tuple[CandidateId, ...]
+    waiting: Mapping[CandidateId, int]
+    is_over: bool
+    seconds: float
+
+
+def run_search(
+    search: Search,
+    measurer: Measurer,
+    budget: Budget,
+    on_replayed: Callable[[Replayed], None] = lambda _: None,
+) -> str:
     """Search until the budget is spent or the searcher has nothing more to ask; says which.
+
+    on_replayed: called once the searcher is where it was.
 
     Raises:
         NoWorkersLeft: the pool is empty; the search can be resumed.
         LedgerDamaged: the replay contradicts the ledger.
     """
     started = time.monotonic() - search.ledger.seconds_spent()
-    replay(search)
+    on_replayed(replay(search, budget, time.monotonic() - started))
     between_cohorts = True  # what is under way is finished and told before a budget ends it
     while True:
         if between_cohorts and (why := why_stop(budget, search, time.monotonic() - started)):
@@ -98,43 +124,71 @@ def beyond(budget: Budget) -> str:
     return f"the budget is {budget.candidates:,} candidates"
 
 
-def replay(search: Search) -> None:
+def replay(search: Search, budget: Budget, elapsed_s: float) -> Replayed:
     """Make the recorded calls again, so that the searcher is where it was."""
+    begun = time.monotonic()
     asked = search.ledger.asked_ids()
+    drifted: list[CandidateId] = []
     for kind, cohort, data in search.ledger.events("asked", "told"):
         if cohort < 0:
             continue
         if kind == "asked":
             recorded = [search.ledger.candidates[id_] for id_ in asked[cohort]]
             genomes = search.searcher.ask(data["count"])
-            check_replay(search.searcher, recorded, genomes)
+            drifted += check_replay(search, recorded, genomes, first=not drifted)
             open_cohort(search, recorded)
         else:
             evaluations = [search.ledger.evaluation(entry) for entry in data]
             answers = item_scores(search, search.open[0])
             search.searcher.tell([replace(e, responses=answers.get(e.id, {})) for e in evaluations])
             close_cohort(search, evaluations)
+    is_over = why_stop(budget, search, elapsed_s) is not None
+    return Replayed(
+        asked=search.num_asked,
+        told=search.num_told,
+        cohorts=search.num_cohorts,
+        drifted=tuple(drifted),
+        waiting={} if is_over else unanswered(search, budget),
+        is_over=is_over,
+        seconds=time.monotonic() - begun,
+    )
 
 
 def check_replay(
-    searcher: Searcher, recorded: Sequence[Candidate], genomes: Sequence[Genome]
-) -> None:
-    """Compare re-asked genomes with the recorded ones.
+    search: Search, recorded: Sequence[Candidate], genomes: Sequence[Genome], first: bool
+) -> list[CandidateId]:
+    """Compare re-asked genomes with the recorded ones; the candidates where they differ.
+
+    first: whether nothing has differed before, so that it is said once.
 
     Raises:
         LedgerDamaged: they differ, and the searcher cannot go on from recorded genomes.
     """
     expected = [candidate.genome for candidate in recorded]
     if list(genomes) == expected:
-        return
+        return []
+    changes = search.changes or "nothing that sessions record differs: was the code changed?"
     message = (
         f"candidates {recorded[0].id} to {recorded[-1].id} are asked differently now than when the "
-        "run was recorded: another processor or another version of a library (see the ledger's "
-        "session events)"
+        f"run was recorded ({changes})"
     )
-    if len(genomes) != len(expected) or not searcher.resumes_on_drift:
+    if len(genomes) != len(expected) or not search.searcher.resumes_on_drift:
         raise LedgerDamaged(f"{message}; this searcher cannot go on from there: start a new run")
-    logger.warning("%s; going on from the recorded genomes", message)
+    if first:
+        logger.warning("%s; going on from the recorded genomes", message)
+    return [c.id for c, genome in zip(recorded, genomes, strict=True) if c.genome != genome]
+
+
+def unanswered(search: Search, budget: Budget) -> dict[CandidateId, int]:
+    """Candidates that were asked and not told -> item evaluations that they wait for."""
+    lacking: dict[CandidateId, int] = {}
+    known = search.ledger.measurements
+    for cohort in within_budget(search, budget):
+        for request in search.estimator.requests(cohort):
+            fingerprint = search.ledger.candidates.fingerprint(request.candidate)
+            missing = len(known.missing(fingerprint, request.task, request.items))
+            lacking[request.candidate] = lacking.get(request.candidate, 0) + missing
+    return {id_: count for id_, count in lacking.items() if count}
 
 
 def fill_window(search: Search) -> None:
@@ -181,13 +235,10 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
     limit = search.num_asked if budget.candidates is None else budget.candidates
     paid = []
     for cohort in search.open:
-        candidates = tuple(c for c in cohort.candidates if c.id < limit)
-        if candidates:
-            paid.append(
-                cohort
-                if len(candidates) == len(cohort.candidates)
-                else replace(cohort, candidates=candidates)
-            )
+        if cohort.candidates[-1].id < limit:  # asked in the order of their ids
+            paid.append(cohort)
+        elif candidates := tuple(c for c in cohort.candidates if c.id < limit):
+            paid.append(replace(cohort, candidates=candidates))
     return paid
 
 

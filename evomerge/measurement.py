@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +85,7 @@ class Measurer:
         return bool(self._awaited.get(cohort))
 
     def collect(self, head: int) -> None:
-        """Wait a moment for outcomes and commit each by itself.
+        """Wait a moment for outcomes and commit them.
 
         head: the cohort whose turn it is; failures of later ones are kept back.
 
@@ -97,16 +98,18 @@ class Measurer:
             self._record(cohort, outcome)
         if due:
             return
-        for arrived in self._pool.collect(COLLECT_S):
-            outcome = checked(arrived, self._columns)
-            cohort = self._land(outcome.job)
-            if outcome.failure is None or cohort <= head:
-                self._record(cohort, outcome)
-            else:
-                self._held.append((cohort, outcome))
-                for other, jobs in self._awaited.items():
-                    if other < cohort:
-                        jobs.discard(outcome.job.id)  # it has to ask for itself
+        outcomes = [checked(o, self._columns) for o in self._pool.collect(COLLECT_S)]
+        # What arrived together is made durable together: the disk costs more than the driver.
+        with self._ledger.together() if len(outcomes) > 1 else nullcontext():
+            for outcome in outcomes:
+                cohort = self._land(outcome.job)
+                if outcome.failure is None or cohort <= head:
+                    self._record(cohort, outcome)
+                else:
+                    self._held.append((cohort, outcome))
+                    for other, jobs in self._awaited.items():
+                        if other < cohort:
+                            jobs.discard(outcome.job.id)  # it has to ask for itself
 
     def cancel(self) -> None:
         """Take back what no worker has begun: nobody will wait for it."""

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from evomerge.records import Evaluation
 
+BLOCK = 128  # points that are compared with all others at once
+
 
 def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
     """Which points no other point dominates: none is as good everywhere and better somewhere.
@@ -18,12 +20,17 @@ def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
     """
     points = _points(values)
     kept: NDArray[np.bool_] = ~np.any(np.isnan(points), axis=1)
-    for i in range(len(points)):
-        if kept[i]:
-            # Whoever i dominates is out. It need not be compared with the others first: what
-            # dominates i dominates those as well.
-            worse = (points <= points[i]).all(axis=1) & (points < points[i]).any(axis=1)
-            kept &= ~worse
+    start = 0
+    while len(block := start + np.flatnonzero(kept[start:])[:BLOCK]):
+        # Whoever one of the block dominates is out. They need not be compared with the others
+        # first: what dominates them dominates those as well.
+        as_good = np.ones((len(block), len(points)), dtype=bool)
+        better = np.zeros_like(as_good)
+        for column in points.T:
+            as_good &= column[block, None] >= column
+            better |= column[block, None] > column
+        kept &= ~(as_good & better).any(axis=0)
+        start = int(block[-1]) + 1
     return kept
 
 

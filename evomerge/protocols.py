@@ -232,7 +232,10 @@ class Estimator(Protocol):
 class Pool(Protocol):
     """Runs jobs. What it returns does not depend on how many workers it has."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """Workers that it has, or expects."""
+        ...
 
     def submit(self, job: Job) -> None: ...
 

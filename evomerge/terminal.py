@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from evomerge.experiment.resumption import Resumed
 from evomerge.experiment.wire import Parts
 from evomerge.ledger import Ledger
 from evomerge.pareto import best
@@ -66,8 +67,12 @@ class TerminalView:
             f"{sum(map(len, parts.split.search.values()))} search, "
             f"{sum(map(len, parts.split.fresh.values()))} fresh, "
             f"{sum(map(len, parts.split.holdout.values()))} holdout items"
-            + (f"; {len(told)} candidates are recorded already" if told else "")
         )
+
+    def resumed(self, found: Resumed) -> None:
+        """Say what was found."""
+        for line in found.lines():
+            self._console.print(line)
 
     def phase(self, name: str) -> None:
         """A bar for each phase."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +29,27 @@ def tiny_zoo() -> Path:
     from evomerge.zoo.tiny import tiny
 
     return tiny(seed=0)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], dict[str, Any]]:
+    """What comes of a toy's search that nobody disturbs; each is run once."""
+    from toys import outcome_of
+
+    known: dict[str, dict[str, Any]] = {}
+
+    def outcome(toy: Any) -> dict[str, Any]:
+        if (key := repr(toy)) not in known:
+            known[key] = outcome_of(toy.run(tmp_path_factory.mktemp("uninterrupted")))
+        return known[key]
+
+    return outcome
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Any]:
+    """The one Ray cluster of all tests that need one: this process is its driver."""
+    import ray_clusters
+
+    with ray_clusters.nodes(head_cpus=2) as cluster:
+        yield cluster

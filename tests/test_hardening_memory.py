@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from contained import contained
 from safetensors.torch import save_file
 
 from evomerge.checkpoints.open import open_checkpoint
@@ -22,9 +23,6 @@ from evomerge.experiment.recipes import open_recipe_models
 from evomerge.merging import OPERATORS as ALL_OPERATORS
 from evomerge.recipe import Recipe
 from evomerge.results.export import export_model
-
-sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))
-from contained import contained
 
 MB = 2**20
 OPERATORS = {

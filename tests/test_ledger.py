@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from toys import start_fork
 
 from evomerge.errors import ConfigurationError, LedgerDamaged
-from evomerge.ledger import FORMAT, Ledger
+from evomerge.ledger import Ledger
 from evomerge.ledger_rows import pack, unpack
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import (
@@ -233,29 +232,9 @@ def test_what_later_cohorts_and_the_end_cost_is_not_spent_yet(tmp_path):
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def sha256(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-
-
 def test_no_ledger(tmp_path):
     with pytest.raises(ConfigurationError, match="no run here"):
         Ledger(tmp_path / "ledger.sqlite")
-
-
-@pytest.mark.parametrize("read_only", [False, True])
-def test_a_newer_format_is_refused_and_left_untouched(tmp_path, read_only):
-    path = tmp_path / "l.sqlite"
-    create(path).close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA journal_mode = DELETE")  # newer ones may have their reasons
-    db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT + 1,))
-    db.execute("DROP TABLE responses")
-    db.commit()
-    db.close()
-    before = sha256(tmp_path)
-    with pytest.raises(LedgerDamaged, match="newer"):
-        Ledger(path, read_only=read_only)
-    assert sha256(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from evomerge.experiment.score import score_model, score_recipe
 from evomerge.experiment.wire import InMemory, resolve, wire
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.pools import PoolConfig, make_pool
-from evomerge.pools.local import InlinePool, LocalPool
+from evomerge.pools.dispatch import Dispatcher
+from evomerge.pools.inline import InlinePool
+from evomerge.pools.local import local_pool
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import Job, Outcome
@@ -289,7 +291,7 @@ def test_a_file_that_goes_bad_stops_the_run_and_not_the_candidate(
         worker.run(job_of(models))
 
 
-def wait_for_outcome(pool: LocalPool) -> Outcome | None:
+def wait_for_outcome(pool: Dispatcher) -> Outcome | None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         if outcomes := pool.collect(0.5):
@@ -303,7 +305,7 @@ def test_a_worker_process_tells_the_driver_what_stops_it(
     spec = WorkerSpec(
         models, "base", build=Vanishing(models["left"]), python_tasks={"bits": Dtypes()}
     )
-    pool = LocalPool(spec, 1, tmp_path / "log")
+    pool = local_pool(spec, 1, tmp_path / "log")
     try:
         pool.submit(job_of(models))
         with pytest.raises(ModelError, match="has changed since it was opened"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.shards import Layout, ShardWriter, layout_of, main_dtype, size_bytes
 from evomerge.checkpoints.small_files import copy_files, small_files
 from evomerge.checkpoints.staging import clear_leftovers, staged_folder
-from evomerge.errors import ConfigurationError, DiskFull, Problem
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.failpoints import failpoint
-from evomerge.files import disk_errors, fsync
+from evomerge.files import check_room, disk_errors, fsync
 
 MARK = "evomerge_recipe.yaml"  # a folder with this file is evomerge's own, and may be replaced
 
@@ -65,10 +64,11 @@ def write_model(
         what = "is the model that the tokenizer is read from"
         raise ConfigurationError(Problem(str(target), what, "choose another folder"))
     check_target(target, (like, *reads))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)
-    _check_space(target, size_bytes(layout))
-    with disk_errors(target), staged_folder(target) as staged:
+    check_room(target, size_bytes(layout))
+    with disk_errors(target, size_bytes(layout)), staged_folder(target) as staged:
         sharded = bool(like.config)
         shards = ShardWriter(staged, layout, max_bytes=max_shard_bytes if sharded else math.inf)
         for name, tensor in tensors:
@@ -102,14 +102,6 @@ def check_target(target: Path, reads: Iterable[Checkpoint]) -> None:
     if not target.is_dir() or any(target.iterdir()):
         what = f"exists, and was not written by evomerge (no {MARK})"
         raise ConfigurationError(Problem(str(target), what, "choose another folder"))
-
-
-def _check_space(target: Path, projected: int) -> None:
-    needed = projected * 6 // 5
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        what = f"needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free on the disk"
-        raise DiskFull(Problem(str(target), what))
 
 
 def _config(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import sys
+import tempfile
+from pathlib import Path
 
 import typer
 
@@ -11,16 +12,19 @@ from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
-from evomerge.cli.search import digest, front, resume, run, status
+from evomerge.cli.search import digest, front, resume, run
+from evomerge.cli.sweep import sweep
+from evomerge.cli.watch import status
 from evomerge.errors import (
     CandidateError,
     ConfigurationError,
-    DiskFull,
     EvomergeError,
     Interrupted,
     ModelError,
     Problem,
 )
+from evomerge.files import NO_SPACE, disk_full
+from evomerge.signals import signals
 
 app = typer.Typer(
     name="evomerge",
@@ -35,6 +39,7 @@ VERBS = (  # in the order of the help
     run,
     resume,
     status,
+    sweep,
     front,
     estimate,
     replay,
@@ -58,8 +63,9 @@ for verb in VERBS:
 def main() -> None:
     """Run a verb; an error of the user's becomes text and an exit code, never a traceback."""
     try:
-        # It ends the process itself; what is wrong with the arguments is told there.
-        app(prog_name="evomerge")
+        with signals():
+            # It ends the process itself; what is wrong with the arguments is told there.
+            app(prog_name="evomerge")
     except Interrupted as error:
         sys.exit(error.exit_code)
     except EvomergeError as error:
@@ -71,8 +77,9 @@ def main() -> None:
 
 
 def _of_the_system(error: OSError) -> EvomergeError:
-    kind = DiskFull if error.errno == errno.ENOSPC else ConfigurationError
-    return kind(Problem(str(error.filename or ""), error.strerror or str(error)))
+    if error.errno in NO_SPACE:
+        return disk_full(Path(error.filename or tempfile.gettempdir()))
+    return ConfigurationError(Problem(str(error.filename or ""), error.strerror or str(error)))
 
 
 def _complain(error: EvomergeError) -> int:

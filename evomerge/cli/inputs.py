@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, Problem
+from evomerge.files import catalogue_folder
 
 if TYPE_CHECKING:
     from evomerge.api import Run
@@ -33,9 +35,57 @@ def read_experiment_file(reference: str, allow_code: bool) -> Any:
     return with_code(config, path, allow_code)
 
 
+def run_name(reference: str) -> str:
+    """The name of an experiment's run, from its file alone; what is wrong there is told later."""
+    from evomerge.documents import read_yaml
+
+    path = Path(reference)
+    with suppress(EvomergeError):
+        known = catalogue_folder("experiments") / f"{reference}.yaml"
+        data = read_yaml(path if path.is_file() else known).data
+        if isinstance(data, dict) and isinstance(name := data.get("name"), str):
+            return name or path.stem
+    return path.stem
+
+
 def with_code(config: Any, where: Path, allow_code: bool) -> Any:
     """Only the user can allow code to run: a file that says so comes from anywhere."""
     if config.allow_code and not allow_code:
         what = "the experiment wants to run the code that its task files name"
         raise ConfigurationError(Problem(str(where), what, "if you trust it, add --allow-code"))
     return config.model_copy(update={"allow_code": allow_code})
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """`NAME=VALUE`, as often as it was said."""
+    pairs = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ConfigurationError(Problem(f"{option} {text}", "expected two names with a ="))
+        pairs[name] = value
+    return pairs
+
+
+def changed(
+    config: Any,
+    *,
+    budget: dict[str, float | None],
+    pool: tuple[str | None, int | None, str | None],
+    seed: int | None = None,
+) -> Any:
+    """The experiment with some keys changed and checked again; pool: kind, workers, address."""
+    from evomerge.documents import Document, parse
+
+    changes: dict[str, Any] = {}
+    if limits := {key: value for key, value in budget.items() if value is not None}:
+        changes["budget"] = limits
+    kind, workers, address = pool
+    said = {"workers": workers, "address": address}
+    if given := {key: value for key, value in said.items() if value is not None}:
+        changes["pool"] = {**config.pool.model_dump(exclude_unset=True), **given}
+    if kind is not None and kind != config.pool.kind:  # settings of another pool say nothing here
+        changes["pool"] = {"kind": kind, **given}
+    if seed is not None:
+        changes["seed"] = seed
+    return parse(type(config), Document({**dict(config), **changes}))

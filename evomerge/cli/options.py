@@ -22,7 +22,28 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle-weights", help="Read .pt and .bin files, weights only.")
 ]
 Budget = Annotated[
-    int | None, typer.Option(min=1, help="Candidates in all, instead of what the file says.")
+    int | None,
+    typer.Option(min=1, help="Candidates in all; replaces the file's whole budget."),
+]
+ItemEvaluations = Annotated[
+    int | None,
+    typer.Option(min=1, help="Item evaluations in all; replaces the file's whole budget."),
+]
+Hours = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Hours of all sessions together; replaces the file's whole budget."),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        help="Who measures, with that pool's defaults: local (processes on this machine), ray.",
+        show_default="the file's",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Where the pool's cluster is, such as auto or ray://HOST:10001."),
 ]
 Workers = Annotated[
     int | None,

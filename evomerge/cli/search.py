@@ -1,4 +1,4 @@
-"""Searching, and looking at a search: run, resume, status, front, digest."""
+"""Searching, and looking at a search: run, resume, front, digest."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from evomerge.cli.inputs import open_run, read_experiment_file, with_code
-from evomerge.cli.options import AllowCode, AsJson, Budget, ExperimentFile, RunFolder, Workers
+from evomerge.cli.inputs import (
+    changed,
+    open_run,
+    pairs,
+    read_experiment_file,
+    run_name,
+    with_code,
+)
+from evomerge.cli.options import (
+    Address,
+    AllowCode,
+    AsJson,
+    Budget,
+    ExperimentFile,
+    Hours,
+    ItemEvaluations,
+    Pool,
+    RunFolder,
+    Workers,
+)
 from evomerge.cli.screen import open_console
 from evomerge.errors import ConfigurationError, Interrupted
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from evomerge.lock import refuse_locked
+from evomerge.signals import go_on, signals
 
 
 def run(
@@ -27,11 +44,17 @@ def run(
         int | None, typer.Option(min=0, help="Decides every random choice, instead of the file's.")
     ] = None,
     workers: Workers = None,
+    pool: Pool = None,
+    address: Address = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
-    config = _changed(
-        read_experiment_file(experiment, allow_code), budget=budget, workers=workers, seed=seed
+    refuse_locked(out or Path("runs") / run_name(experiment))
+    config = changed(
+        read_experiment_file(experiment, allow_code),
+        budget={"candidates": budget},
+        pool=(pool, workers, address),
+        seed=seed,
     )
     _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
 
@@ -39,10 +62,37 @@ def run(
 def resume(
     folder: RunFolder,
     budget: Budget = None,
+    item_evaluations: ItemEvaluations = None,
+    hours: Hours = None,
     workers: Workers = None,
+    pool: Pool = None,
+    address: Address = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Where a model is now; it must be the same by content. For each that has moved.",
+        ),
+    ] = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Whatever was in folder OLD (models, tasks' files) is in NEW now.",
+        ),
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Go on with a run that was stopped, or give a finished one more candidates."""
+    """Go on with a run that was stopped, or give a finished one more to do.
+
+    Says what was replayed, what is measured again, and what differs from earlier sessions. A run
+    may go on with other workers, another pool, or on another machine, where its folder was copied:
+    the same candidates follow as if nothing had been. `--budget 400` gives a run of 200 as many
+    again. Where models lie elsewhere now, say so once: --model sort=/mnt/sort.
+    """
+    refuse_locked(folder)
+    from evomerge.experiment.moves import check_models_are_there
+    from evomerge.experiment.moves import moved as moved_to
     from evomerge.experiment.run import read_run_config
 
     config = read_run_config(folder)
@@ -53,33 +103,11 @@ def resume(
             f"{folder}: this run was started from Python with models or a fitness that live in "
             "memory; call evomerge.search again with the same arguments and the same out="
         )
+    config = moved_to(config, pairs(model, "--model"), pairs(moved, "--moved"))
+    check_models_are_there(config)
     config = with_code(config, folder, allow_code)
-    _drive(_changed(config, budget=budget, workers=workers), folder)
-
-
-def status(folder: RunFolder, as_json: AsJson = False) -> None:
-    """How far a run is, what it has found, and whether the search was worth it."""
-    facts = open_run(folder).status()
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    from evomerge.tables import brief
-
-    console = open_console()
-    console.print(
-        f"{facts['state']}: {facts['candidates']} candidates ({facts['failed']} failed), "
-        f"{facts['item_evaluations']:,} item evaluations"
-        + (f" ({facts['failed_items']:,} of them failed)" if facts["failed_items"] else "")
-    )
-    if facts["incumbent"]:
-        values = ", ".join(
-            f"{name} {brief(e)}" for name, e in facts["incumbent"]["objectives"].items()
-        )
-        console.print(f"best by the search: candidate {facts['incumbent']['candidate']} ({values})")
-    if facts["final"]:
-        _print_final(console, facts["final"])
-    elif facts["state"] == "stopped":
-        console.print(f"go on with: evomerge resume {folder}")
+    limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
+    _drive(changed(config, budget=limits, pool=(pool, workers, address)), folder)
 
 
 def front(
@@ -102,7 +130,7 @@ def front(
         ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from evomerge.tables import front_table
+    from evomerge.score_tables import front_table
 
     open_console().print(front_table(rows))
 
@@ -112,45 +140,22 @@ def digest(folder: RunFolder) -> None:
     print(open_run(folder).ledger.digest())
 
 
-def _changed(
-    config: Any, *, budget: int | None, workers: int | None, seed: int | None = None
-) -> Any:
-    """The experiment with some keys changed and checked again."""
-    from evomerge.documents import Document, parse
-
-    changes: dict[str, Any] = {}
-    if budget is not None:
-        changes["budget"] = {"candidates": budget}
-    if workers is not None:
-        changes["pool"] = {"kind": "local", "workers": workers}
-    if seed is not None:
-        changes["seed"] = seed
-    return parse(type(config), Document({**dict(config), **changes}))
-
-
 def _drive(config: Any, out: Path) -> None:
     """Run with a view, then print the final table and what to do next."""
-    from evomerge.experiment.run import run_experiment
-    from evomerge.terminal import TerminalView
-
     console = open_console()
     try:
-        with TerminalView(console) as view:
-            run_experiment(config, out, watchers=[view])
+        with signals(out):
+            from evomerge.experiment.run import run_experiment
+            from evomerge.terminal import TerminalView
+
+            with TerminalView(console) as view:
+                run_experiment(config, out, watchers=[view])
     except Interrupted:
-        console.print(f"\ninterrupted; nothing is lost. Go on with: evomerge resume {out}")
+        console.print(f"\n{go_on(out)}")
         raise
-    final = open_run(out).status()["final"]
-    _print_final(console, final)
+    from evomerge.score_tables import print_final
+
+    print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")
-
-
-def _print_final(console: Console, final: dict[str, Any]) -> None:
-    from evomerge.tables import final_table, gains_table, summary
-
-    console.print(final_table(final))
-    if (gains := gains_table(final)) is not None:
-        console.print(gains)
-    console.print(summary(final), highlight=False)

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 
-from evomerge.experiment.run import session_facts
+from evomerge.experiment.sessions import session_facts
 from evomerge.files import cache_folder, catalogue_folder
 from evomerge.pools import PoolConfig
 

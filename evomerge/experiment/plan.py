@@ -8,13 +8,15 @@ import numpy as np
 
 from evomerge.errors import ModelError, Problem
 from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.room import expected_items, projected_bytes
 from evomerge.experiment.wire import Parts, wire
 from evomerge.merging.traffic import bytes_moved
+from evomerge.pools import placement_here
 from evomerge.pools.worker import Worker
 from evomerge.protocols import Progress
 from evomerge.recipe import Merge, Recipe, Segments, Slot
 from evomerge.records import Job
-from evomerge.results.references import GRID, reference_recipes
+from evomerge.results.references import reference_recipes
 from evomerge.search_spaces import describe
 
 TRIAL_ITEMS = 32  # of each task, answered by the base to learn the speed
@@ -30,33 +32,32 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
     parts = wire(config, progress=progress)
     cohort = config.cohort or parts.searcher.population
     candidates = config.budget.candidates
-    num_search = sum(map(len, parts.split.search.values()))
-    num_fresh = sum(map(len, parts.split.fresh.values()))
-    num_holdout = sum(map(len, parts.split.holdout.values()))
-    per_cohort = parts.estimator.expected_items(cohort)
-    searched = None if candidates is None else round(candidates / cohort * per_cohort)
-    num_models = len(reference_recipes(parts.template)) - len(GRID)
-    references = num_models * num_search + parts.estimator.expected_items(len(GRID))
-    finalists = (config.fitness.finalists + 4) * num_fresh
-    holdout = (num_models + 2) * num_holdout
-    total = None if searched is None else references + searched + finalists + holdout
+    items = expected_items(parts)
     seconds = seconds_per_item(parts)
-    workers = max(1, config.pool.num_workers)
+    placed = placement_here(config.pool, parts.worker)
+    workers = max(1, placed.workers)
     size = sum(checkpoint.size_bytes for checkpoint in parts.models.checkpoints.values())
     return {
         **describe_space(parts),
         "candidates": candidates if candidates is not None else "until the budget is spent",
         "candidates asked together": cohort,
-        "items: references": f"{references:,}",
-        "items: search": "unknown" if searched is None else f"{searched:,}",
-        "items: finalists": f"{finalists:,}",
-        "items: holdout": f"{holdout:,} or more with a front",
-        "items: all": "unknown" if total is None else f"{total:,}",
+        "items: references": f"{items.references:,}",
+        "items: search": "unknown" if items.search is None else f"{items.search:,}",
+        "items: finalists": f"{items.finalists:,}",
+        "items: holdout": f"{items.holdout:,} or more with a front",
+        "items: all": "unknown" if items.total is None else f"{items.total:,}",
         "models on disk": f"{size / 1e6:,.1f} MB",
+        "run folder": "unknown"
+        if items.total is None
+        else f"{projected_bytes(parts) / 1e6:,.1f} MB or less",
         "seconds per item": f"{seconds:.2g} (base, one worker)",
+        "workers here": f"{placed.workers} on {placed.device} ({'; '.join(placed.reasons)})",
+        "memory of a worker": "unknown"
+        if parts.worker.demand is None
+        else f"{parts.worker.demand.on_cpu(placed.ahead) / 1e9:.1f} GB",
         "hours": "unknown"
-        if total is None
-        else f"{total * seconds / workers / 3600:.2g} with {workers} worker(s)",
+        if items.total is None
+        else f"{items.total * seconds / workers / 3600:.2g} with {workers} worker(s)",
         "warnings": list(parts.warnings),
     }
 

@@ -3,59 +3,36 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import signal
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evomerge.documents import Document
-from evomerge.errors import ConfigurationError, Interrupted, Problem
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.experiment.config import ExperimentConfig, read_experiment
+from evomerge.experiment.identity import differences
+from evomerge.experiment.resumption import Context, explained, moved_models
+from evomerge.experiment.room import projected_bytes
+from evomerge.experiment.sessions import noted_end
 from evomerge.experiment.start import Start, recorded_start
+from evomerge.experiment.watching import Watcher, run_log
 from evomerge.experiment.wire import InMemory, Parts, wire
-from evomerge.files import write_text
+from evomerge.files import EXPERIMENT, check_room, disk_errors, write_text
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, notify, wanted_columns
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warm_up
-from evomerge.protocols import Observer
-from evomerge.recipe import canonical_json
 from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
-from evomerge.results.references import grid_cohort, measure_references, models_of
-from evomerge.search_spaces import parse_space
+from evomerge.results.references import grid_cohort, measure_references, models_of, references_told
+from evomerge.signals import signals
 from evomerge.stopping import Progress
-
-EXPERIMENT = "experiment.yaml"
-RECORDED_VERSIONS = (
-    *("evomerge", "torch", "transformers", "lm_eval", "numpy", "scipy"),
-    *("cma", "cmaes", "pymoo", "optuna", "ribs"),  # what searchers are built on
-)
-
-
-class Watcher(Observer, Protocol):
-    """An observer that also wants to know what the driver is at."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Something that takes a while goes on: training a zoo, reading a model."""
-
-    def warning(self, text: str) -> None:
-        """Something is odd, and the run goes on."""
-
-    def started(self, parts: Parts, ledger: Ledger) -> None:
-        """The parts are there; the ledger is open."""
-
-    def phase(self, name: str) -> None:
-        """`references`, `search`, `finalists` or `holdout` begins."""
 
 
 def run_experiment(
@@ -77,28 +54,34 @@ def run_experiment(
         raise ConfigurationError(
             Problem(str(out), f"has an {EXPERIMENT} that is no run's", "choose another --out")
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out), run_log(out / "run.log", watchers), signals():
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out / "run.lock"):
+        lock = RunLock(out)
+    with lock, signals(out), run_log(out / "run.log", watchers):
         if config.pool.num_workers > 0 and in_memory is None:
             warm_up()
 
         def progress(what: str, done: int, total: int) -> None:
             notify(watchers, "progress", what, done, total)
 
+        moved = moved_models(config, out / EXPERIMENT)
         parts = wire(config, in_memory, progress, known_start(config, out))
         for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
+        check_room(out, projected_bytes(parts) - written_bytes(out))
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
             write_text(out / EXPERIMENT, parts.config.to_yaml())
-        with closing(open_ledger(out / LEDGER, parts)) as ledger:
+        began = time.monotonic()
+        with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
             write_text(out / EXPERIMENT, parts.config.to_yaml())
-            ledger.note("session", session_facts())
+            explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
-                search_and_finish(parts, measurer, ledger, out, watchers)
+                search_and_finish(parts, measurer, ledger, out, watchers, explain)
             finally:
                 pool.close()
     return out
@@ -119,7 +102,12 @@ def known_start(config: ExperimentConfig, out: Path) -> Start | None:
 
 
 def search_and_finish(
-    parts: Parts, measurer: Measurer, ledger: Ledger, out: Path, watchers: Sequence[Watcher]
+    parts: Parts,
+    measurer: Measurer,
+    ledger: Ledger,
+    out: Path,
+    watchers: Sequence[Watcher],
+    context: Context,
 ) -> None:
     """References, search, finalists, holdout; what is recorded already is not done again."""
 
@@ -128,6 +116,9 @@ def search_and_finish(
 
     phase("references")
     references = measure_references(parts.template, ledger, measurer, parts.estimator, parts.split)
+    if not any(ledger.events("references")):
+        told = (ledger, parts.estimator, parts.objectives, parts.split)
+        ledger.note("references", references_told(references, *told))
     population = parts.searcher.population
     in_flight = parts.config.in_flight or parts.searcher.in_flight
     cohort_size = parts.config.cohort or min(population, in_flight)
@@ -141,9 +132,10 @@ def search_and_finish(
         references=models_of(references),
         observers=watchers,
         progress=Progress(parts.config.budget.reached_at(parts.objectives)),
+        changes=context.changes,
     )
     phase("search")
-    why = run_search(search, measurer, parts.config.budget.budget())
+    why = run_search(search, measurer, parts.config.budget.budget(), context.replayed)
     logging.getLogger("evomerge").info("the search has ended: %s", why)
     measurer.cancel()  # a budget of items or hours may end with cohorts under way
     if ledger.final() is None:
@@ -240,52 +232,24 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
         }
         return Ledger.create(path, meta, parts.num_items, parts.costs)
     ledger = Ledger(path, costs=parts.costs)
-    problems = [
-        Problem(f"{path.parent} {key}", f"the run there has {was}, this experiment {is_now}")
-        for key, was, is_now in differences(ledger.meta["identity"], parts.identity)
-    ]
-    if problems:
+    found = differences(ledger.meta["identity"], parts.identity)
+    if found:
         ledger.close()
-        raise ConfigurationError(
-            [*problems, Problem("", "choose another --out, or remove that folder")]
-        )
+        hint = Problem("", "choose another --out, or remove that folder")
+        raise ConfigurationError([*(_difference(path.parent, parts, *f) for f in found), hint])
     return ledger
 
 
-def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Where two identities differ: the key, and both values."""
-    one, other = leaves(of_today(recorded)), leaves(of_today(now))
-    if one.get("start") != other.get("start"):  # sha256 say nothing to anybody
-        one["start"], other["start"] = "designs or a warm_start of its own", "others"
-    found = []
-    for key in sorted({*one, *other}):
-        was, is_now = one.get(key), other.get(key)
-        # Of a space, 1 is a number of layers, and 1.0 is all of them.
-        same = was == is_now
-        if key.startswith("space."):
-            same = canonical_json(was) == canonical_json(is_now)
-        if not same:
-            found.append((key, was, is_now))
-    return found
-
-
-def of_today(identity: dict[str, Any]) -> dict[str, Any]:
-    """A recorded identity, with the keys of search spaces that older runs did not know."""
-    try:
-        space = parse_space(Document(identity["space"])).model_dump(mode="json")
-    except ConfigurationError:
-        return identity
-    return {**identity, "space": space}
-
-
-def leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """Dotted key -> value, for everything in nested mappings."""
-    if not isinstance(value, dict):
-        return {place: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= leaves(inner, f"{place}.{key}" if place else str(key))
-    return found
+def _difference(folder: Path, parts: Parts, key: str, was: Any, is_now: Any) -> Problem:
+    """What differs between a run and an experiment, for people; of models, where they are."""
+    models = parts.config.models()
+    if key.startswith("models.") and was and is_now and (name := key[7:]) in models:
+        return Problem(
+            f"model {name}",
+            f"{models[name]} is another model than the run in {folder} has measured "
+            f"(sha256 {str(is_now)[:12]}, there {str(was)[:12]})",
+        )
+    return Problem(f"{folder} {key}", f"the run there has {was}, this experiment {is_now}")
 
 
 def read_run_config(folder: Path) -> ExperimentConfig:
@@ -294,83 +258,11 @@ def read_run_config(folder: Path) -> ExperimentConfig:
     Raises:
         ConfigurationError: there is no run.
     """
-    if not (folder / LEDGER).exists():
-        raise ConfigurationError(f"{folder}: no run here (there is no {LEDGER})")
+    if not (folder / EXPERIMENT).exists():  # it is there before the ledger is
+        raise ConfigurationError(f"{folder}: no run here (there is no {EXPERIMENT})")
     return read_experiment(folder / EXPERIMENT)
 
 
-def session_facts() -> dict[str, Any]:
-    """Where and with what the driver runs: what a replay that drifts is explained by."""
-    versions = {}
-    for package in RECORDED_VERSIONS:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": platform.processor(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-    }
-
-
-class WarningHandler(logging.Handler):
-    """Passes warnings on to those who watch."""
-
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        super().__init__(logging.WARNING)
-        self._watchers = watchers
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell every watcher."""
-        for watcher in self._watchers:
-            watcher.warning(record.getMessage())
-
-
-@contextmanager
-def run_log(path: Path, watchers: Sequence[Watcher]) -> Iterator[None]:
-    """Log to the run's own file for as long as the run goes; warnings also to the watchers."""
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s driver %(levelname)s %(message)s"))
-    handlers = (file, WarningHandler(watchers))
-    root = logging.getLogger("evomerge")
-    for handler in handlers:
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
-
-
-class _Signal(BaseException):
-    """A signal on its way out; no Exception, so that nobody takes it for a candidate's failure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-@contextmanager
-def signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted; a second signal ends the process at once."""
-
-    def interrupt(number: int, _frame: Any) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-        raise _Signal(number)
-
-    try:
-        previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        previous = {}
-    try:
-        yield
-    except _Signal as caught:
-        raise Interrupted(caught.number) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def written_bytes(out: Path) -> int:
+    """What of the run is on the disk already: its ledger, and the log that SQLite writes first."""
+    return sum(path.stat().st_size for path in out.glob(f"{LEDGER}*") if path.is_file())

@@ -16,6 +16,7 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.demand import demand_for
 from evomerge.experiment.searcher_warnings import searcher_warnings
 from evomerge.experiment.start import Start, read_start
 from evomerge.experiment.tasks import (
@@ -32,6 +33,7 @@ from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.costs import Costs
 from evomerge.merging.module import tokenizer_of
+from evomerge.pools.placement import Demand
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Estimator, Progress, Searcher, SearchSpace, Task
 from evomerge.recipe import Merge, ModelSource, Recipe, canonical_json
@@ -254,7 +256,12 @@ def wire(
             config.fitness.select.weights,
             config.fitness.select.at_least,
         ),
-        worker=worker_spec(config, given, models),
+        worker=worker_spec(
+            config,
+            given,
+            models,
+            demand_for(models.checkpoints, template, space, costs, config.threads_per_worker),
+        ),
     )
 
 
@@ -274,7 +281,9 @@ def facts_of(
     )
 
 
-def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -> WorkerSpec:
+def worker_spec(
+    config: ExperimentConfig, in_memory: InMemory, models: Models, demand: Demand
+) -> WorkerSpec:
     """What a worker is sent, once."""
     return WorkerSpec(
         models={
@@ -298,6 +307,7 @@ def worker_spec(config: ExperimentConfig, in_memory: InMemory, models: Models) -
         tokenizer=config.tokenizer,
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
+        demand=demand,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable
@@ -110,6 +111,9 @@ def _room_in_file(numel: int, dtype: DTypeLike) -> NDArray[Any]:
         free = shutil.disk_usage(folder).free
         if _WORTH_A_FILE <= nbytes <= free // _FREE_SHARE:
             with tempfile.TemporaryFile(dir=folder) as file:
+                # A hole that finds no room when it is written ends the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, nbytes)
                 return np.memmap(file, dtype, "w+", shape=(numel,))
     except OSError:
         pass

@@ -3,55 +3,151 @@
 from __future__ import annotations
 
 import logging
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.pools.local import InlinePool, LocalPool, warm_up
+from evomerge.errors import ConfigurationError, Problem
+from evomerge.pools.dispatch import Dispatcher
+from evomerge.pools.inline import InlinePool
+from evomerge.pools.local import local_pool, warm_up
+from evomerge.pools.nodes import num_processors, this_node
+from evomerge.pools.placement import Node, Placement, gpus_of, place
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Pool
 
-__all__ = ["POOLS", "PoolConfig", "WorkerSpec", "make_pool", "warm_up"]
+__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "placement_here", "warm_up"]
 
-POOLS = {"local": LocalPool}
 logger = logging.getLogger(__name__)
 
 
 class PoolConfig(BaseModel):
     """The `pool:` of an experiment.
 
-    workers: processes; `auto` is one for each processor that may be used, 0 measures in
-        the driver itself.
+    kind: `local`, processes on this machine; `ray`, workers on all nodes of a Ray cluster.
+    workers: `auto` is as many as there are processors, memory and GPUs for; 0 measures in the
+        driver itself (`local`).
+    device: `auto` takes GPUs where there are any.
+    ahead: whether a worker prepares the next recipe while it measures, in a second model; `auto`
+        does so where memory and processors are left over.
+    address: of the Ray cluster: `auto` joins the one that this machine belongs to, and starts one
+        where there is none; `local` starts one; else `ray://HOST:10001` or `HOST:6379`.
+    cpus_per_worker: what Ray counts for a worker; None is one for each of its threads.
+    timeout_s: how long a job may take, after which its worker is replaced; None is for ever.
+    patience_s: how long a run waits for workers when a cluster has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    ahead: bool | Literal["auto"] = "auto"
+    address: str = "auto"
+    cpus_per_worker: float | None = Field(default=None, ge=0)
+    timeout_s: float | None = Field(default=None, gt=0)
+    patience_s: float = Field(default=60.0, ge=0)
 
     @property
     def num_workers(self) -> int:
-        """The number that `workers` stands for on this machine."""
-        return _num_processors() if self.workers == "auto" else self.workers
+        """The number that `workers` stands for on this machine, as far as processors go."""
+        return num_processors() if self.workers == "auto" else self.workers
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether GPUs are looked for."""
+        return self.device in ("auto", "cuda")
 
 
 def make_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
-    """A started pool; models and callables that live in memory are measured in the driver."""
-    if spec.lives_in_memory and config.workers not in ("auto", 0):
+    """A started pool; models and callables that live in memory are measured in the driver.
+
+    Raises:
+        ConfigurationError: no worker fits on this machine, or there is no such cluster.
+    """
+    if spec.lives_in_memory and (config.workers not in ("auto", 0) or config.kind != "local"):
         logger.warning(
-            "pool.workers: %s is ignored: models, modules and functions that are in memory are "
+            "pool %s, workers: %s is ignored: models, modules and functions that are in memory are "
             "measured in this process",
-            config.workers,
+            *(config.kind, config.workers),
         )
-    if config.num_workers < 1 or spec.lives_in_memory:
+    if config.workers == 0 or spec.lives_in_memory:
         return InlinePool(spec)
-    return LocalPool(spec, config.num_workers, log)
+    if config.kind == "ray":
+        return _ray_pool(config, spec, log)
+    return _local_pool(config, spec, log)
 
 
-def _num_processors() -> int:
-    """Those that this process may use, which a batch system or `taskset` may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def placement_here(config: PoolConfig, spec: WorkerSpec) -> Placement:
+    """How many workers this machine gets, on what, and why.
+
+    Raises:
+        ConfigurationError: GPUs are wanted, and there are none.
+    """
+    here = this_node(gpus=config.uses_gpus)
+    if config.device == "cuda" and not here.gpus:
+        what = "there is no CUDA device, or torch cannot use it"
+        raise ConfigurationError(Problem("pool.device (cuda)", what, "say cpu, or auto"))
+    return placement_on(here, config, spec)
+
+
+def placement_on(
+    node: Node, config: PoolConfig, spec: WorkerSpec, workers: int | None = None
+) -> Placement:
+    """The same for some node; workers: how many of those that are asked for it is to have."""
+    asked = config.workers if config.workers != "auto" else None
+    asked = asked if workers is None else workers
+    if spec.demand is None:
+        return Placement(node.cpus // max(1, spec.threads) or 1 if asked is None else asked)
+    placed = place(node, spec.demand, workers=asked, may_prepare=config.ahead is not False)
+    threads = placed.workers * spec.demand.threads
+    # On processors that are all at work already, preparing ahead would only take turns.
+    is_idle = placed.gpus_per_worker > 0 or threads < node.cpus
+    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_idle)
+    return replace(placed, ahead=ahead)
+
+
+def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
+    placed = placement_here(config, spec)
+    if placed.workers == 0:
+        hint = "`workers: 1` tries it all the same"
+        raise ConfigurationError(Problem("pool.workers (auto)", "; ".join(placed.reasons), hint))
+    logger.info("%d workers on %s: %s", placed.workers, placed.device, "; ".join(placed.reasons))
+    device = "mps" if config.device == "mps" else placed.device
+    sent = replace(spec, device=device, ahead=placed.ahead, demand=None)
+    visible = [
+        ",".join(map(str, gpus_of(number, placed))) if placed.gpus_per_worker else ""
+        for number in range(placed.workers)
+    ]
+    return local_pool(sent, placed.workers, log, config.timeout_s, visible)
+
+
+def _ray_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
+    from evomerge.pools.ray_cluster import Cluster, ClusterNode
+    from evomerge.pools.ray_crew import RayCrew, Seats
+
+    cpus = float(spec.threads) if config.cpus_per_worker is None else config.cpus_per_worker
+    most = None if config.workers == "auto" else config.workers
+    cluster = Cluster(config.address, max(float(num_processors()), cpus * config.num_workers))
+
+    def seats(node: ClusterNode) -> Seats:
+        by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
+        gpus = cluster.gpus_of(node) if node.gpus and config.uses_gpus else ()
+        there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
+        # How many of all nodes there are is decided elsewhere.
+        placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
+        why = "; ".join(placed.reasons) or f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
+        return Seats(
+            min(placed.workers, by_cpus),
+            cpus,
+            placed.gpus_per_worker,
+            placed.device,
+            placed.ahead,
+            why,
+        )
+
+    sent = replace(spec, demand=None)
+    crew = RayCrew(cluster, sent, seats, most=most, patience_s=config.patience_s, log=log)
+    return Dispatcher(crew, config.timeout_s)

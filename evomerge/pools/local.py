@@ -1,4 +1,4 @@
-"""The pool on one machine: in the driver's own process, or in supervised worker processes."""
+"""Workers on one machine: processes that are forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -9,172 +9,211 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from evomerge.errors import EvomergeError, NoWorkersLeft
+from evomerge.errors import EvomergeError, Problem
+from evomerge.pools.crew import (
+    STILLBORN,
+    Answer,
+    Event,
+    Forgotten,
+    Gone,
+    Ready,
+    Refused,
+)
+from evomerge.pools.dispatch import Dispatcher
 from evomerge.pools.worker import Worker, WorkerSpec
-from evomerge.records import Failure, Job, Outcome
+from evomerge.records import Job, Outcome
 
-ATTEMPTS = 3  # a job whose worker died this often is given up
+NODE = "local"
 logger = logging.getLogger(__name__)
 
 
-class InlinePool:
-    """Measures in the driver's process, one job per `collect`."""
+def local_pool(
+    spec: WorkerSpec,
+    workers: int,
+    log: Path | None,
+    timeout_s: float | None = None,
+    visible: Sequence[str] = (),
+) -> Dispatcher:
+    """A pool of so many worker processes; what they say goes to the log.
 
-    slots = 1
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(spec, "driver")
-        self._queue: deque[Job] = deque()
-
-    def submit(self, job: Job) -> None:
-        """Queue a job."""
-        self._queue.append(job)
-
-    def collect(self, timeout_s: float) -> list[Outcome]:  # noqa: ARG002 - nothing to wait for
-        """Run the next job."""
-        return [self._worker.run(self._queue.popleft())] if self._queue else []
-
-    def cancel(self) -> list[Job]:
-        """Take back what is queued."""
-        jobs = list(self._queue)
-        self._queue.clear()
-        return jobs
-
-    def close(self) -> None:
-        """Forget what is queued."""
-        self._queue.clear()
+    visible: the GPUs that each of them sees, as CUDA_VISIBLE_DEVICES; without, what we see.
+    """
+    return Dispatcher(Processes(spec, workers, log, visible), timeout_s)
 
 
 @dataclass
-class _Seat:
-    """A worker process, its pipe, and the job that it has."""
+class _Member:
+    """A worker process and its pipe."""
 
     process: BaseProcess
     pipe: Connection
-    job: Job | None = None
+    seat: int  # which of the places it has; another takes it over
     ready: bool = False
+    owed: int = 0  # answers to jobs that it was given
+    starved: int = 0  # processes that the system had ended for want of memory when it began
 
 
-class LocalPool:
-    """Worker processes, forked from a server that has imported everything.
+class Processes:
+    """A crew of worker processes; see `Crew`.
 
-    A worker that dies is replaced and its job runs again. The server is a process of its own, so
-    neither the driver's threads nor its open files reach the workers.
+    They are forked from a server that is a process of its own, so neither the driver's threads nor
+    its open files reach them.
     """
 
-    def __init__(self, spec: WorkerSpec, workers: int, log: Path | None) -> None:
-        self.slots = workers
+    patience_s = 0.0  # nobody else will come
+
+    def __init__(
+        self, spec: WorkerSpec, workers: int, log: Path | None, visible: Sequence[str] = ()
+    ) -> None:
+        self.depth = 2 if spec.ahead else 1
         self._spec = spec
         self._log = log
-        self._queue: deque[Job] = deque()
-        self._attempts: dict[int, int] = {}
+        self._count = 0
         self._stillborn = 0  # workers in a row that died before they were ready
         self._context = _server_context()
-        self._seats = [self._start(number) for number in range(workers)]
+        self._members: dict[str, _Member] = {}
+        self._pending: list[Event] = []
+        self._visible = visible
+        for seat in range(workers):
+            self._hire(seat)
 
-    def submit(self, job: Job) -> None:
-        """Queue a job and give it to an idle worker, if there is one."""
-        self._queue.append(job)
-        self._dispatch()
+    @property
+    def num_workers(self) -> int:
+        """Those that work or are on their way."""
+        return len(self._members)
 
-    def collect(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes that arrived within the time, and failures of jobs that were given up."""
-        outcomes: list[Outcome] = []
-        ready = set(wait([seat.pipe for seat in self._seats], timeout_s))
-        for number, seat in enumerate(self._seats):
-            if seat.pipe in ready:
-                outcomes += self._receive(number, seat)
-        self._dispatch()
-        return outcomes
+    def complaints(self) -> list[Problem]:
+        """That workers die while they start, if they do."""
+        if self._stillborn < STILLBORN:
+            return []
+        return [Problem("pool", f"workers die while they start; see {self._log}")]
 
-    def cancel(self) -> list[Job]:
-        """Take back what no worker has begun."""
-        jobs = list(self._queue)
-        self._queue.clear()
-        return jobs
+    def send(self, worker: str, job: Job) -> None:
+        """Give a job to a worker."""
+        self._members[worker].owed += 1
+        self._say(worker, job)
+
+    def recall(self, worker: str, job: int) -> None:
+        """Ask a worker to forget a job whose turn has not come."""
+        self._say(worker, job)
+
+    def dismiss(self, worker: str) -> None:
+        """End a worker at once, and start another in its place."""
+        member = self._members.pop(worker)
+        member.process.kill()
+        member.process.join()
+        member.pipe.close()
+        self._hire(member.seat)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """What was said since the last time; waits for the first of it."""
+        events, self._pending = self._pending, []
+        pipes = {member.pipe: worker for worker, member in self._members.items()}
+        for pipe in wait(list(pipes), 0 if events else timeout_s):
+            worker = pipes[pipe]  # type: ignore[index]
+            if worker in self._members:  # not ended by what another said
+                events += self._heard(worker)
+        return events
 
     def close(self) -> None:
         """End all workers; one that is in the middle of a job is not waited for."""
-        for seat in self._seats:
-            seat.pipe.close()  # an idle worker leaves by itself, and tidies up
-            if seat.job is not None or not seat.ready:
-                seat.process.terminate()
-        for seat in self._seats:
-            seat.process.join(2)
-            if seat.process.is_alive():
-                seat.process.kill()
-                seat.process.join()
+        for member in self._members.values():
+            member.pipe.close()  # an idle worker leaves by itself, and tidies up
+            if member.owed or not member.ready:
+                member.process.terminate()
+        for member in self._members.values():
+            member.process.join(2)
+            if member.process.is_alive():
+                member.process.kill()
+                member.process.join()
+        self._members.clear()
 
     # --- supervision ------------------------------------------------------------------------------
 
-    def _start(self, number: int) -> _Seat:
+    def _hire(self, seat: int) -> None:
         here, there = self._context.Pipe()
+        name = f"{NODE}-{self._count}"
+        self._count += 1
+        visible = self._visible[seat] if self._visible else None
         process = self._context.Process(
-            target=serve, args=(self._spec, f"local-{number}", there, self._log), daemon=True
+            target=serve, args=(self._spec, name, there, self._log, visible), daemon=True
         )
         with _shielded():
             process.start()
         there.close()  # so that the pipe ends when the worker does
-        return _Seat(process, here)
+        self._members[name] = _Member(process, here, seat, starved=ended_for_memory())
 
-    def _dispatch(self) -> None:
-        for seat in self._seats:
-            if not self._queue:
-                return
-            if seat.ready and seat.job is None:
-                job = self._queue.popleft()
-                try:
-                    seat.pipe.send(job)
-                    seat.job = job
-                except OSError:  # it just died; collect will see that
-                    self._queue.appendleft(job)
+    def _say(self, worker: str, message: Job | int) -> None:
+        with suppress(OSError):  # it just died, which `wait` will see
+            self._members[worker].pipe.send(message)
 
-    def _receive(self, number: int, seat: _Seat) -> list[Outcome]:
+    def _heard(self, worker: str) -> list[Event]:
+        """All that a worker has said."""
+        member, events = self._members[worker], list[Event]()
         try:
-            message = seat.pipe.recv()
+            while member.pipe.poll():
+                message = member.pipe.recv()
+                if isinstance(message, EvomergeError):
+                    return [*events, self._refuse(message)]
+                if isinstance(message, Outcome):
+                    member.owed -= 1
+                    events.append(Answer(worker, message))
+                elif isinstance(message, int):
+                    member.owed -= 1
+                    events.append(Forgotten(worker, message))
+                else:
+                    member.ready = True
+                    self._stillborn = 0
+                    events.append(Ready(worker, NODE))
         except (EOFError, OSError):
-            return self._replace(number, seat)
-        if isinstance(message, EvomergeError):
-            raise message  # the worker cannot start or go on, and no other could
-        if isinstance(message, Outcome):
-            seat.job = None
-            self._attempts.pop(message.job.id, None)
-            return [message]
-        seat.ready = True
-        self._stillborn = 0
-        return []
+            events.append(self._replace(worker))
+        return events
 
-    def _replace(self, number: int, seat: _Seat) -> list[Outcome]:
-        """A worker is gone: start another, and run its job again unless it keeps killing."""
-        seat.process.join()
-        seat.pipe.close()
-        logger.warning("worker %d died (exit code %s)", number, seat.process.exitcode)
-        if not seat.ready:
+    def _refuse(self, error: EvomergeError) -> Refused:
+        """A worker cannot start or go on, and here no other could."""
+        workers = tuple(self._members)
+        for member in self._members.values():
+            member.process.kill()
+            member.process.join()
+            member.pipe.close()
+        self._members.clear()
+        return Refused(NODE, workers, error)
+
+    def _replace(self, worker: str) -> Gone:
+        """A worker is gone: start another, unless they die while they start."""
+        member = self._members.pop(worker)
+        member.process.join()
+        member.pipe.close()
+        code = member.process.exitcode
+        if not member.ready:
             self._stillborn += 1
-            if self._stillborn >= ATTEMPTS:
-                raise NoWorkersLeft(f"workers die while they start; see {self._log}")
-        self._seats[number] = self._start(number)
-        job = seat.job
-        if job is None:
-            return []
-        attempts = self._attempts.get(job.id, 0) + 1
-        if attempts < ATTEMPTS:
-            self._attempts[job.id] = attempts
-            self._queue.appendleft(job)
-            return []
-        del self._attempts[job.id]
-        reason = f"its worker died {attempts} times (last exit code {seat.process.exitcode})"
-        return [Outcome(job, failure=Failure("worker", reason), worker=f"local-{number}")]
+        if self._stillborn < STILLBORN:
+            self._hire(member.seat)
+        killed = code == -signal.SIGKILL
+        if killed and ended_for_memory() > member.starved:
+            return Gone(worker, "the system ended it, for want of memory", "memory")
+        return Gone(worker, f"exit code {code}")
+
+
+def ended_for_memory() -> int:
+    """How many processes the system has ended for want of memory; 0 where it does not say."""
+    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
+        with suppress(OSError, ValueError):
+            for line in Path(path).read_text(encoding="ascii").splitlines():
+                name, _, count = line.partition(" ")
+                if name == key:
+                    return int(count)
+    return 0
 
 
 def warm_up() -> None:
@@ -207,16 +246,15 @@ def _shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
-def _die_with_driver() -> None:
-    """End the process when the driver is gone, even in the middle of a job."""
-    driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-        os._exit(1)
+# --- the other side of the pipe -------------------------------------------------------------------
 
 
-def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> None:
+def serve(
+    spec: WorkerSpec, name: str, pipe: Connection, log: Path | None, visible: str | None = None
+) -> None:
     """A worker process: say that it is ready, then answer jobs until the pipe ends."""
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible  # read when CUDA is first used
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us
     threading.Thread(target=_die_with_driver, daemon=True).start()
     if log is not None:
@@ -227,15 +265,55 @@ def serve(spec: WorkerSpec, name: str, pipe: Connection, log: Path | None) -> No
     logging.basicConfig(format=f"%(asctime)s {name} %(levelname)s %(message)s")
     try:
         worker = Worker(spec, name)
+        pipe.send("ready")
+        inbox = _Inbox(pipe, worker)
+        threading.Thread(target=inbox.listen, daemon=True).start()
+        inbox.work()
     except EvomergeError as error:
         pipe.send(error)
+    except (EOFError, OSError):
         return
-    pipe.send("ready")
-    while True:
+
+
+class _Inbox:
+    """What a worker is still to do; it goes on listening while it is at something."""
+
+    def __init__(self, pipe: Connection, worker: Worker) -> None:
+        self._pipe = pipe
+        self._worker = worker
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._forgotten: set[int] = set()
+        self._at_work = False
+
+    def listen(self) -> None:
+        """Take jobs, and prepare those that have to wait; a number is that of a recalled one."""
         try:
-            pipe.send(worker.run(pipe.recv()))
-        except EvomergeError as error:
-            pipe.send(error)
-            return
+            while True:
+                message = self._pipe.recv()
+                if isinstance(message, int):
+                    self._forgotten.add(message)
+                    self._worker.forget(message)
+                    continue
+                waits = self._at_work
+                self._jobs.put(message)
+                if waits:
+                    self._worker.prepare(message)
         except (EOFError, OSError):
-            return
+            self._jobs.put(None)
+
+    def work(self) -> None:
+        """Answer jobs until the pipe ends."""
+        while (job := self._jobs.get()) is not None:
+            self._at_work = True
+            is_forgotten = job.id in self._forgotten
+            self._pipe.send(job.id if is_forgotten else self._worker.run(job))
+            self._forgotten.discard(job.id)
+            self._at_work = False
+
+
+def _die_with_driver() -> None:
+    """End the process when the driver is gone, even in the middle of a job."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        driver.join()
+        os._exit(1)

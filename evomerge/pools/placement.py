@@ -276,6 +276,14 @@ def _fraction(workers: int) -> float:
     return math.floor(10_000 / workers) / 10_000 if workers else 0.0
 
 
+def gpus_of(number: int, placement: Placement) -> tuple[int, ...]:
+    """Which GPUs of its node the worker of that number, from 0, is to see."""
+    if placement.gpus_per_worker >= 1:
+        span = int(placement.gpus_per_worker)
+        return tuple(range(number * span, (number + 1) * span))
+    return (number // int(1 / placement.gpus_per_worker),) if placement.gpus_per_worker else ()
+
+
 def total_workers(placements: Iterable[Placement]) -> int:
     """Of all nodes."""
     return sum(placement.workers for placement in placements)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    DiskFull,
+    ModelError,
+    Problem,
+    nearest,
+)
+from evomerge.files import NO_SPACE, disk_full
 from evomerge.pools.ahead import Turns
+from evomerge.pools.placement import Demand
 from evomerge.protocols import PreparedTask
 from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
     from evomerge.protocols import Task
 
 logger = logging.getLogger(__name__)
+CACHE_BYTES = 2_000_000_000  # of what operators prepare
 NO_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # torch's CPU
 
 
@@ -39,13 +51,14 @@ class WorkerSpec:
     device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
         them, or all where the model is too large for one.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
+    demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
     base: str
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
-    cache_bytes: int = 2_000_000_000
+    cache_bytes: int = CACHE_BYTES
     sha256: Mapping[str, str] = field(default_factory=dict)
     dtype: DType | None = None
     allow_pickle: bool = False
@@ -54,6 +67,7 @@ class WorkerSpec:
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     device: str = "cpu"
     ahead: bool = False
+    demand: Demand | None = None
 
     @property
     def lives_in_memory(self) -> bool:
@@ -136,6 +150,7 @@ class Worker:
 
         Raises:
             ModelError: a model can no longer be read, which says nothing about the candidate.
+            DiskFull: nor does this.
         """
         outcome = self._run(job)
         failed = outcome.failure
@@ -193,9 +208,10 @@ class Worker:
             model.write(recipe)
         except CandidateError as error:
             return Failure("merge", str(error))
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except OSError as error:
+            _refuse_full_disk(error)
             where = str(error.filename or "a model")
             raise ModelError(
                 Problem(where, f"cannot be read: {error.strerror or error}")
@@ -210,9 +226,10 @@ class Worker:
     def _respond(self, name: str, model: Resident, items: tuple[int, ...]) -> Responses | Failure:
         try:
             return self._tasks[name].respond(model, items)
-        except ModelError:
+        except (ModelError, DiskFull):
             raise
         except Exception as error:
+            _refuse_full_disk(error)
             if _out_of_memory(error):
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
@@ -241,6 +258,20 @@ def _compare(checkpoints: Mapping[str, Checkpoint], expected: Mapping[str, str])
     ]
     if problems:
         raise ModelError(problems)
+
+
+def _refuse_full_disk(error: BaseException | None) -> None:
+    """A full disk is the machine's fault and no candidate's, whatever it was raised from.
+
+    Raises:
+        DiskFull: naming the path, where that is known.
+    """
+    while error is not None:
+        if isinstance(error, DiskFull):
+            raise error
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise disk_full(Path(error.filename or tempfile.gettempdir())) from error
+        error = error.__cause__
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -28,7 +28,7 @@ from evomerge.checkpoints.staging import staged_folder
 from evomerge.checkpoints.write import MARK, check_target
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.failpoints import failpoint
-from evomerge.files import disk_errors, fsync
+from evomerge.files import check_room, disk_errors, fsync
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 from evomerge.results.adapter_parts import (
@@ -207,7 +207,9 @@ def _write(target: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
     from safetensors.torch import save_file
 
     stored = {name: tensor.contiguous().clone() for name, tensor in sorted(tensors.items())}
-    with disk_errors(target), staged_folder(target) as staged:
+    size = sum(tensor.nbytes for tensor in stored.values())
+    check_room(target, size)
+    with disk_errors(target, size), staged_folder(target) as staged:
         save_file(stored, staged / ADAPTER_MODEL, metadata={"format": "pt"})
         fsync(staged / ADAPTER_MODEL)
         failpoint("export.before_index")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.files import atomic_path
-from evomerge.merging.costs import in_short
+from evomerge.files import write_bytes
 from evomerge.records import Evaluation
+from evomerge.wording import in_short
 
 # Okabe & Ito's palette, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9a9a9a", "#222222"
@@ -168,8 +169,9 @@ def _figure(columns: int) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=150, format="png")
+    write_bytes(path, drawn.getvalue())
     return path
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from evomerge.errors import ModelError, Problem
-from evomerge.fitness.estimators.estimate import missing_requests
+from evomerge.fitness.estimators.estimate import estimate, missing_requests
 from evomerge.fitness.split import Split
 from evomerge.ledger import REFERENCES, Ledger
 from evomerge.measurement import Measurer
 from evomerge.protocols import Estimator
 from evomerge.recipe import Merge, Recipe
-from evomerge.records import Candidate, Cohort
+from evomerge.records import Candidate, Cohort, Objective, Score
+from evomerge.results.progress import described
 
 GRID = tuple(round(float(c), 2) for c in np.arange(0.05, 1.0001, 0.05))
 ARITHMETIC = "task_arithmetic"
@@ -66,6 +68,34 @@ def measure_references(
         measurer.measure(REFERENCES, requests)
     estimator.scores(cohort)  # an objective whose column no task has is refused now, not later
     return candidates
+
+
+def references_told(
+    references: Sequence[Candidate],
+    ledger: Ledger,
+    estimator: Estimator,
+    objectives: Sequence[Objective],
+    split: Split,
+) -> dict[str, Any]:
+    """Label -> its estimates on the search items, for those who watch a search.
+
+    Points of the grid that a race has dropped are left out, and so are objectives of agreement,
+    which references have with nobody.
+    """
+    plain = [objective for objective in objectives if not objective.agreement]
+    found = {
+        c.label: Score(estimate(plain, ledger.measurements, c, split.search))
+        for c in models_of(references)
+    }
+    scores = estimator.scores(grid_cohort(references, ledger))
+    top = max((score.rung for score in scores.values()), default=0)
+    labels = {c.id: c.label for c in references}
+    found |= {labels[id_]: score for id_, score in scores.items() if score.rung == top}
+    return {
+        label: described(None, score)
+        for label, score in found.items()
+        if score.values and np.isfinite(score.values).all()
+    }
 
 
 def grid_cohort(references: Sequence[Candidate], ledger: Ledger) -> Cohort:

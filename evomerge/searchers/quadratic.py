@@ -7,8 +7,9 @@ coefficients; a metric that is bounded is a quadratic behind a sigmoid or a soft
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ Link = Literal["identity", "sigmoid", "softplus"]
 
 RIDGE = 1e-6  # of the mean curvature: it decides what the points leave open, and nothing else
 STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15
-SMALLEST = 1e-9  # change of the loss, relative, that still counts as progress
+SMALLEST = 1e-6  # change of the loss, relative, that still counts as progress
 STEEPEST = 30.0  # a linear predictor beyond it is the link's limit, to double precision
 
 
@@ -55,6 +56,38 @@ class Quadratic:
         rows = terms(points, self.products)
         return rows * _slope(self.link, rows @ self.weights)[:, None]
 
+    def rise(self, points: Array, mean: float, error: float) -> tuple[Array, Array]:
+        """So much of the prediction and so much of its standard error, and how that changes.
+
+        Returns:
+            mean * prediction + error * standard error, (points,); its gradient, (points, genes).
+        """
+        x = 2.0 * points - 1.0
+        linear, bend = self._bends
+        bent = x @ bend
+        line = self.weights[0] + (x * (linear + bent)).sum(axis=1)
+        uphill = 2.0 * (linear + 2.0 * bent)  # of the line; a coordinate is half an x
+        slope = _slope(self.link, line)
+        values = mean * self.sign * _mean(self.link, line)
+        gradient = (mean * self.sign * slope)[:, None] * uphill
+        if error:
+            rows = terms(points, self.products)
+            along = rows @ self.covariance
+            deviation = np.sqrt(np.maximum((rows * along).sum(axis=1), 1e-300))
+            linear, bend = bends(along, x.shape[1])
+            outward = 2.0 * (linear + 2.0 * np.einsum("nij,nj->ni", bend, x))
+            values = values + error * slope * deviation
+            gradient += (error * slope / deviation)[:, None] * outward
+            gradient += (error * deviation * _curvature(self.link, line))[:, None] * uphill
+        return values, gradient
+
+    @cached_property
+    def _bends(self) -> tuple[Array, Array]:
+        num_terms = len(self.weights)
+        # 1 + T + T + T (T - 1) / 2 terms with products, 1 + 2 T without.
+        num_genes = (math.isqrt(8 * num_terms + 1) - 3) // 2 if self.products else num_terms // 2
+        return bends(self.weights, num_genes)
+
     @cached_property
     def misfit(self) -> float:
         """Mean squared error of predictions of points that were left out."""
@@ -66,9 +99,33 @@ def terms(points: Array, products: bool) -> Array:
     x = 2.0 * points - 1.0
     columns = [np.ones((len(x), 1)), x, x**2]
     if products:
-        first, second = np.triu_indices(x.shape[1], 1)
+        first, second = _pairs(x.shape[1])
         columns.append(x[:, first] * x[:, second])
     return np.hstack(columns)
+
+
+@cache
+def _pairs(num_genes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The genes of each product; not to be changed."""
+    first, second = np.triu_indices(num_genes, 1)
+    return first, second
+
+
+def bends(weights: Array, num_genes: int) -> tuple[Array, Array]:
+    """The b, (..., genes), and the symmetric A, (..., genes, genes), of a constant + bx + xAx.
+
+    weights: (..., terms), of the terms of x (see `terms`).
+    """
+    squares = 1 + num_genes
+    matrix = np.zeros((*weights.shape[:-1], num_genes, num_genes))
+    matrix[..., np.arange(num_genes), np.arange(num_genes)] = weights[..., squares:][
+        ..., :num_genes
+    ]
+    if weights.shape[-1] > squares + num_genes:
+        first, second = _pairs(num_genes)
+        matrix[..., first, second] = weights[..., squares + num_genes :] / 2
+        matrix[..., second, first] = matrix[..., first, second]
+    return weights[..., 1:squares], matrix
 
 
 def fit(
@@ -78,6 +135,7 @@ def fit(
     link: Link | Literal["auto"],
     products: bool,
     relevance: Array | None = None,
+    before: Quadratic | None = None,
 ) -> Quadratic:
     """Least squares, each point weighted by what its standard error leaves.
 
@@ -85,21 +143,25 @@ def fit(
     the weights; by default it is 1. `auto` takes the link with the
     smallest misfit among those that the values' range allows: the identity always, the sigmoid for
     values in [0, 1], the softplus for values of one sign. With no more points than terms nothing
-    can be left out; then values in [0, 1] get the sigmoid, and others the identity.
+    can be left out; then values in [0, 1] get the sigmoid, and others the identity. An earlier
+    fit, `before`, has its link kept where the values allow, and saves steps.
     """
     rows = terms(points, products)
     precision = _precision(errors)
     if relevance is not None:
         precision = precision * relevance
-    if link != "auto":
-        return _fit(link, rows, values, precision, products)
     bounded = bool((values >= 0).all() and (values <= 1).all())
-    if len(rows) <= rows.shape[1] + 1:
-        return _fit("sigmoid" if bounded else "identity", rows, values, precision, products)
     links: list[Link] = ["identity"]
-    links += ["sigmoid"] if bounded else []
-    links += ["softplus"] if (values >= 0).all() or (values <= 0).all() else []
-    fits = [_fit(one, rows, values, precision, products) for one in links]
+    if link != "auto":
+        links = [link]
+    elif len(rows) <= rows.shape[1] + 1:
+        links = ["sigmoid" if bounded else "identity"]
+    else:
+        links += ["sigmoid"] if bounded else []
+        links += ["softplus"] if (values >= 0).all() or (values <= 0).all() else []
+    if before is not None and before.link in links:
+        links = [before.link]
+    fits = [_fit(one, rows, values, precision, products, before) for one in links]
     return min(fits, key=lambda one: one.misfit)
 
 
@@ -112,36 +174,47 @@ def _precision(errors: Array) -> Array:
     return np.asarray(weights / weights.mean())
 
 
-def _fit(link: Link, rows: Array, values: Array, precision: Array, products: bool) -> Quadratic:
+def _fit(
+    link: Link,
+    rows: Array,
+    values: Array,
+    precision: Array,
+    products: bool,
+    before: Quadratic | None,
+) -> Quadratic:
     """Gauss-Newton with halved steps, and a ridge that keeps a saturated link finite."""
+    from scipy.linalg import cho_factor, cho_solve
+
     sign = -1.0 if link == "softplus" and (values <= 0).all() else 1.0
-    target = sign * values
+    target, root = sign * values, np.sqrt(precision)
     weights = np.zeros(rows.shape[1])
     weights[0] = _inverse(link, float(target.mean()))
+    if before is not None and (before.link, before.sign) == (link, sign):
+        weights = before.weights
     loss = np.inf
-    normal = np.eye(len(weights))
     for _ in range(1 if link == "identity" else STEPS):
         line = rows @ weights
-        slopes = rows * _slope(link, line)[:, None]
-        normal = (slopes * precision[:, None]).T @ slopes
+        slopes = rows * (root * _slope(link, line))[:, None]
+        normal = slopes.T @ slopes
         ridge = RIDGE * max(float(np.trace(normal)) / len(normal), 1e-12)
         normal[np.diag_indices_from(normal)] += ridge
-        downhill = slopes.T @ (precision * (target - _mean(link, line))) - ridge * weights
-        step = np.linalg.solve(normal, downhill)
-        before, size = loss, 1.0
+        factor = cho_factor(normal, overwrite_a=True, check_finite=False)
+        downhill = slopes.T @ (root * (target - _mean(link, line))) - ridge * weights
+        step = cho_solve(factor, downhill, check_finite=False)
+        last, size = loss, 1.0
         for _ in range(12):
             trial = weights + size * step
             now = _loss(link, rows @ trial, target, precision, ridge, trial)
-            if now <= before:
+            if now <= last:
                 break
             size /= 2
         else:
             break
         weights, loss = trial, now
-        if before - loss <= SMALLEST * loss:
+        if last - loss <= SMALLEST * loss:
             break
     slopes = rows * _slope(link, rows @ weights)[:, None]
-    inverse = np.linalg.inv(normal)
+    inverse = cho_solve(factor, np.eye(len(weights)), check_finite=False)
     leverage = precision * np.einsum("ij,ij->i", slopes @ inverse, slopes)
     residual = target - _mean(link, rows @ weights)
     left_out: Array = residual / np.maximum(1.0 - leverage, 0.05)
@@ -172,6 +245,15 @@ def _slope(link: Link, line: Array) -> Array:
         return np.ones(len(line))
     share = 1.0 / (1.0 + np.exp(-np.clip(line, -STEEPEST, STEEPEST)))
     return np.maximum(share * (1.0 - share) if link == "sigmoid" else share, 1e-6)
+
+
+def _curvature(link: Link, line: Array) -> Array:
+    """The derivative of the slope."""
+    if link == "identity":
+        return np.zeros(len(line))
+    share = 1.0 / (1.0 + np.exp(-np.clip(line, -STEEPEST, STEEPEST)))
+    change = share * (1.0 - share)
+    return change * (1.0 - 2.0 * share) if link == "sigmoid" else change
 
 
 def _inverse(link: Link, mean: float) -> float:

@@ -1,9 +1,8 @@
-"""Where a surrogate puts the front, and which of its points are worth measuring."""
+"""Which points a surrogate makes worth measuring."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,52 +25,6 @@ def sobol(count: int, dimensions: int, generator: np.random.Generator) -> Array:
         return np.empty((0, dimensions))
     power = max(count - 1, 0).bit_length()
     return np.asarray(qmc.Sobol(dimensions, rng=generator).random_base2(power)[:count])
-
-
-def find_front(
-    predict: Callable[[Array], Array],
-    num_objectives: int,
-    start: Array,
-    population: int,
-    generations: int,
-    generator: np.random.Generator,
-) -> Array:
-    """The front that a surrogate predicts, by pymoo's NSGA-III inside the cube.
-
-    predict: points (n, dimensions) to values (n, num_objectives), maximised. start: points of the
-    first generation. Deb & Jain, An Evolutionary Many-Objective Optimization Algorithm Using
-    Reference-Point-Based Nondominated Sorting Approach, IEEE TEC 18 (2014).
-
-    Returns:
-        Points that none of the others dominates, shape (n, dimensions).
-    """
-    from pymoo.algorithms.moo.nsga3 import NSGA3
-    from pymoo.core.problem import Problem
-    from pymoo.core.termination import NoTermination
-    from pymoo.util.ref_dirs import get_reference_directions
-
-    parts = 1
-    while math.comb(parts + num_objectives, num_objectives - 1) <= population:
-        parts += 1
-    directions = get_reference_directions("das-dennis", num_objectives, n_partitions=parts)
-    algorithm = NSGA3(
-        directions, pop_size=max(population, len(directions)), sampling=start, seed=generator
-    )
-    num_genes = start.shape[1]
-    algorithm.setup(
-        Problem(
-            n_var=num_genes, n_obj=num_objectives, xl=np.zeros(num_genes), xu=np.ones(num_genes)
-        ),
-        termination=NoTermination(),
-    )
-    for _ in range(generations):
-        asked = algorithm.ask()
-        if asked is None or len(asked) == 0:
-            break  # everything that mating found is there already
-        asked.set("F", -predict(asked.get("X")))
-        algorithm.tell(infills=asked)
-    points = np.clip(algorithm.pop.get("X"), 0.0, 1.0)
-    return np.asarray(points[non_dominated(-algorithm.pop.get("F"))])
 
 
 def relevance(values: Array, num_terms: int) -> Array:
@@ -127,17 +80,25 @@ def most_volume(
     low = front.min(axis=0)
     reference = low - 0.1 * np.where(best > low, best - low, 1.0)
     probes = reference + (best - reference) * sobol(PROBES, values.shape[1], generator)
-    below = (probes[None] <= values[:, None]).all(axis=2)  # (n, probes)
-    left = ~(probes[None] <= front[:, None]).all(axis=2).any(axis=0)
+    probes = probes[~_below(probes, front).any(axis=0)]
+    below = _below(probes, values)
     chosen: list[int] = []
     for _ in range(count):
-        gains = (below & left).sum(axis=1)
+        gains = np.count_nonzero(below, axis=1)
         following = int(np.argmax(gains))
         if gains[following] == 0:
             break
         chosen.append(following)
-        left &= ~below[following]
+        below = below[:, ~below[following]]
     return chosen
+
+
+def _below(probes: Array, values: Array) -> NDArray[np.bool_]:
+    """Which probes each of some values is as good as, everywhere; shape (values, probes)."""
+    below = np.ones((len(values), len(probes)), dtype=bool)
+    for probe, value in zip(probes.T, values.T, strict=True):
+        below &= probe <= value[:, None]
+    return below
 
 
 def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, count: int) -> Indices:

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from evomerge.checkpoints import shards, staging, write
+from evomerge import files
+from evomerge.checkpoints import shards, staging
 from evomerge.checkpoints.derived import Derived
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.shards import layout_of
@@ -281,9 +282,8 @@ def test_tensors_are_those_of_the_layout(
 
 def test_too_little_space_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = open_checkpoint({"w": torch.zeros(1_000_000)}, name="x")
-    usage = shutil.disk_usage(tmp_path)._replace(free=4_700_000)
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DiskFull, match=r"out: needs 5 MB, 5 MB are free"):
+    monkeypatch.setattr(files, "free_bytes", lambda _: 4_700_000)
+    with pytest.raises(DiskFull, match=r"out: no space .*: needs 4\.8 MB, 4\.7 MB free"):
         write_model(tmp_path / "out", stored(like), like=like)
     assert not (tmp_path / "out").exists()
     write_model(tmp_path / "out", stored(like), like=like, layout=layout_of(like, torch.bfloat16))

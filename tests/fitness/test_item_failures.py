@@ -34,7 +34,7 @@ from evomerge.records import (
     Outcome,
     Responses,
 )
-from evomerge.results.status import status
+from evomerge.results.watch import status
 
 CHOKES = """
 def process_results(doc, results):
@@ -266,7 +266,7 @@ def test_the_ledger_tells_failed_items_again(tmp_path):
     ledger.close()
     again = Ledger(path, read_only=True)
     assert again.num_failed_items == 2
-    assert status(tmp_path, again)["failed_items"] == 2
+    assert status(tmp_path)["failed_items"] == 2
     assert again.measurements.failed_items(RECIPE.fingerprint) == told
     assert again.measurements.missing(RECIPE.fingerprint, "t", (4, 7, 9)) == ()
     again.close()

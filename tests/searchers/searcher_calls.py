@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "map_elites": {"population": 8},
     "cycle_qd": {"population": 8},
     "m2n2": {"archive": 5, "in_flight": 8},
-    "map_pareto": {"population": 8, "design": 8, "generations": 3, "surrogate_population": 12},
+    "map_pareto": {"population": 8, "design": 8, "steps": 3, "compromises": 12},
     "greedy_soup": {},
     "kinship": {},
     "frank_wolfe": {},

@@ -19,7 +19,7 @@ from evomerge.searchers.charts import Chart, base_genome, farthest, shares
 from evomerge.searchers.quadratic import fit, terms
 from evomerge.searchers.surrogate_front import bins_of, by_bins, most_uncertain, spread
 
-FAST = {"surrogate_population": 40, "generations": 40}
+FAST = {"compromises": 40, "steps": 30}
 
 
 class Weights(Cube):

@@ -222,10 +222,11 @@ class Race:
             if not candidates:
                 break
             able = who_can_answer(candidates, cohort.measurements, items)
+            able_ids = {c.id for c in able}
             rung = Rung(
                 able,
                 who_can_answer(incumbents, cohort.measurements, items),
-                tuple(c for c in candidates if c not in able),
+                tuple(c for c in candidates if c.id not in able_ids),
                 items,
             )
             rungs.append(rung)

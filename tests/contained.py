@@ -36,7 +36,7 @@ class Watch:
     """Notes every file that is opened outside the allowed folders; it cannot be taken off again."""
 
     def __init__(self, allowed: Sequence[Path]) -> None:
-        python = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2] / "evomerge")]
+        python = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[1] / "evomerge")]
         # Libraries look at the kernel's list of processors when they are first used.
         self._always = [os.path.realpath(path) for path in (*python, "/proc/stat")]
         self.allow(allowed)

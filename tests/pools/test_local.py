@@ -7,97 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import toy_tasks
-from toy_tasks import FileModule, ToyTask
-from toys import ESTIMATORS, SEARCHERS, SPLIT, Count, outcome_of
+from toy_pools import PATIENCE_S, all_gone, answers, collect, make_jobs, make_spec, search
+from toys import SEARCHERS, outcome_of
 
-from evomerge.documents import Document
 from evomerge.errors import ModelError, NoWorkersLeft
-from evomerge.experiment import run as runs
-from evomerge.experiment.config import parse_experiment
-from evomerge.experiment.wire import InMemory
 from evomerge.pools import PoolConfig, make_pool
-from evomerge.pools.local import ATTEMPTS, InlinePool, LocalPool
-from evomerge.pools.worker import WorkerSpec
-from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Job, Outcome
-
-PATIENCE_S = 60.0  # the first worker waits for the imports of the process that it is forked from
+from evomerge.pools.dispatch import ATTEMPTS
+from evomerge.pools.inline import InlinePool
+from evomerge.pools.local import local_pool
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return toy_tasks.write_models(tmp_path_factory.mktemp("models"))
-
-
-def make_spec(models: dict[str, str], fault: str = "", **options: Any) -> WorkerSpec:
-    return WorkerSpec(
-        models=models,
-        base="base",
-        build=FileModule(models["base"], fault),
-        python_tasks={"first": ToyTask("first", **options), "second": ToyTask("second")},
-    )
-
-
-def make_jobs(models: dict[str, str], count: int) -> list[Job]:
-    sources = {name: ModelSource(path=path) for name, path in models.items()}
-    return [
-        Job(
-            number,
-            number,
-            Recipe(
-                base="base",
-                models=sources,
-                default=Merge(operator="task_arithmetic", parameters={"weight": number / count}),
-            ),
-            {"first": (0, 3, 9), "second": tuple(range(number + 1))},
-        )
-        for number in range(count)
-    ]
-
-
-def collect(pool: Any, jobs: Sequence[Job]) -> dict[int, Outcome]:
-    """All outcomes by job."""
-    for job in jobs:
-        pool.submit(job)
-    outcomes: dict[int, Outcome] = {}
-    until = time.monotonic() + PATIENCE_S
-    while len(outcomes) < len(jobs) and time.monotonic() < until:
-        for outcome in pool.collect(0.5):
-            assert outcome.job.id not in outcomes
-            outcomes[outcome.job.id] = outcome
-    assert len(outcomes) == len(jobs)
-    return outcomes
-
-
-def answers(outcomes: dict[int, Outcome]) -> dict[int, Any]:
-    return {
-        number: (
-            [(r.task, r.items.tolist(), r.columns["score"].tolist()) for r in outcome.responses],
-            outcome.failure,
-        )
-        for number, outcome in sorted(outcomes.items())
-    }
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def all_gone(pids: Sequence[int], within_s: float) -> bool:
-    until = time.monotonic() + within_s
-    while any(map(is_alive, pids)) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not any(map(is_alive, pids))
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -106,8 +32,8 @@ def all_gone(pids: Sequence[int], within_s: float) -> bool:
 def test_workers_answer_as_the_driver_itself(models, tmp_path):
     jobs = make_jobs(models, 12)
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
-    pool = LocalPool(make_spec(models), 2, tmp_path / "log")
-    processes = [seat.process for seat in pool._seats]
+    pool = local_pool(make_spec(models), 2, tmp_path / "log")
+    processes = [m.process for m in pool._crew._members.values()]
     try:
         outcomes = collect(pool, jobs)
     finally:
@@ -123,13 +49,15 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_runs_again(models, tmp_
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
     once = tmp_path / "once"
     once.touch()
-    pool = LocalPool(make_spec(models, once=str(once)), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, once=str(once)), 2, tmp_path / "log")
     try:
         assert answers(collect(pool, jobs)) == expected
         assert not once.exists()
-        os.kill(pool._seats[0].process.pid or 0, signal.SIGKILL)  # an idle one
+        os.kill(
+            next(iter(pool._crew._members.values())).process.pid or 0, signal.SIGKILL
+        )  # an idle one
         assert answers(collect(pool, make_jobs(models, 8))) == expected
-        assert all(seat.process.is_alive() for seat in pool._seats)
+        assert all(m.process.is_alive() for m in pool._crew._members.values())
     finally:
         pool.close()
 
@@ -137,7 +65,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_runs_again(models, tmp_
 def test_a_job_that_kills_is_given_up_and_no_other(models, tmp_path):
     jobs = make_jobs(models, 40)
     harmless = answers(collect(InlinePool(make_spec(models)), jobs))
-    pool = LocalPool(make_spec(models, deadly=True), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, deadly=True), 2, tmp_path / "log")
     try:
         outcomes = answers(collect(pool, jobs))
     finally:
@@ -157,7 +85,7 @@ def test_a_job_that_kills_is_given_up_and_no_other(models, tmp_path):
 
 @pytest.mark.parametrize("fault", ["dies", "raises"])
 def test_workers_that_never_start(models, tmp_path, fault):
-    pool = LocalPool(make_spec(models, fault), 2, tmp_path / "log")
+    pool = local_pool(make_spec(models, fault), 2, tmp_path / "log")
     try:
         with pytest.raises(NoWorkersLeft, match="while they start") as caught:
             collect(pool, make_jobs(models, 3))
@@ -170,7 +98,7 @@ def test_workers_that_never_start(models, tmp_path, fault):
 
 
 def test_what_a_worker_refuses_is_the_users_to_read(models, tmp_path):
-    pool = LocalPool(make_spec(models, "refuses"), 1, tmp_path / "log")
+    pool = local_pool(make_spec(models, "refuses"), 1, tmp_path / "log")
     try:
         with pytest.raises(ModelError, match="does not fit"):
             collect(pool, make_jobs(models, 1))
@@ -186,46 +114,6 @@ def test_what_lives_in_memory_is_measured_in_the_driver(models):
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def search(models: dict[str, str], out: Path, spec: WorkerSpec, workers: int, kind: str) -> Path:
-    """A search whose every part is real; the tasks are toys."""
-    names = ["first", "second"]
-    config = parse_experiment(
-        Document(
-            {
-                "base": models["base"],
-                "experts": {"left": models["left"], "right": models["right"]},
-                "space": {
-                    "kind": "weights",
-                    "operator": "task_arithmetic",
-                    "search": {"weight": {"per": ["expert", "layer"], "range": [0, 1.2]}},
-                },
-                "fitness": {
-                    "tasks": {name: {"kind": "python"} for name in names},
-                    "objectives": {"mean": {"tasks": names}},
-                    "estimator": ESTIMATORS["racing"],
-                    "split": SPLIT,
-                    "finalists": 3,
-                },
-                "searcher": SEARCHERS[kind],
-                "budget": {"candidates": 40},
-                "in_flight": 12 if kind == "random" else 8,
-                "cohort": 3 if kind == "random" else 8,
-                "pool": {"workers": workers},
-            }
-        )
-    )
-    given = InMemory(build=spec.build, python_tasks=spec.python_tasks)
-
-    def pool(config: PoolConfig, made: WorkerSpec, log: Path | None) -> Any:
-        sent = replace(made, build=spec.build, python_tasks=spec.python_tasks)
-        return LocalPool(sent, workers, log) if workers else InlinePool(sent)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_pool", pool)
-        patch.setattr(runs, "write_pictures", lambda *_: None)
-        return runs.run_experiment(config, out, in_memory=given, watchers=(Count(),))
-
-
 @pytest.mark.parametrize("kind", SEARCHERS)
 def test_a_search_is_the_same_from_any_number_of_workers(kind, models, tmp_path):
     expected = outcome_of(search(models, tmp_path / "0", make_spec(models), 0, kind))
@@ -236,7 +124,7 @@ def test_a_search_is_the_same_from_any_number_of_workers(kind, models, tmp_path)
         out = search(models, tmp_path / str(workers), spec, workers, kind)
         assert outcome_of(out) == expected
         assert not once.exists()
-        assert "worker 0 died" in (out / "run.log").read_text() or workers > 1
+        assert "worker local-0 is gone" in (out / "run.log").read_text() or workers > 1
 
 
 def test_candidates_that_kill_fail_and_the_search_goes_on(models, tmp_path):
@@ -262,14 +150,14 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_pools as t, toy_tasks
-from evomerge.pools.local import LocalPool
+import toy_pools as t, toy_tasks
+from evomerge.pools.local import local_pool
 
 # No `if __name__ == "__main__"`: workers must not run the user's script again.
 (Path({folder!r}) / "runs").open("a").write("once\\n")
 models = toy_tasks.write_models(Path({folder!r}))
 spec = t.make_spec(models, pids={folder!r} + "/pids", sleep_s=60.0)
-pool = LocalPool(spec, 2, None)
+pool = local_pool(spec, 2, None)
 for job in t.make_jobs(models, 4):
     pool.submit(job)
 while True:
@@ -280,7 +168,9 @@ while True:
 def test_workers_die_with_a_driver_that_is_killed(tmp_path):
     (tmp_path / "pids").mkdir()
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    script.write_text(
+        SCRIPT.format(tests=str(Path(toy_tasks.__file__).parent), folder=str(tmp_path))
+    )
     driver = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + PATIENCE_S

@@ -1,7 +1,8 @@
-"""Every searcher: a run that is killed in the middle and resumed equals one that never was.
+"""R1: the driver is killed, for every searcher that there is.
 
-Each is also given the user's own merges and another run to begin with, and those of one objective
-are given one number of two.
+Passes if: a run that was killed three times and resumed equals one that never was. Each searcher is
+also given the user's own merges and another run to begin with, and those of one objective are given
+one number of two.
 """
 
 from __future__ import annotations

@@ -1,22 +1,21 @@
-"""Hostile models through the command line: exit code 3, a clear message, nothing else read."""
+"""R5: damaged and hostile model files, by the command line.
+
+Passes if: exit code 3, a clear message, and nothing else is read; and of 300 mutated folders
+(20,000 in `make fuzz`) each opens or is refused.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from contained import Watch, contained
 from damaged_models import DAMAGED, FOLDERS
+from drivers import command_line, two_models
 from fuzz_models import fuzz
 from safetensors.torch import save_file
-
-from evomerge.merging import OPERATORS
 
 LIMIT_S = 1.0
 LIMIT_KB = 200_000
@@ -32,37 +31,9 @@ def loaded() -> None:
     import evomerge.results.export  # noqa: F401
 
 
-def recipe(folder: Path, expert: Path, **default: Any) -> Path:
-    """A recipe of a good base and the expert."""
-    (folder / "base").mkdir(exist_ok=True)
-    save_file({"a": torch.ones(2), "b": torch.ones(2)}, folder / "base" / "model.safetensors")
-    path = folder / "recipe.yaml"
-    content = {
-        "base": "base",
-        "models": {"base": "base", "expert": str(expert)},
-        "default": {"operator": "task_arithmetic", **default},
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def command_line(*arguments: str) -> tuple[int, str, str]:
-    """The exit code, and what was printed; a traceback goes up as an exception."""
-    from evomerge.cli import main
-
-    sys.argv = ["evomerge", *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as error:
-            return int(error.code or 0), out.getvalue(), err.getvalue()
-    return 0, out.getvalue(), err.getvalue()
-
-
 def refused(tmp_path: Path, expert: Path) -> str:
     """What `evomerge merge` says of a model that it must refuse."""
-    path = recipe(tmp_path, expert)
+    path = two_models(tmp_path, expert)
 
     def work(_: Watch) -> Any:
         return command_line("merge", str(path), "--out", str(tmp_path / "merged"))
@@ -131,42 +102,6 @@ def test_the_watch_sees_what_is_opened(tmp_path: Path) -> None:
     hung = contained(lambda _: [None for _ in iter(int, 1)], [], limit_s=0.2)
     assert hung.result is None
     assert hung.signal == 14  # SIGALRM
-
-
-# --- NaN and Inf ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_no_operator_swallows_what_is_not_finite(
-    tmp_path: Path, operator: str, value: float
-) -> None:
-    """One bad number in one of two experts, and all weights above zero."""
-    from evomerge import merge
-    from evomerge.errors import CandidateError, ModelError
-
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: {"a.weight": torch.randn(8, 8, generator=generator)} for name in ("base", "x", "y")
-    }
-    state["y"]["a.weight"][3, 4] = value
-    base = state.pop("base")
-    experts = {"y": state["y"]} if OPERATORS[operator].max_sources == 1 else state
-    with pytest.raises((CandidateError, ModelError), match=r"finite|NaN"):
-        merge(experts, operator, base=base)
-
-
-def test_an_expert_that_is_not_finite_ends_with_3_and_its_name(tmp_path: Path) -> None:
-    for value in (float("nan"), float("inf")):
-        (tmp_path / "expert").mkdir(exist_ok=True)
-        state = {"a": torch.ones(2), "b": torch.tensor([1.0, value])}
-        save_file(state, tmp_path / "expert" / "model.safetensors")
-        path = recipe(tmp_path, tmp_path / "expert")
-        code, out, err = command_line("merge", str(path), "--out", str(tmp_path / "merged"))
-        assert (code, out) == (3, "")
-        assert "expert" in err
-        assert "'b'" in err
-        assert not (tmp_path / "merged").exists()
 
 
 # --- mutations ------------------------------------------------------------------------------------

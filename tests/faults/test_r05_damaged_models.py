@@ -1,4 +1,9 @@
-"""Damaged and hostile model files: a typed error that names the file, at once, reading no data."""
+"""R5: damaged and hostile model files.
+
+Passes if: each ends in a typed error (exit code 3, no traceback) that names the file, and the
+tensor where there is one, in under a second and with at most 200 MB more memory; nothing outside
+the model's folder is read, and no pickle is executed.
+"""
 
 from __future__ import annotations
 
