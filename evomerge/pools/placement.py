@@ -7,7 +7,6 @@ made from the headers of the models' files. What a machine has is read in `nodes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -132,7 +131,7 @@ class Placement:
 
 
 def place(
-    node: Node, demand: Demand, *, workers: int | None = None, prepare: bool | None = None
+    node: Node, demand: Demand, *, workers: int | None = None, may_prepare: bool = True
 ) -> Placement:
     """Workers of one node.
 
@@ -140,47 +139,18 @@ def place(
         node: with its GPUs, if workers may use them.
         demand: of a worker.
         workers: the user's own number. It is kept to; what the memory will not hold is said.
-        prepare: whether recipes are prepared while others are measured, where the memory holds two
-            models: False never, True always, None where it gains something.
+        may_prepare: whether recipes may be prepared while others are measured; whether processors
+            are left for that is not looked at.
     """
     if node.gpus:
-        return _on_gpus(node, demand, workers, prepare)
-    return _on_cpu(node, demand, workers, prepare)
-
-
-def place_all(
-    nodes: Sequence[Node],
-    demand: Demand,
-    *,
-    workers: int | None = None,
-    prepare: bool | None = None,
-) -> Mapping[str, Placement]:
-    """Workers of each node, by its name.
-
-    workers: of all nodes together. They are dealt out one by one to whoever has most room left;
-        those that the memory has no room for go to the first node, and are told there.
-    """
-    alone = {node.name: place(node, demand, prepare=prepare) for node in nodes}
-    if workers is None:
-        return alone
-    given = dict.fromkeys(alone, 0)
-    for _ in range(workers):
-        name = max(alone, key=lambda name: alone[name].workers - given[name])
-        if given[name] >= alone[name].workers:
-            name = next(iter(alone))
-        given[name] += 1
-    return {
-        node.name: place(node, demand, workers=given[node.name], prepare=prepare)
-        if given[node.name]
-        else Placement(0, reasons=("no worker was asked for here",))
-        for node in nodes
-    }
+        return _on_gpus(node, demand, workers, may_prepare)
+    return _on_cpu(node, demand, workers, may_prepare)
 
 
 # --- processors -----------------------------------------------------------------------------------
 
 
-def _on_cpu(node: Node, demand: Demand, asked: int | None, prepare: bool | None) -> Placement:
+def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
     each, usable = demand.on_cpu(), int(node.memory_bytes * MEMORY_SHARE)
     reasons = []
     if usable < each:
@@ -201,9 +171,7 @@ def _on_cpu(node: Node, demand: Demand, asked: int | None, prepare: bool | None)
     by_cpus = max(1, node.cpus // demand.threads)
     number, bound = _number(fit(False), by_cpus, asked, f"{node.cpus} processors", each)
     reasons = [bound, *reasons]
-    if prepare is None:  # on processors that are all in use, merging and measuring take turns
-        prepare = number * demand.threads < node.cpus or demand.shared_bytes > usable - each
-    return Placement(number, ahead=prepare and number <= fit(True), reasons=tuple(reasons))
+    return Placement(number, ahead=may_prepare and number <= fit(True), reasons=tuple(reasons))
 
 
 def _number(
@@ -222,7 +190,7 @@ def _number(
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
-def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: bool | None) -> Placement:
+def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
     smallest = min(gpu.memory_bytes for gpu in node.gpus)
     usable = int(smallest * MEMORY_SHARE) - CONTEXT_BYTES
     host = int(node.memory_bytes * MEMORY_SHARE) // demand.beside_gpu
@@ -234,7 +202,7 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: bool | None
         what = f"a worker on a GPU needs {_gb(demand.beside_gpu)} of the node's memory, "
         return Placement(0, reasons=(what + _has(node.memory_bytes),))
     if each > usable:
-        return _spanning(node, demand, asked, prepare, usable, host)
+        return _spanning(node, demand, asked, may_prepare, usable, host)
     by_cpus = max(1, node.cpus // demand.threads // count)
 
     def fit(ahead: bool) -> int:  # on one GPU
@@ -250,13 +218,13 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: bool | None
         number,
         _fraction(per_gpu),
         "cuda",
-        prepare is not False and per_gpu <= fit(True) and number <= host,
+        may_prepare and per_gpu <= fit(True) and number <= host,
         (bound, *(("memory of the node, beside the GPUs",) if host < fit(False) * count else ())),
     )
 
 
 def _spanning(
-    node: Node, demand: Demand, asked: int | None, prepare: bool | None, usable: int, host: int
+    node: Node, demand: Demand, asked: int | None, may_prepare: bool, usable: int, host: int
 ) -> Placement:
     """One model over several GPUs, over all that are there if no second worker fits."""
     count, each = len(node.gpus), demand.on_gpus()
@@ -267,7 +235,7 @@ def _spanning(
     reasons = [f"a worker needs {_gb(each)}: {needed} GPUs or more"]
     if asked is not None and asked > fitting:
         reasons.append(f"{asked} asked for, {count} GPUs are enough for {fitting}")
-    ahead = prepare is not False and usable * span >= demand.on_gpus(True)
+    ahead = may_prepare and usable * span >= demand.on_gpus(True)
     return Placement(number, float(span), "auto", ahead, tuple(reasons))
 
 
@@ -282,11 +250,6 @@ def gpus_of(number: int, placement: Placement) -> tuple[int, ...]:
         span = int(placement.gpus_per_worker)
         return tuple(range(number * span, (number + 1) * span))
     return (number // int(1 / placement.gpus_per_worker),) if placement.gpus_per_worker else ()
-
-
-def total_workers(placements: Iterable[Placement]) -> int:
-    """Of all nodes."""
-    return sum(placement.workers for placement in placements)
 
 
 def _has(memory_bytes: int) -> str:
