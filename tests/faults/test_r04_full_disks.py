@@ -179,7 +179,7 @@ def sweep(disk: Any, sizes: list[int], said: Path, expected: Any) -> list[tuple[
     return found
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_disks_of_any_size(count, disk, tmp_path, uninterrupted, monkeypatch, figure):
     """Wherever it happens to become full; a run of this size takes 1.5 MB."""
     monkeypatch.setattr(runs, "check_room", lambda *_: None)
