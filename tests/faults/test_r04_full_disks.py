@@ -28,7 +28,7 @@ from evomerge.checkpoints import shards
 from evomerge.checkpoints import write as writing
 from evomerge.errors import DiskFull
 from evomerge.experiment import run as runs
-from evomerge.experiment import session
+from evomerge.experiment import sessions
 from evomerge.experiment.room import projected_bytes
 from evomerge.experiment.wire import wire
 from evomerge.ledger import LEDGER, Ledger
@@ -115,7 +115,7 @@ WRITES: dict[str, tuple[Any, str, int]] = {
     "run/run.log": (runs, "known_start", 1),
     "run/experiment.yaml": (runs, "write_text", 1),
     "run/ledger.sqlite, new": (Ledger, "create", 1),
-    "run/ledger.sqlite, session": (session, "version", 1),
+    "run/ledger.sqlite, session": (sessions, "version", 1),
     "run/ledger.sqlite, ask": (Ledger, "asked", 3),
     "run/ledger.sqlite, result": (Ledger, "measured", 60),
     "run/ledger.sqlite, tell": (Ledger, "told", 2),
