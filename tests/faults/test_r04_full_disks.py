@@ -267,7 +267,7 @@ def test_a_run_that_will_not_fit_is_not_begun(tiny_zoo, disk, tmp_path):
     path = write_experiment(tmp_path / "experiment", tiny_zoo, **changes)
 
     def work(folder: Path) -> Any:
-        found = command_line("run", str(path), "--out", str(folder / "run"))
+        found = only_checked(str(path), folder)
         return found, sorted(p.name for p in (folder / "run").iterdir())
 
     (code, _, err), left = disk(50 * MB, work)
@@ -276,7 +276,7 @@ def test_a_run_that_will_not_fit_is_not_begun(tiny_zoo, disk, tmp_path):
     assert match, err
     assert float(match[2].split()[0]) > 100
     assert LEDGER not in left
-    (code, _, err), _ = disk(500 * MB, partial(only_checked, str(path)))
+    code, _, err = disk(500 * MB, partial(only_checked, str(path)))
     assert code == 0, err
 
 
@@ -288,7 +288,7 @@ def only_checked(path: str, folder: Path) -> Any:
             raise SystemExit(0)
 
         patch.setattr(runs, "open_ledger", stop)
-        return command_line("run", path, "--out", str(folder / "run")), []
+        return command_line("run", path, "--out", str(folder / "run"))
 
 
 # --- what does not need a disk of its own ---------------------------------------------------------
