@@ -45,10 +45,10 @@ class Sleep:
 class SleepingWorker:
     """An actor that answers after a while, and has no model."""
 
-    def __init__(self, name: str, device: str) -> None:
+    def __init__(self, name: str, device: str) -> None:  # noqa: ARG002
         self._name = name
 
-    def open(self, wanted: str, pickled: bytes) -> Reply:
+    def open(self, wanted: str, pickled: bytes) -> Reply:  # noqa: ARG002
         """Ready at once."""
         spec: Sleep = cloudpickle.loads(pickled)
         self._seconds = seconds_of(spec.seconds)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,19 @@ SETTINGS = {
 class Nodes:
     """A cluster whose nodes come and go; this process is its driver, on the head."""
 
-    def __init__(self, head_cpus: float) -> None:
+    def __init__(self, head_cpus: float, folder: Path) -> None:
         import ray
         from ray.cluster_utils import Cluster
 
+        from evomerge.pools.ray_cluster import Cluster as Joined
+
         self._ray = ray
         arguments = {"num_cpus": head_cpus, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=arguments | SMALL)
+        self.head_folder = folder  # the working directory of its workers
+        with contextlib.chdir(folder):
+            self.cluster = Cluster(initialize_head=True, head_node_args=arguments | SMALL)
         self.address: str = self.cluster.address
-        ray.init(
-            address=self.address, namespace="evomerge", log_to_driver=False, configure_logging=False
-        )
+        self._driver = Joined(self.address, 0.0)  # as a run does; it stays for all tests
 
     def add(self, cpus: float, **options: Any) -> Any:
         """One more node; it has the working directory of the moment."""
@@ -46,8 +49,15 @@ class Nodes:
         """All of a node's processes are killed."""
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def wait_for(self, count: int) -> None:
+        """Until the cluster knows of so many nodes."""
+        until = time.monotonic() + 30
+        while (alive := sum(one["Alive"] for one in self._ray.nodes())) != count:
+            assert time.monotonic() < until, alive
+            time.sleep(0.1)
+
     def close(self) -> None:
-        self._ray.shutdown()
+        self._driver.close()
         self.cluster.shutdown()
 
 
@@ -63,7 +73,7 @@ def nodes(head_cpus: float) -> Iterator[Nodes]:
     os.environ |= SETTINGS | {"RAY_TMPDIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
     os.environ.pop("RAY_ADDRESS", None)
     try:
-        made = Nodes(head_cpus)
+        made = Nodes(head_cpus, Path(folder))
         try:
             yield made
         finally:

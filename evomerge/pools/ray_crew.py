@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from evomerge.pools.ray_worker import Hello, RayWorker, Reply
 from evomerge.pools.worker import WorkerSpec
 from evomerge.records import Job
 
+COLOUR = re.compile(r"\x1b\[\d*m")
 TEND_S = 1.0  # how often the cluster is asked for its nodes
 logger = logging.getLogger(__name__)
 
@@ -299,6 +301,9 @@ class RayCrew:
         self._end(member)
         node = self._nodes.get(member.node)
         why = self._reason(member.node, error)
+        if isinstance(error, self._ray.exceptions.RayTaskError):  # a traceback, which says where
+            lines = COLOUR.sub("", str(error)).splitlines()
+            self._write(tuple(f"{worker}: {line}" for line in lines))
         if node is not None and why != "node" and not member.ready:
             node.stillborn += 1
             if node.stillborn >= STILLBORN:
@@ -353,6 +358,8 @@ class RayCrew:
 
 def _first_line(error: Exception) -> str:
     """What Ray says, without its paragraphs: the cause of an error in a constructor is the last."""
+    if (cause := getattr(error, "cause", None)) is not None:
+        return f"{type(cause).__name__}: {cause}"[:300]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

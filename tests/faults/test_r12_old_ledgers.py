@@ -45,7 +45,8 @@ def test_it_opens_and_shows_what_it_showed(release, kind, tmp_path):
     code, said, err = command_line("status", str(out), "--json")
     assert code == 0, err
     told = json.loads(said)
-    assert told["state"] == ("stopped" if kind == "stopped" else "finished")
+    # On another host, one that has not said how it ended is silent for a day before it is stopped.
+    assert told["state"] in (("stopped", "silent") if kind == "stopped" else ("finished",))
     assert command_line("digest", str(out))[1].strip() == expected["now"]["digest"]
     after = {name: digest for name, digest in sha256(out).items() if name in before}
     assert after == before
