@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,33 @@ def test_any_order_of_calls_gives_the_same(
             worker.forget(number)
         else:
             assert told(worker.run(one)) == without[number]
+
+
+def test_two_recipes_are_never_written_at_once(llamas: dict[str, str]) -> None:
+    """The caches are shared: a job that was not told ahead waits for the one that is prepared."""
+    worker = Worker(spec(llamas, Hash(), ahead=True), "driver")
+    events: list[str] = []
+    begun = threading.Event()
+
+    def noted(name: str, model: Any) -> None:
+        write = model.write
+
+        def slow(one: Recipe) -> int:
+            events.append(f"{name} begins")
+            begun.set()
+            time.sleep(0.2)
+            count: int = write(one)
+            events.append(f"{name} ends")
+            return count
+
+        model.write = slow
+
+    noted("measured", worker.model)
+    noted("idle", worker._models._idle)
+    worker.prepare(job(1, RECIPES[1]))
+    assert begun.wait(PATIENCE_S)
+    worker.run(job(0, RECIPES[0]))
+    assert events == ["idle begins", "idle ends", "measured begins", "measured ends"]
 
 
 def test_what_is_forgotten_makes_room_for_the_next(llamas: dict[str, str]) -> None:

@@ -105,7 +105,7 @@ def test_a_head_takes_chosen_states_from_another_device(
     near = Resident.open(opened, "base")
     near.write(recipe(weight=0.5))
     positions = torch.tensor([3, 7])
-    with fake_gpus(), torch.inference_mode():
+    with fake_gpus(), torch.no_grad():
         far.write(recipe(weight=0.5))
         start = f"{KIND}:0"
         inputs = {"input_ids": TOKENS.to(start)}

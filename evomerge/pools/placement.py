@@ -7,7 +7,6 @@ made from the headers of the models' files. What a machine has is read in `nodes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -140,36 +139,12 @@ def place(
         node: with its GPUs, if workers may use them.
         demand: of a worker.
         workers: the user's own number. It is kept to; what the memory will not hold is said.
-        may_prepare: whether recipes may be prepared while others are measured.
+        may_prepare: whether recipes may be prepared while others are measured; whether processors
+            are left for that is not looked at.
     """
     if node.gpus:
         return _on_gpus(node, demand, workers, may_prepare)
     return _on_cpu(node, demand, workers, may_prepare)
-
-
-def place_all(
-    nodes: Sequence[Node], demand: Demand, *, workers: int | None = None, may_prepare: bool = True
-) -> Mapping[str, Placement]:
-    """Workers of each node, by its name.
-
-    workers: of all nodes together. They are dealt out one by one to whoever has most room left;
-        those that the memory has no room for go to the first node, and are told there.
-    """
-    alone = {node.name: place(node, demand, may_prepare=may_prepare) for node in nodes}
-    if workers is None:
-        return alone
-    given = dict.fromkeys(alone, 0)
-    for _ in range(workers):
-        name = max(alone, key=lambda name: alone[name].workers - given[name])
-        if given[name] >= alone[name].workers:
-            name = next(iter(alone))
-        given[name] += 1
-    return {
-        node.name: place(node, demand, workers=given[node.name], may_prepare=may_prepare)
-        if given[node.name]
-        else Placement(0, reasons=("no worker was asked for here",))
-        for node in nodes
-    }
 
 
 # --- processors -----------------------------------------------------------------------------------
@@ -275,11 +250,6 @@ def gpus_of(number: int, placement: Placement) -> tuple[int, ...]:
         span = int(placement.gpus_per_worker)
         return tuple(range(number * span, (number + 1) * span))
     return (number // int(1 / placement.gpus_per_worker),) if placement.gpus_per_worker else ()
-
-
-def total_workers(placements: Iterable[Placement]) -> int:
-    """Of all nodes."""
-    return sum(placement.workers for placement in placements)
 
 
 def _has(memory_bytes: int) -> str:
