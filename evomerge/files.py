@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evomerge.errors import DiskFull, Problem
+from evomerge.wording import in_bytes
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's share of it
 EXPERIMENT = "experiment.yaml"  # in a run folder, from the beginning
@@ -104,11 +105,3 @@ def free_bytes(path: Path) -> int:
         path = path.parent
     stat = os.statvfs(path)
     return stat.f_bavail * stat.f_frsize
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes as people read it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from typing import Any
 from evomerge.errors import ConfigurationError, LedgerDamaged
 from evomerge.failpoints import failpoint
 from evomerge.files import disk_errors, fsync
+from evomerge.filesystems import journal_mode
 from evomerge.ledger_rows import (
     PAGE_BYTES,
     Candidates,
@@ -54,12 +56,15 @@ from evomerge.records import (
     Score,
 )
 
+logger = logging.getLogger(__name__)
+
 CostOf = Callable[[Recipe], Mapping[str, float]]
 
 FORMAT = 1
 REFERENCES = -1  # the cohort of what is measured before the search
 FINAL = -2  # the cohort of what is measured after it
 ITEM_BYTES = 4  # an item's id
+PATIENCE_S = 60.0  # without a write-ahead log, readers and the driver wait for each other
 FAILED_ITEMS = "failed_items"  # in the data of `measured`: task -> [reason, items]
 
 LEDGER = "ledger.sqlite"  # its name in a run folder
@@ -89,6 +94,7 @@ def connected(path: Path, read_only: bool) -> sqlite3.Connection:
         f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}",
         uri=True,
         isolation_level=None,
+        timeout=PATIENCE_S,
     )
     if read_only:
         try:
@@ -99,6 +105,17 @@ def connected(path: Path, read_only: bool) -> sqlite3.Connection:
                 raise
             return connected(path, read_only=False)
     return db
+
+
+def keep_journal(db: sqlite3.Connection, path: Path) -> None:
+    """Keep SQLite's journal as the disk wants it; a ledger that was moved there changes over."""
+    mode = journal_mode(path)
+    try:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        logger.warning("%s: somebody reads it, so its journal is not changed to %s", path, mode)
 
 
 def known_format(path: Path, meta: Mapping[str, str]) -> None:
@@ -148,7 +165,7 @@ class Ledger:
             self.meta = {key: json.loads(value) for key, value in rows.items()}
             if not read_only:
                 self._db.execute("PRAGMA foreign_keys = ON")
-                self._db.execute("PRAGMA journal_mode = WAL")
+                keep_journal(self._db, self.path)
                 self._db.execute("PRAGMA synchronous = FULL")
             (last,) = self._db.execute("SELECT coalesce(max(sequence), 0) FROM events").fetchone()
             self._horizon = last if read_only else 2**62  # later events are not looked at

@@ -12,7 +12,7 @@ from toys import forked, outcome_of
 from evomerge.errors import ConfigurationError
 from evomerge.experiment import run as runs
 from evomerge.ledger import Ledger
-from evomerge.tables import final_table, front_table, summary
+from evomerge.score_tables import final_table, front_table, summary
 
 __all__ = ["dropping"]  # the fixture
 

@@ -12,7 +12,9 @@ from evomerge.errors import ConfigurationError
 from evomerge.experiment.config import BudgetConfig, find_in_catalogue, read_experiment
 from evomerge.experiment.plan import plan_experiment
 from evomerge.experiment.run import run_experiment
+from evomerge.experiment.sweep import read_sweep
 from evomerge.experiment.tasks import make_tasks, task_entries
+from evomerge.experiment.wire import wire
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import SplitConfig, read_fitness
 from evomerge.search_spaces import SPACES, parse_space
@@ -50,9 +52,12 @@ def skip_unless_made(path: Path) -> None:
         pytest.skip("needs `evomerge zoo smollm2`, which fetches and trains a real model")
 
 
-@pytest.mark.parametrize("kind", ["search_spaces", "fitness", "experiments"])
-def test_there_is_something_and_it_says_what_it_is(kind: str) -> None:
-    assert len(catalogue(kind)) >= 4
+@pytest.mark.parametrize(
+    ("kind", "at_least"),
+    [("search_spaces", 4), ("fitness", 4), ("experiments", 4), ("experiments/sweeps", 1)],
+)
+def test_there_is_something_and_it_says_what_it_is(kind: str, at_least: int) -> None:
+    assert len(catalogue(kind)) >= at_least
     for path in catalogue(kind):
         assert path.read_text().startswith("# "), f"{path} explains itself in its first line"
         assert all(len(line) <= 100 for line in path.read_text().splitlines())
@@ -99,6 +104,14 @@ def test_experiments_are_dry_run(
     assert figures["bytes moved by such a candidate"].endswith(" MB")
     assert figures["candidates"] == config.budget.candidates
     assert int(figures["items: all"].replace(",", "")) > 1000
+
+
+@pytest.mark.parametrize("path", catalogue("experiments/sweeps"), ids=lambda path: path.stem)
+def test_sweeps_are_of_experiments_that_are_wired(path: Path, tiny_zoo: Path) -> None:
+    runs = {run.searcher: run for run in read_sweep(path)}
+    assert len(runs) >= 2
+    for run in runs.values():
+        wire(run.config)
 
 
 @pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evomerge.pareto import best, best_first, hypervolume, knee, non_dominated
+from evomerge.pareto import BLOCK, best, best_first, hypervolume, knee, non_dominated
 from evomerge.records import Estimate, Evaluation, Score
 
 # Few different coordinates, so that equal points and ties in one objective are common.
@@ -32,6 +32,16 @@ def test_non_dominated_is_what_nobody_dominates(points: list[list[int]]) -> None
     assert non_dominated(values).tolist() == expected
     oracle = moocore.is_nondominated(values, maximise=True, keep_weakly=True)
     assert np.array_equal(non_dominated(values), oracle)
+
+
+def test_more_points_than_are_compared_at_once() -> None:
+    points = np.random.default_rng(0).integers(0, 60, (3 * BLOCK, 3))
+    better = (points[:, None] >= points).all(axis=2) & (points[:, None] > points).any(axis=2)
+    assert non_dominated(points).tolist() == (~better.any(axis=0)).tolist()
+    sphere = np.abs(np.random.default_rng(1).normal(size=(2 * BLOCK + 5, 2)))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    assert non_dominated(sphere).all()
+    assert non_dominated(np.vstack([sphere, 0.9 * sphere])).sum() == len(sphere)
 
 
 def test_a_nan_is_never_in_the_front_and_pushes_nobody_out() -> None:

@@ -85,6 +85,25 @@ def test_what_is_repeated_is_what_was_asked_and_has_no_answer(tmp_path: Path) ->
     assert [len(session.told) for session in more.sessions] == [len(told), 40 - len(told), 0]
 
 
+def test_a_run_that_ended_by_its_budget_repeats_nothing_until_it_has_more(tmp_path: Path) -> None:
+    """Cohorts that were asked for ahead wait for a longer run."""
+    toy = Toy(keys={"in_flight": 12, "cohort": 3})
+    budget: dict[str, Any] = {"item_evaluations": 2000}
+    toy.run(tmp_path, budget)
+    listener = Listener()
+    toy.run(tmp_path, budget, watchers=(listener,))
+    assert listener.found is not None
+    assert listener.found.is_finished
+    assert listener.found.replayed.asked > listener.found.replayed.told
+    assert listener.found.replayed.waiting == {}
+    assert listener.jobs == 0
+    toy.run(tmp_path, {"item_evaluations": 3000}, watchers=(listener,))
+    assert not listener.found.is_finished
+    assert listener.found.replayed.waiting
+    lines = listener.found.lines()
+    assert "budget: item_evaluations 2000 before, item_evaluations 3000 now" in lines
+
+
 def test_a_kill_among_the_references_is_told(tmp_path: Path) -> None:
     toy = Toy()
     assert forked(lambda: toy.run(tmp_path), "result.before_commit:10") == -signal.SIGKILL

@@ -13,6 +13,7 @@ from evomerge.cli.check import plan, validate
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
 from evomerge.cli.search import digest, front, resume, run
+from evomerge.cli.sweep import sweep
 from evomerge.cli.watch import status
 from evomerge.errors import (
     CandidateError,
@@ -38,6 +39,7 @@ VERBS = (  # in the order of the help
     run,
     resume,
     status,
+    sweep,
     front,
     estimate,
     replay,

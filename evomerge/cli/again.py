@@ -33,7 +33,7 @@ def estimate(
     """
     from evomerge.experiment.recorded import read_estimator, read_run
     from evomerge.experiment.reestimate import reestimate
-    from evomerge.tables import estimates_table
+    from evomerge.score_tables import estimates_table
 
     run = read_run(folder)
     with progress_view() as view:

@@ -32,10 +32,10 @@ def plan(
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
     from evomerge.experiment.wire import wire
-    from evomerge.merging.costs import in_short
     from evomerge.search_spaces.dead import check_genes
     from evomerge.search_spaces.limits import seldom_kept
     from evomerge.tables import anatomy_table, relatedness_table
+    from evomerge.wording import in_short
 
     config = read_experiment_file(experiment, allow_code)
     with progress_view() as view:

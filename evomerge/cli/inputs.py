@@ -54,3 +54,38 @@ def with_code(config: Any, where: Path, allow_code: bool) -> Any:
         what = "the experiment wants to run the code that its task files name"
         raise ConfigurationError(Problem(str(where), what, "if you trust it, add --allow-code"))
     return config.model_copy(update={"allow_code": allow_code})
+
+
+def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """`NAME=VALUE`, as often as it was said."""
+    pairs = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ConfigurationError(Problem(f"{option} {text}", "expected two names with a ="))
+        pairs[name] = value
+    return pairs
+
+
+def changed(
+    config: Any,
+    *,
+    budget: dict[str, float | None],
+    pool: tuple[str | None, int | None, str | None],
+    seed: int | None = None,
+) -> Any:
+    """The experiment with some keys changed and checked again; pool: kind, workers, address."""
+    from evomerge.documents import Document, parse
+
+    changes: dict[str, Any] = {}
+    if limits := {key: value for key, value in budget.items() if value is not None}:
+        changes["budget"] = limits
+    kind, workers, address = pool
+    said = {"workers": workers, "address": address}
+    if given := {key: value for key, value in said.items() if value is not None}:
+        changes["pool"] = {**config.pool.model_dump(exclude_unset=True), **given}
+    if kind is not None and kind != config.pool.kind:  # settings of another pool say nothing here
+        changes["pool"] = {"kind": kind, **given}
+    if seed is not None:
+        changes["seed"] = seed
+    return parse(type(config), Document({**dict(config), **changes}))

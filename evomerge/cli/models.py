@@ -122,7 +122,7 @@ def score(
         return
     from rich.table import Table
 
-    from evomerge.tables import brief
+    from evomerge.score_tables import brief
 
     table = Table("objective", *rows)
     for name in next(iter(rows.values())):
@@ -175,7 +175,7 @@ def zoo(
     console = open_console()
     console.print(f"{folder}: {', '.join(ZOOS[family].models)}")
     if (table := ZOOS[family].table) is not None:
-        from evomerge.tables import zoo_table
+        from evomerge.score_tables import zoo_table
 
         console.print(zoo_table(table(folder)))
 

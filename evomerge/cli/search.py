@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from evomerge.cli.inputs import open_run, read_experiment_file, run_name, with_code
+from evomerge.cli.inputs import (
+    changed,
+    open_run,
+    pairs,
+    read_experiment_file,
+    run_name,
+    with_code,
+)
 from evomerge.cli.options import (
     Address,
     AllowCode,
@@ -24,7 +31,7 @@ from evomerge.cli.options import (
     Workers,
 )
 from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Interrupted, Problem
+from evomerge.errors import ConfigurationError, Interrupted
 from evomerge.lock import refuse_locked
 from evomerge.signals import go_on, signals
 
@@ -43,7 +50,7 @@ def run(
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
     refuse_locked(out or Path("runs") / run_name(experiment))
-    config = _changed(
+    config = changed(
         read_experiment_file(experiment, allow_code),
         budget={"candidates": budget},
         pool=(pool, workers, address),
@@ -96,11 +103,11 @@ def resume(
             f"{folder}: this run was started from Python with models or a fitness that live in "
             "memory; call evomerge.search again with the same arguments and the same out="
         )
-    config = moved_to(config, _pairs(model, "--model"), _pairs(moved, "--moved"))
+    config = moved_to(config, pairs(model, "--model"), pairs(moved, "--moved"))
     check_models_are_there(config)
     config = with_code(config, folder, allow_code)
     limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
-    _drive(_changed(config, budget=limits, pool=(pool, workers, address)), folder)
+    _drive(changed(config, budget=limits, pool=(pool, workers, address)), folder)
 
 
 def front(
@@ -123,7 +130,7 @@ def front(
         ]
         csv.writer(sys.stdout).writerows([header, *cells])
         return
-    from evomerge.tables import front_table
+    from evomerge.score_tables import front_table
 
     open_console().print(front_table(rows))
 
@@ -131,41 +138,6 @@ def front(
 def digest(folder: RunFolder) -> None:
     """The sha256 of a run's trajectory: equal runs have equal digests."""
     print(open_run(folder).ledger.digest())
-
-
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
-    """`NAME=VALUE`, as often as it was said."""
-    pairs = {}
-    for text in texts or ():
-        name, sign, value = text.partition("=")
-        if not (name and sign and value):
-            raise ConfigurationError(Problem(f"{option} {text}", "expected two names with a ="))
-        pairs[name] = value
-    return pairs
-
-
-def _changed(
-    config: Any,
-    *,
-    budget: dict[str, float | None],
-    pool: tuple[str | None, int | None, str | None],
-    seed: int | None = None,
-) -> Any:
-    """The experiment with some keys changed and checked again; pool: kind, workers, address."""
-    from evomerge.documents import Document, parse
-
-    changes: dict[str, Any] = {}
-    if limits := {key: value for key, value in budget.items() if value is not None}:
-        changes["budget"] = limits
-    kind, workers, address = pool
-    said = {"workers": workers, "address": address}
-    if given := {key: value for key, value in said.items() if value is not None}:
-        changes["pool"] = {**config.pool.model_dump(exclude_unset=True), **given}
-    if kind is not None and kind != config.pool.kind:  # settings of another pool say nothing here
-        changes["pool"] = {"kind": kind, **given}
-    if seed is not None:
-        changes["seed"] = seed
-    return parse(type(config), Document({**dict(config), **changes}))
 
 
 def _drive(config: Any, out: Path) -> None:
@@ -181,7 +153,7 @@ def _drive(config: Any, out: Path) -> None:
     except Interrupted:
         console.print(f"\n{go_on(out)}")
         raise
-    from evomerge.tables import print_final
+    from evomerge.score_tables import print_final
 
     print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))

@@ -51,7 +51,7 @@ def _print(console: Console, facts: Mapping[str, Any], folder: Path) -> None:
     for line in in_full(facts):
         console.print(line)
     if facts["state"] == "finished":
-        from evomerge.tables import print_final  # of all that is shown, this alone needs torch
+        from evomerge.score_tables import print_final
 
         print_final(console, facts["final"])
     elif facts["state"] == "stopped":

@@ -11,6 +11,7 @@ from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.room import expected_items, projected_bytes
 from evomerge.experiment.wire import Parts, wire
 from evomerge.merging.traffic import bytes_moved
+from evomerge.pools import placement_here
 from evomerge.pools.worker import Worker
 from evomerge.protocols import Progress
 from evomerge.recipe import Merge, Recipe, Segments, Slot
@@ -33,7 +34,8 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
     candidates = config.budget.candidates
     items = expected_items(parts)
     seconds = seconds_per_item(parts)
-    workers = max(1, config.pool.num_workers)
+    placed = placement_here(config.pool, parts.worker)
+    workers = max(1, placed.workers)
     size = sum(checkpoint.size_bytes for checkpoint in parts.models.checkpoints.values())
     return {
         **describe_space(parts),
@@ -49,6 +51,10 @@ def plan_experiment(config: ExperimentConfig, progress: Progress | None = None) 
         if items.total is None
         else f"{projected_bytes(parts) / 1e6:,.1f} MB or less",
         "seconds per item": f"{seconds:.2g} (base, one worker)",
+        "workers here": f"{placed.workers} on {placed.device} ({'; '.join(placed.reasons)})",
+        "memory of a worker": "unknown"
+        if parts.worker.demand is None
+        else f"{parts.worker.demand.on_cpu(placed.ahead) / 1e9:.1f} GB",
         "hours": "unknown"
         if items.total is None
         else f"{items.total * seconds / workers / 3600:.2g} with {workers} worker(s)",

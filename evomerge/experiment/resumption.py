@@ -77,8 +77,9 @@ class Resumed:
         before = self.sessions[-1].facts
         lines = []
         for key in ("host", "pool"):
-            if key in before and before[key] != self.now[key]:
-                lines.append(f"{key}: {_brief(before[key])} before, {_brief(self.now[key])} now")
+            was, is_now = _apart(before.get(key), self.now[key])
+            if was != is_now:
+                lines.append(f"{key}: {_brief(was)} before, {_brief(is_now)} now")
         if self.changes:
             lines.append(f"other than in earlier sessions: {'; '.join(self.changes)}")
             if not self.replayed.drifted and not self.is_finished:
@@ -166,6 +167,16 @@ def references_left(ledger: Ledger) -> int:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _apart(before: Any, now: Any) -> tuple[Any, Any]:
+    """Of two mappings what differs; what an older session did not note is as it is now."""
+    if before is None:
+        return now, now
+    if not isinstance(before, Mapping):
+        return before, now
+    keys = [key for key, value in now.items() if before.get(key, value) != value]
+    return {key: before[key] for key in keys}, {key: now[key] for key in keys}
 
 
 def _brief(value: Any) -> str:

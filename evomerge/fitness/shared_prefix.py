@@ -129,7 +129,8 @@ def logits_at(module: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -
         if hidden.shape[:2] != shape:
             return None
         reduced = True
-        return (hidden.flatten(0, 1)[positions][None],)
+        # The last layers may be on another device than the first.
+        return (hidden.flatten(0, 1)[positions.to(hidden.device)][None],)
 
     find = getattr(module, "get_output_embeddings", None)
     head = find() if find is not None else None

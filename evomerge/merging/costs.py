@@ -166,12 +166,3 @@ def _use_by_place(name: str, checkpoint: Checkpoint, anatomy: Anatomy) -> Use:
         -1 - checkpoint.names.index(name) if is_learnt else None,
         is_learnt and matrix and place.component not in ("embedding", "norm"),
     )
-
-
-def in_short(value: float) -> str:
-    """A large number for people, with four digits: 1234567 is 1.235M."""
-    rounded = float(f"{value:.4g}")
-    for size, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(rounded) >= size:
-            return f"{rounded / size:g}{suffix}"
-    return f"{rounded:g}"

@@ -41,7 +41,8 @@ class Merger:
     checkpoints: by the names that recipes use; anatomy: the base's; cache_bytes: for prepared data
     (beside it, the order of a source's magnitudes where those of the whole model are needed); once:
     whether each tensor is merged just once, so that nothing is worth keeping; device: where it
-    computes; progress: told of the readings that come before the first tensor.
+    computes, None for where each tensor is written; progress: told of the readings that come before
+    the first tensor.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Merger:
         cache_bytes: int = 0,
         *,
         once: bool = False,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         progress: Progress | None = None,
     ) -> None:
         if base not in checkpoints:
@@ -61,7 +62,7 @@ class Merger:
         self.checkpoints = dict(checkpoints)
         self.anatomy = anatomy
         self.base = base
-        self.device = torch.device(device)
+        self._device = None if device is None else torch.device(device)
         self._progress = progress
         self.groups = groups_of(checkpoints, anatomy, base)
         self._once = once
@@ -146,7 +147,7 @@ class Merger:
         }
 
     def write(self, group: Group, effective: Effective | None, outs: Sequence[Tensor]) -> None:
-        """Write a group's merged tensors into `outs`, one for each of its names.
+        """Write a group's merged tensors into `outs`, one for each of its names, on any devices.
 
         Raises:
             CandidateError: a merged tensor is not finite, or the parameters make no tensor.
@@ -157,13 +158,15 @@ class Merger:
                     out.copy_(self.checkpoints[self.base].tensor(name))
                 return
             scale, dtype = effective.branch_scale, outs[0].dtype
-            if scale == 1 and len(outs) == 1 and outs[0].is_contiguous():
+            device = self._device or outs[0].device
+            in_place = outs[0].is_contiguous() and outs[0].device == device
+            if scale == 1 and len(outs) == 1 and in_place:
                 self._apply(group, effective, outs[0].view(-1))
                 return
             if scale != 1:  # before it is rounded, so that it is rounded once
                 dtype = torch.promote_types(dtype, torch.float32)
             size = sum(out.numel() for out in outs)
-            flat = torch.empty(size, dtype=dtype, device=self.device)
+            flat = torch.empty(size, dtype=dtype, device=device)
             self._apply(group, effective, flat)
             parts = torch.split(flat, [out.numel() for out in outs])
             for origin, out, part in zip(group.origins, outs, parts, strict=True):
@@ -171,17 +174,18 @@ class Merger:
                     part.mul_(scale)
                 out.copy_(part.view(out.shape))
             if scale != 1 and not all(_is_finite(out) for out in outs):
-                self._refuse_not_finite(group, torch.cat([out.reshape(-1) for out in outs]))
+                flats = [out.reshape(-1).to(device) for out in outs]
+                self._refuse_not_finite(group, torch.cat(flats))
 
     def _apply(self, group: Group, effective: Effective, flat: Tensor) -> None:
         operator = operator_of(effective)
         values = dict(effective.values)
         if self._once:
-            prepared = operator.prepare(self._block(group, effective), values)
+            prepared = operator.prepare(self._block(group, effective, flat.device), values)
         else:
-            key = self._key(group, effective, operator)
+            key = (flat.device, self._key(group, effective, operator))
             prepared = self._cache.get(
-                key, lambda: operator.prepare(self._block(group, effective), values)
+                key, lambda: operator.prepare(self._block(group, effective, flat.device), values)
             )
         finite = operator.apply(prepared, values, flat)
         if finite is None:
@@ -205,12 +209,12 @@ class Merger:
             if not torch.isfinite(part).all():
                 raise CandidateError(f"{name}: the merged tensor is not finite")
 
-    def _block(self, group: Group, effective: Effective) -> Block:
+    def _block(self, group: Group, effective: Effective, device: torch.device) -> Block:
         origin = self.checkpoints[self.base]
         layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
-        flats = [self._flat(self.base, group.origins)]
+        flats = [self._flat(self.base, group.origins).to(device)]
         flats += [
-            self._flat(source, group.origins, layer)
+            self._flat(source, group.origins, layer).to(device)
             for source, layer in zip(effective.sources, layers, strict=True)
         ]
         models = (self.base, *effective.sources)
@@ -222,7 +226,7 @@ class Merger:
             views=frozenset(
                 flat.data_ptr()
                 for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
-                if self._is_view(model, group.origins, layer)
+                if device.type == "cpu" and self._is_view(model, group.origins, layer)
             ),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
@@ -260,14 +264,13 @@ class Merger:
                 what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
                 raise ModelError(Problem(f"{model}: {name}", what))
             parts.append(checkpoint.tensor(name).reshape(-1))
-        flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return flat.to(self.device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _is_view(self, model: str, origins: Sequence[str], layer: int | None) -> bool:
         """Whether `_flat` gives the model's own memory."""
-        if len(origins) != 1 or self.device.type != "cpu":
-            return False
-        return not self.checkpoints[model].is_made(self._name(origins[0], layer))
+        return len(origins) == 1 and not self.checkpoints[model].is_made(
+            self._name(origins[0], layer)
+        )
 
     def _name(self, beside: str, layer: int | None) -> str:
         """A tensor in the base's own layer, or in another one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,33 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "to
 _FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
-def module_of(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
+def module_of(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device_map: Mapping[str, int | str] | None = None,
+) -> nn.Module:
     """The class that the config names, else a causal language model, with the weights.
 
-    No tensor of the module is one of the checkpoint's: it may be written into.
+    No tensor of the module is one of the checkpoint's: it may be written into. With a map from
+    names of its parts to devices, transformers spreads it, and accelerate's hooks carry what goes
+    from one part to the next.
 
     Raises:
         ModelError: transformers cannot make it.
     """
     import transformers
 
-    named = next(iter(checkpoint.config.get("architectures") or ()), "")
-    kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+    kind = _class_of(checkpoint)
+    spread = {} if device_map is None else {"device_map": dict(device_map)}
     try:
         if not isinstance(checkpoint, Derived):
-            return _loaded(kind, checkpoint.path, dtype)
-        settings = dict(checkpoint.config)
-        config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+            return _loaded(kind, checkpoint.path, dtype, **spread)
+        config = _config_of(checkpoint)
         if kind is transformers.AutoModelForCausalLM:  # which loads nothing but folders
             with torch.device("meta"):
                 kind = type(kind.from_config(config))
         state = {name: checkpoint.tensor(name).clone() for name in checkpoint.names}
-        module = _loaded(kind, None, dtype, config=config, state_dict=state)
+        module = _loaded(kind, None, dtype, config=config, state_dict=state, **spread)
         generation = small_files(checkpoint).get(GENERATION)
         if generation is not None and hasattr(module, "generation_config"):
             settings = parsed(generation, GENERATION)
@@ -49,6 +55,37 @@ def module_of(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
     except _FAILURES as error:
         what = f"transformers cannot load it: {error}"
         raise ModelError(Problem(checkpoint.where, what)) from error
+
+
+def empty_module_of(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
+    """As `module_of`, on the meta device: shapes and names without memory.
+
+    Raises:
+        ModelError: transformers cannot make it.
+    """
+    kind, config = _class_of(checkpoint), _config_of(checkpoint)
+    make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    try:
+        with torch.device("meta"):
+            module: nn.Module = make(config, dtype=dtype) if dtype is not None else make(config)
+    except _FAILURES as error:
+        what = f"transformers cannot make it: {error}"
+        raise ModelError(Problem(checkpoint.where, what)) from error
+    return module
+
+
+def _class_of(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    named = next(iter(checkpoint.config.get("architectures") or ()), "")
+    return getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+
+
+def _config_of(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    settings = dict(checkpoint.config)
+    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:

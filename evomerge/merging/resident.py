@@ -20,6 +20,7 @@ from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.input_scales import hook_scales, input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
+from evomerge.merging.spread import located
 from evomerge.merging.stack import Stack, blocks_at, path_of_blocks
 from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
@@ -57,21 +58,28 @@ class Resident:
         base: str,
         *,
         build: Callable[[], nn.Module] | None = None,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         dtype: torch.dtype | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> Resident:
         """The base's module, on `device`, in `dtype` or else as it is stored.
 
+        Tensors are merged where they lie in the module.
+
         build: makes the module of models that are not transformers folders.
+        device: as torch calls it, or "auto" for the GPUs that are visible: one if the model fits on
+            it, else all of them.
 
         Raises:
+            ConfigurationError: there is no such device, or the GPUs have too little memory.
             ModelError: the module cannot be made, or its tensors are not those of the base.
         """
-        merger = Merger(
-            checkpoints, anatomy_of(checkpoints[base]), base, cache_bytes, device=device
-        )
+        merger = Merger(checkpoints, anatomy_of(checkpoints[base]), base, cache_bytes)
         origin = checkpoints[base]
+        where = located(origin, dtype, device, cache_bytes)
+        if isinstance(where, dict) and build is not None:
+            what = "a module that `build` makes cannot be spread over several GPUs"
+            raise ConfigurationError(Problem(origin.where, what))
         if build is not None:
             module, tokenizer = build(), None
             targets_of(module, origin)
@@ -79,11 +87,12 @@ class Resident:
             module.load_state_dict(state, strict=False)
             module = module.to(dtype=dtype) if dtype is not None else module
         elif origin.path is not None and origin.config:
-            module, tokenizer = module_of(origin, dtype), tokenizer_of(origin)
+            spread = where if isinstance(where, dict) else None
+            module, tokenizer = module_of(origin, dtype, spread), tokenizer_of(origin)
         else:
             what = "is no transformers folder, so `build` has to make its module"
             raise ModelError(Problem(origin.where, what))
-        return cls(module.to(device), merger, tokenizer)
+        return cls(module if isinstance(where, dict) else module.to(where), merger, tokenizer)
 
     def twin(self) -> Resident:
         """Another model with what is in this one; the merger and the tokenizer are the same.

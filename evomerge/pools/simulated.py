@@ -163,7 +163,8 @@ class Simulation:
         one = self.workers.get(worker)
         match event:
             case Answer(_, outcome) if one is not None:
-                event = Answer(worker, self._answer(worker, outcome.job))
+                if not outcome.worker:  # it was no fate's
+                    event = Answer(worker, self._answer(worker, outcome.job))
                 seconds = self._seconds(worker, outcome.job)
                 one.busy_s += seconds
                 self.done_s += seconds

@@ -48,8 +48,9 @@ class WorkerSpec:
     tokenizer: whose tokens it has; None where all models have the same.
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
+    device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
+        them, or all where the model is too large for one.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
-    device: where the model is: cpu, cuda, cuda:1, mps; `auto` spreads it over all GPUs in sight.
     demand: what a worker needs of a machine, for whoever decides how many there are.
     """
 
@@ -64,8 +65,8 @@ class WorkerSpec:
     tokenizer: str | TokenizerSpec | None = None
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
-    ahead: bool = False
     device: str = "cpu"
+    ahead: bool = False
     demand: Demand | None = None
 
     @property
@@ -104,6 +105,7 @@ class Worker:
             checkpoints,
             spec.base,
             build=spec.build,
+            device=spec.device,
             dtype=None if spec.dtype is None else getattr(torch, spec.dtype),
             cache_bytes=spec.cache_bytes,
         )

@@ -16,12 +16,12 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.merging.costs import in_short
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe, Segments
 from evomerge.results.mergekit_yaml import mergekit_yaml
+from evomerge.wording import in_short
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.files import write_bytes
-from evomerge.merging.costs import in_short
 from evomerge.records import Evaluation
+from evomerge.wording import in_short
 
 # Okabe & Ito's palette, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9a9a9a", "#222222"

@@ -34,10 +34,8 @@ class Found:
         self.cut = by_id if cut_short else {}
         if not cut_short:
             self.entries |= by_id
-            for id_, entry in by_id.items():
-                self.keys.pop(id_, None)
-                if entry["score"] is not None:
-                    self.keys[id_] = _key(entry)
+            scored = {id_: entry for id_, entry in by_id.items() if entry["score"] is not None}
+            self.keys |= {id_: _key(entry) for id_, entry in scored.items()}
 
     @property
     def count(self) -> int:

@@ -25,6 +25,7 @@ from evomerge.results.progress import Found, Tempo
 Json = dict[str, Any]
 
 SILENT_S = 300.0  # without an event, a driver that nobody can ask may be dead
+DEAD_S = 86_400.0  # and by now nobody waits for it
 NUM_FAILURES = 5  # the last ones, that are told with their reasons
 
 
@@ -254,9 +255,10 @@ class RunWatch:
         if is_over or host in (None, socket.gethostname()):
             return done, None
         driver = {"host": host, "pid": sessions.facts.get("pid"), "since": None}
-        if now - sessions.last <= SILENT_S + 2 * sessions.gap_s:
+        age_s, patience_s = now - sessions.last, SILENT_S + 2 * sessions.gap_s
+        if age_s <= patience_s:
             return "running", driver
-        return ("finished", None) if self._final else ("silent", driver)
+        return (done, None) if self._final or age_s > DEAD_S + patience_s else ("silent", driver)
 
     def _phase(self) -> str:
         if self._in_last_choice or self._final:

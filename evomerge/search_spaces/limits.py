@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Constraint, Gene
-from evomerge.merging.costs import COSTS, Costs, in_short
+from evomerge.merging.costs import COSTS, Costs
 from evomerge.protocols import LineageSpace, SearchSpace
 from evomerge.recipe import Recipe
 from evomerge.records import Genome
+from evomerge.wording import in_short
 
 
 class ShareOfBase(BaseModel):

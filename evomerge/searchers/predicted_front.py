@@ -115,4 +115,4 @@ def _descend(
         bounds=Bounds(np.zeros(start.size), np.ones(start.size)),
         options={"maxiter": steps, "maxfun": 2 * steps, "ftol": PROGRESS},
     )
-    return np.clip(found.x, 0.0, 1.0).reshape(start.shape)
+    return np.asarray(np.clip(found.x, 0.0, 1.0).reshape(start.shape))

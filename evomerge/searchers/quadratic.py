@@ -57,7 +57,11 @@ class Quadratic:
         return rows * _slope(self.link, rows @ self.weights)[:, None]
 
     def rise(self, points: Array, mean: float, error: float) -> tuple[Array, Array]:
-        """mean * prediction + error * standard error, (points,), and its gradient, (points, genes)."""
+        """So much of the prediction and so much of its standard error, and how that changes.
+
+        Returns:
+            mean * prediction + error * standard error, (points,); its gradient, (points, genes).
+        """
         x = 2.0 * points - 1.0
         linear, bend = self._bends
         bent = x @ bend

@@ -9,7 +9,10 @@ of 20 generations of 8.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from toys import Count, Toy, forked, measured_twice, outcome_of
 
 from evomerge.experiment import run as runs
 from evomerge.failpoints import FAILPOINTS
+from evomerge.pools.inline import InlinePool
 
 KILLED = -signal.SIGKILL
 TOGETHER = ("results.before_commit", "results.after_commit")  # need several workers
@@ -28,6 +32,38 @@ RUN_FAILPOINTS = [n for n in FAILPOINTS if not n.startswith("export") and n not 
 OCCURRENCES = {"ask": (1, 3, 1), "result": (1, 40, 20), "tell": (1, 2, 1)}
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
+FIVE = {  # searcher -> estimator
+    "random": "racing",
+    "cma_es": "racing",
+    "nsga2": "racing",
+    "rl_agent": "racing",
+    "m2n2": "subset",
+}
+
+
+@pytest.fixture(autouse=True)
+def five_searchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = {"kind": "rl_agent", "population": 8, "scalarise": {"kind": "parego"}}
+    monkeypatch.setitem(toys.SEARCHERS, "rl_agent", agent)
+    niches = {"kind": "m2n2", "archive": 5, "in_flight": 8}
+    monkeypatch.setitem(toys.SEARCHERS, "m2n2", niches)
+    monkeypatch.setitem(toys.ESTIMATORS, "subset", {"kind": "subset", "items": 10})
+
+
+def toy_of(searcher: str, estimator: str, budget: int = 40) -> Toy:
+    keys = {"space": {"kind": "niches"}} if searcher == "m2n2" else {}
+    return Toy(searcher, estimator, budget, keys=keys)
+
+
+def check_equal(folder: Path, expected: dict[str, Any], figure: Any) -> None:
+    """That a run is the one that nobody disturbed, and no answer was committed twice."""
+    found = outcome_of(folder)
+    different = [key for key in expected if found[key] != expected[key]]
+    figure("R1", "of digest, front, failures, ...: what differs", len(different), 0, unit="")
+    asked = [id_ for ids in found["asked"].values() for id_ in ids]
+    figure("R1", "candidates that are there twice", len(asked) - len(set(asked)), 0, unit="")
+    figure("R1", "items that were committed twice", measured_twice(folder), 0, unit="")
+
 
 @pytest.mark.parametrize(
     ("searcher", "estimator"),
@@ -35,22 +71,25 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
         ("random", "racing"),
         ("cma_es", "racing"),
         ("nsga2", "racing"),
+        ("rl_agent", "racing"),
+        ("m2n2", "subset"),
         ("nsga2", "full"),
         pytest.param("random", "full", marks=pytest.mark.slow),
         pytest.param("cma_es", "full", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("failpoint", RUN_FAILPOINTS)
-def test_killed_at_a_failpoint(failpoint, searcher, estimator, tmp_path, uninterrupted):
-    toy = Toy(searcher, estimator)
+def test_killed_at_a_failpoint(failpoint, searcher, estimator, tmp_path, uninterrupted, figure):
+    toy = toy_of(searcher, estimator)
     expected = uninterrupted(toy)
     occurrences = OCCURRENCES[failpoint.partition(".")[0]]
-    for occurrence in occurrences if estimator == "racing" else occurrences[1:2]:
+    kills = 0
+    for occurrence in occurrences if estimator != "full" else occurrences[1:2]:
         assert forked(lambda: toy.run(tmp_path), f"{failpoint}:{occurrence}") == KILLED
+        kills += 1
     toy.run(tmp_path)
-    assert outcome_of(tmp_path) == expected
-    # What is lost is what was measured and not committed: one job for each kill.
-    assert measured_twice(tmp_path) == 0
+    check_equal(tmp_path, expected, figure)
+    figure("R1", "kills at each failpoint", kills, 1, unit="", at_least=True)
 
 
 class Bunches:
@@ -83,18 +122,64 @@ def test_killed_where_several_outcomes_share_a_commit(
     assert measured_twice(tmp_path) == 0
 
 
-@pytest.mark.parametrize("searcher", toys.SEARCHERS)
-def test_killed_at_random_times(searcher, tmp_path, uninterrupted):
-    toy = Toy(searcher, "racing")
-    expected = uninterrupted(toy)
+class Jobs:
+    """Counts the jobs that drivers measure, in a file that outlives them."""
+
+    def __init__(self, path: Path, patch: pytest.MonkeyPatch) -> None:
+        self._path = path
+        path.touch()
+        real = InlinePool.collect
+
+        def collect(pool: InlinePool, timeout_s: float) -> Any:
+            found = real(pool, timeout_s)
+            with path.open("ab", buffering=0) as file:
+                file.write(b"." * len(found))
+            return found
+
+        patch.setattr(InlinePool, "collect", collect)
+
+    def count(self) -> int:
+        """Since the last time that somebody asked."""
+        found = self._path.stat().st_size
+        self._path.write_bytes(b"")
+        return found
+
+
+def killed_at_random(toy: Toy, out: Path, generator: np.random.Generator, seconds: float) -> int:
+    """Start it three times, and kill it some time later; how often it was there to be killed."""
+    ends = generator.uniform(0.0, seconds, 3)
+    codes = [forked(lambda: toy.run(out), kill_after_s=float(end)) for end in ends]
+    assert set(codes) <= {0, KILLED}
+    return codes.count(KILLED)
+
+
+@pytest.mark.parametrize("num_kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("searcher", FIVE)
+def test_killed_at_random_times(num_kills, searcher, tmp_path, uninterrupted, monkeypatch, figure):
+    """20 generations of 8, killed up to three times in a run, until there were kills enough."""
+    is_long = num_kills >= 50
+    toy = toy_of(searcher, FIVE[searcher], 160 if is_long else 40)
+    jobs = Jobs(tmp_path / "jobs", monkeypatch)
+    start = time.monotonic()
+    toy.run(tmp_path / "whole")
+    seconds = time.monotonic() - start
+    expected, whole = outcome_of(tmp_path / "whole"), jobs.count()
     generator = np.random.default_rng([len(searcher), 5])
-    codes = [
-        forked(lambda: toy.run(tmp_path), kill_after_s=float(generator.uniform(0.01, 0.2)))
-        for _ in range(8)
-    ]
-    assert KILLED in codes
-    toy.run(tmp_path)
-    assert outcome_of(tmp_path) == expected
+    kills, runs_killed, most = 0, 0, 0.0
+    while kills < num_kills:
+        out = tmp_path / str(runs_killed)
+        runs_killed += 1
+        found = killed_at_random(toy, out, generator, seconds)
+        kills += found
+        toy.run(out)
+        check_equal(out, expected, figure)
+        again = jobs.count() - whole
+        most = max(most, again / max(1, found))
+        shutil.rmtree(out)
+    figure("R1", "jobs measured again for each kill, one worker", most, 1, unit="")
+    if is_long:
+        name = f"random kills of {searcher}"
+        figure("R1", name, kills, num_kills, unit="", at_least=True)
 
 
 def test_a_kill_loses_one_job_and_a_finished_run_costs_nothing(tmp_path):

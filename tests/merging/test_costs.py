@@ -23,9 +23,10 @@ from transformers import (
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
-from evomerge.merging.costs import Costs, in_short
+from evomerge.merging.costs import Costs
 from evomerge.recipe import Recipe
 from evomerge.results.export import export_model
+from evomerge.wording import in_short
 
 LAYERS, HIDDEN, TOKENS = 3, 16, 7
 SIZES: dict[str, Any] = {

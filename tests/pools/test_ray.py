@@ -229,7 +229,7 @@ def test_only_small_things_travel(ray_nodes, models, tmp_path, monkeypatch):
     jobs = make_jobs(models, 6)
     with ray_pool(make_spec(models, warn=True), log) as pool:
         collect(pool, jobs)
-        sent = [pool._crew._spec, *map(ray.cloudpickle.dumps, jobs)]
+        sent = [pool._crew._spec_for(Seats(1, 1.0)), *map(ray.cloudpickle.dumps, jobs)]
     replies = [ray.cloudpickle.dumps(one) for one in heard]
     assert len(replies) >= 6
     assert max(map(len, sent + replies)) < 4000
@@ -237,6 +237,34 @@ def test_only_small_things_travel(ray_nodes, models, tmp_path, monkeypatch):
     said = [line for line in log.read_text().splitlines() if "the toy task first" in line]
     assert len(said) == 6
     assert all(re.search(r"-[01] WARNING .* CUDA_VISIBLE_DEVICES ''", line) for line in said)
+
+
+def test_runs_share_a_cluster(ray_nodes, models):
+    """Who was there first gives half of its workers to the second, and has them back later."""
+    jobs = make_jobs(models, 12)
+    expected = answers(collect(InlinePool(make_spec(models)), jobs))
+    slow = make_spec(models, sleep_s=0.3)
+
+    def settle(pools: list[Dispatcher], counts: list[int]) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while [len(pool._seats) for pool in pools] != counts and time.monotonic() < until:
+            for pool in pools:
+                outcomes[pool] += pool.collect(0.1)
+        assert [len(pool._seats) for pool in pools] == counts
+
+    with ray_pool(slow) as first:
+        outcomes: dict[Dispatcher, list[Any]] = {first: []}
+        settle([first], [2])
+        for job in jobs:
+            first.submit(job)
+        with ray_pool(slow) as second:
+            outcomes[second] = []
+            settle([first, second], [1, 1])
+            assert answers(collect(second, jobs)) == expected
+        settle([first], [2])
+        while len(outcomes[first]) < len(jobs):
+            outcomes[first] += first.collect(0.1)
+    assert answers({outcome.job.id: outcome for outcome in outcomes[first]}) == expected
 
 
 # --- clusters -------------------------------------------------------------------------------------

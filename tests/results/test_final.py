@@ -17,7 +17,7 @@ from evomerge.api import Run
 from evomerge.experiment.config import read_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.fitness.split import split_items
-from evomerge.tables import final_table, front_table, gains_table, summary
+from evomerge.score_tables import final_table, front_table, gains_table, summary
 
 SIZES = {"search": 48, "fresh": 24, "holdout": 120}
 RACE = {"kind": "racing", "rungs": [6, 16], "keep": 0.5, "incumbents": 4}

@@ -25,7 +25,7 @@ from evomerge.lock import RunLock
 from evomerge.pareto import best
 from evomerge.records import Estimate, Score
 from evomerge.results.progress import WINDOW_S, mean_of
-from evomerge.results.watch import SILENT_S, RunWatch, status
+from evomerge.results.watch import DEAD_S, SILENT_S, RunWatch, status
 from evomerge.status_view import in_full, in_line, watched
 from evomerge.stopping import lower_bound
 
@@ -167,6 +167,7 @@ def test_a_driver_on_another_machine_is_judged_by_its_events(tmp_path: Path) -> 
         assert facts["last_event_s"] == pytest.approx(100)
         assert watch.read(last - 1000)["last_event_s"] == 0  # its clock may be ahead
         silent = watch.read(last + 2 * SILENT_S)
+        assert watch.read(last + 2 * DEAD_S)["state"] == "stopped"
     assert silent["state"] == "silent"
     assert "nobody can see from here whether its driver is alive" in in_full(silent)[0]
     Toy().run(tmp_path)

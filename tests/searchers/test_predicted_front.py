@@ -1,0 +1,159 @@
+"""The surrogate's front. Oracles: differences, grids, exact hypervolumes, and fits from scratch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from test_map_pareto import Weights, bowls_of, names, search
+
+from evomerge.pareto import hypervolume, non_dominated
+from evomerge.records import Facts
+from evomerge.searchers import make_searcher, map_pareto
+from evomerge.searchers.predicted_front import Aim, predicted_front
+from evomerge.searchers.quadratic import Quadratic, fit, terms
+from evomerge.searchers.surrogate_front import most_volume, sobol
+
+
+def of_weights(weights: Any, link: Any = "identity") -> Quadratic:
+    """A quadratic that is given, rather than fitted."""
+    row = np.asarray(weights, dtype=np.float64)
+    return Quadratic(link, True, 1.0, row, np.eye(len(row)), np.zeros(1))
+
+
+@pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize(("mean", "error"), [(1.0, 0.0), (1.0, 2.0), (0.0, 1.0)])
+def test_gradients_are_those_of_predictions_and_errors(
+    link: Any, products: bool, mean: float, error: float
+) -> None:
+    generator = np.random.default_rng(0)
+    points, values = generator.random((40, 3)), generator.uniform(0.05, 0.95, 40)
+    at = generator.random((6, 3))
+    for sign in (1.0,) if link == "sigmoid" else (1.0, -1.0):
+        model = fit(points, sign * values, np.zeros(40), link, products)
+        found, gradient = model.rise(at, mean, error)
+        np.testing.assert_allclose(found, mean * model.predict(at) + error * model.error(at))
+        ahead, behind = (
+            [model.rise(at + way * 1e-6 * row, mean, error)[0] for row in np.eye(3)]
+            for way in (1, -1)
+        )
+        slopes = (np.array(ahead) - np.array(behind)).T / 2e-6
+        np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("genes", "aims"), [(2, 2), (2, 3), (3, 2), (3, 4)])
+@pytest.mark.parametrize("kind", ["bowls", "anything"])
+def test_a_fine_grids_front_is_found(genes: int, aims: int, kind: str) -> None:
+    """Whatever the curvature: quadratics that are not concave have optima in several corners."""
+    generator = np.random.default_rng([genes, aims])
+    side = np.linspace(0, 1, {2: 81, 3: 21}[genes] if aims < 4 else 13)
+    grid = np.array(list(itertools.product(side, repeat=genes)))
+    for _ in range(3):
+        weights = generator.normal(size=(aims, terms(grid[:1], True).shape[1]))
+        if kind == "bowls":
+            weights[:, 1 + genes : 1 + 2 * genes] = -2
+            weights[:, 1 + 2 * genes :] *= 0.2
+        models = [of_weights(row) for row in weights]
+        found = predicted_front(
+            [Aim(model) for model in models], sobol(256, genes, generator), 100, 60, generator
+        )
+        assert ((found >= 0) & (found <= 1)).all()
+        values, best = (np.stack([m.predict(x) for m in models], 1) for x in (found, grid))
+        front = best[non_dominated(best)]
+        reference = front.min(axis=0) - 0.1 * np.ptp(front, axis=0)
+        assert (values[:, None] - values).min(axis=2).max() < 1e-9  # nobody dominates another
+        share = 0.98 if aims == 2 else 0.95  # so few points are no surface
+        assert hypervolume(values, reference) >= share * hypervolume(front, reference)
+
+
+def test_the_best_of_many_corners_is_found() -> None:
+    """Convex quadratics of 8 genes are best in one of 256 corners, and have optima in others."""
+    corners = np.array(list(itertools.product([0.0, 1.0], repeat=8)))
+    shares = []
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        weights = generator.normal(size=(2, 45))
+        weights[:, 9:17] = 2.0
+        aims = [Aim(of_weights(row)) for row in weights]
+        found = predicted_front(aims, sobol(256, 8, generator), 60, 60, generator)
+        best = [aim.rise(found)[0].max() / aim.rise(corners)[0].max() for aim in aims]
+        shares += best
+    assert np.mean(shares) > 0.96  # .985; .926 where compromises may begin at one point
+
+
+def test_a_front_nearby_saves_the_first_pass_and_its_points_need_not_be_far() -> None:
+    generator = np.random.default_rng(1)
+    aims = [Aim(of_weights([0, 1, 0, -1, -1, 0.2])), Aim(of_weights([0, 0, 1, -1, -1, 0.2]))]
+    start = sobol(64, 2, generator)
+    near = predicted_front(aims, start, 40, 60, generator)
+    again = predicted_front(aims, start[:0], 40, 60, generator, near)
+    values, before = (np.stack([a.rise(x)[0] for a in aims], 1) for x in (again, near))
+    reference = before.min(axis=0) - 0.1
+    assert hypervolume(values, reference) >= 0.99 * hypervolume(before, reference)
+
+
+def test_the_same_seed_gives_the_same_front() -> None:
+    aims = [Aim(of_weights([0, 1, 0, -1, -1, 0.2])), Aim(of_weights([0, 0, 1, -1, -1, 0.2]))]
+    start = sobol(64, 2, np.random.default_rng(0))
+    fronts = [predicted_front(aims, start, 20, 30, np.random.default_rng(s)) for s in (3, 3, 4)]
+    np.testing.assert_array_equal(fronts[0], fronts[1])
+    assert fronts[0].shape != fronts[2].shape or not (fronts[0] == fronts[2]).all()
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_what_adds_most_volume_comes_first(objectives: int) -> None:
+    """By exact hypervolumes, of as much as Sobol points can tell."""
+    generator = np.random.default_rng(objectives)
+    known = generator.random((6, objectives)) * 0.6
+    values = generator.random((30, objectives))
+    front = known[non_dominated(known)]
+    low, high = front.min(axis=0), np.vstack([values, front]).max(axis=0)
+    reference = low - 0.1 * (high - low)
+    chosen = most_volume(values, known, 4, generator)
+    assert len(set(chosen)) == 4
+    have = known
+    for one in chosen:
+        volumes = [hypervolume(np.vstack([have, value]), reference) for value in values]
+        assert volumes[one] >= max(volumes) - 0.01 * np.prod(high - reference)
+        have = np.vstack([have, values[one]])
+    assert most_volume(known - 0.01, known, 4, generator) == []
+
+
+# --- fits that begin from the one before ----------------------------------------------------------
+
+
+def test_a_fit_from_the_one_before_is_a_fit_from_scratch() -> None:
+    generator = np.random.default_rng(6)
+    points = generator.random((80, 3))
+    line = terms(points, True) @ generator.normal(size=10)
+    values = 1 / (1 + np.exp(-line)) + generator.normal(scale=0.01, size=80)
+    values = np.clip(values, 0, 1)
+    before = fit(points[:60], values[:60], np.zeros(60), "auto", True)
+    assert before.link == "sigmoid"
+    warm = fit(points, values, np.zeros(80), "auto", True, before=before)
+    fresh = fit(points, values, np.zeros(80), "auto", True)
+    np.testing.assert_allclose(warm.predict(points), fresh.predict(points), atol=1e-3)
+    # A link is kept even where another predicts better by now, unless values forbid it.
+    straight = fit(points, values, np.zeros(80), "identity", True)
+    assert fit(points, values, np.zeros(80), "auto", True, before=straight).link == "identity"
+    assert fit(points, values + 1, np.zeros(80), "auto", True, before=warm).link != "sigmoid"
+
+
+def test_links_are_chosen_anew_with_a_quarter_more_points(monkeypatch: Any) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def watched(points: Any, *rest: Any) -> Quadratic:
+        asked.append((len(points), rest[-1] is None))
+        return fit(points, *rest)
+
+    monkeypatch.setattr(map_pareto, "fit", watched)
+    searcher = make_searcher(
+        "map_pareto", Weights(2), 0, Facts(objectives=names(2)), {"population": 4, "steps": 5}
+    )
+    search(searcher, bowls_of(2, 0, "sigmoid"), 36)
+    chosen = [points for points, anew in asked[::2] if anew]
+    assert [points for points, _ in asked[::2]] == list(range(12, 36, 4))
+    assert chosen == [12, 16, 20, 28]  # 24 is less than a quarter more than 20, and 32 than 28
