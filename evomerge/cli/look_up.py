@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evomerge.cli.options import AsJson
-from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.cli.inputs import read_experiment_file
+from evomerge.cli.options import Address, AllowCode, AsJson, Pool
+from evomerge.cli.screen import open_console, progress_view
+from evomerge.errors import ConfigurationError, NoWorkersLeft, Problem
+
+if TYPE_CHECKING:
+    from evomerge.experiment.doctor import Examined
 
 
-def doctor() -> None:
-    """Say what this machine has, and what a run would use."""
-    from evomerge.experiment.doctor import examine
+def doctor(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="Also look for its models, and for room for them.", show_default=False),
+    ] = None,
+    pool: Pool = None,
+    address: Address = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Say what this machine has, or a cluster (--pool ray), and what a run would use of it."""
+    from evomerge.documents import Document, parse
+    from evomerge.experiment.doctor import examine, examine_cluster, examine_here
+    from evomerge.experiment.wire import wire
+    from evomerge.pools import PoolConfig
 
+    config, spec = PoolConfig(), None
+    if experiment is not None:
+        read = read_experiment_file(experiment, allow_code)
+        with progress_view() as view:
+            config, spec = read.pool, wire(read, progress=view.progress).worker
+    asked = {"kind": pool, "address": address}
+    given = {key: value for key, value in asked.items() if value is not None}
+    config = parse(PoolConfig, Document({**config.model_dump(exclude_unset=True), **given}))
+    if config.kind == "ray":
+        _print_cluster(examine_cluster(config, spec))
+        return
+    findings = examine()
+    if spec is not None:
+        findings["workers"] = examine_here(config, spec)
+    _print_findings(findings)
+
+
+def _print_findings(findings: Mapping[str, str], indent: str = "") -> None:
+    for label, value in findings.items():
+        told = f"{indent}{label:<16} {value}"
+        open_console().print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_cluster(nodes: Sequence[Examined]) -> None:
+    """Raises NoWorkersLeft where none could work."""
     console = open_console()
-    for label, value in examine().items():
-        console.print(f"{label:<16} {value}", highlight=False)
+    for node in nodes:
+        console.print(node.name, highlight=False, markup=False)
+        _print_findings(node.findings, "  ")
+        for problem in node.problems:
+            console.print(f"  problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+    total = sum(node.workers for node in nodes)
+    if total == 0:
+        raise NoWorkersLeft(Problem("pool", "no node of this cluster could work"))
+    console.print(f"{total} workers in all", highlight=False)
 
 
 def operators(

@@ -13,8 +13,8 @@ from evomerge.results.references import GRID, reference_recipes
 ITEM_BYTES = 16  # an item's id, and three of its columns
 CANDIDATE_BYTES = 1200  # beside genome and recipe: fingerprint, events, scores, half-filled pages
 FILES_BYTES = 5_000_000  # the pictures, the log, and what SQLite writes before it is in the ledger
-EXAMPLE = 2  # the stream of the run's seed that example recipes are from
-TRIALS = 8  # random genomes; most spaces keep the first
+GENE_BYTES = 100  # in the genome and, with the names of what it decides, in the recipe
+EXAMPLE = 2  # the stream of the run's seed that a genome is from, where there are no genes
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ def projected_bytes(parts: Parts) -> int:
 
 
 def _genome_and_recipe(parts: Parts) -> int:
-    """What a random candidate's text takes; the template's, where none is possible."""
+    """What a candidate's text takes; nothing is decoded where the number of genes tells enough."""
+    size = len(parts.template.to_json())
+    if genes := len(parts.space.genes):
+        return size + GENE_BYTES * genes
     generator = np.random.default_rng(np.random.SeedSequence([parts.config.seed, EXAMPLE]))
-    for _ in range(TRIALS):
-        genome = parts.space.sample(generator)
-        if not parts.space.violations(genome):
-            recipe = parts.space.decode(genome)
-            return len(canonical_json(genome)) + len(recipe.to_json())
-    return len(parts.template.to_json())
+    genome = parts.space.sample(generator)
+    if not parts.space.violations(genome):
+        size = len(parts.space.decode(genome).to_json())
+    return size + len(canonical_json(genome))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,11 +14,15 @@ from evomerge.pools.dispatch import Dispatcher
 from evomerge.pools.inline import InlinePool
 from evomerge.pools.local import local_pool, warm_up
 from evomerge.pools.nodes import num_processors, this_node
-from evomerge.pools.placement import Node, Placement, gpus_of, place
+from evomerge.pools.placement import Gpu, Node, Placement, gpus_of, place
 from evomerge.pools.worker import WorkerSpec
 from evomerge.protocols import Pool
 
-__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "placement_here", "warm_up"]
+if TYPE_CHECKING:
+    from evomerge.pools.ray_cluster import ClusterNode
+    from evomerge.pools.ray_crew import Seats
+
+__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "placement_here", "seats_of", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,29 +129,38 @@ def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
 
 
 def _ray_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
-    from evomerge.pools.ray_cluster import Cluster, ClusterNode
-    from evomerge.pools.ray_crew import RayCrew, Seats
+    from evomerge.pools.ray_cluster import Cluster
+    from evomerge.pools.ray_crew import RayCrew
 
-    cpus = float(spec.threads) if config.cpus_per_worker is None else config.cpus_per_worker
+    cpus = _cpus_of(config, spec)
     most = None if config.workers == "auto" else config.workers
     cluster = Cluster(config.address, max(float(num_processors()), cpus * config.num_workers))
 
     def seats(node: ClusterNode) -> Seats:
-        by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
         gpus = cluster.gpus_of(node) if node.gpus and config.uses_gpus else ()
-        there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
-        # How many of all nodes there are is decided elsewhere.
-        placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
-        why = "; ".join(placed.reasons) or f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
-        return Seats(
-            min(placed.workers, by_cpus),
-            cpus,
-            placed.gpus_per_worker,
-            placed.device,
-            placed.ahead,
-            why,
-        )
+        return seats_of(node, gpus, config, spec)
 
     sent = replace(spec, demand=None)
     crew = RayCrew(cluster, sent, seats, most=most, patience_s=config.patience_s, log=log)
     return Dispatcher(crew, config.timeout_s)
+
+
+def seats_of(
+    node: ClusterNode, gpus: tuple[Gpu, ...], config: PoolConfig, spec: WorkerSpec
+) -> Seats:
+    """What a node of a cluster can have; gpus: those that may be used there."""
+    from evomerge.pools.ray_crew import Seats
+
+    cpus = _cpus_of(config, spec)
+    most = None if config.workers == "auto" else config.workers
+    by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
+    there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
+    # How many of all nodes there are is decided elsewhere.
+    placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
+    why = "; ".join(placed.reasons) or f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
+    workers = min(placed.workers, by_cpus)
+    return Seats(workers, cpus, placed.gpus_per_worker, placed.device, placed.ahead, why)
+
+
+def _cpus_of(config: PoolConfig, spec: WorkerSpec) -> float:
+    return float(spec.threads) if config.cpus_per_worker is None else config.cpus_per_worker

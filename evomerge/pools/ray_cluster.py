@@ -21,6 +21,7 @@ from evomerge.pools.placement import Gpu
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
 LOOK_S = 60.0
 CONNECT_S = 10.0
+AUTHENTICATION = "set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
 SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what actors see of GPUs is set in `RayWorker`
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a call to a worker that died is no news
@@ -146,9 +147,16 @@ def _cannot_join(address: str, error: Exception) -> ConfigurationError:
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     what = text.strip().partition("\n")[0] or type(error).__name__
     hint = "`ray status` says whether a cluster is there; `local` starts one here"
+    if "AuthToken" in _whole(error):
+        what, hint = "it lets nobody in without its token", AUTHENTICATION
     return ConfigurationError(
         Problem(f"pool.address {address}", f"no Ray cluster can be joined: {what}", hint)
     )
+
+
+def _whole(error: BaseException | None) -> str:
+    """All that an error says, and those that it came from."""
+    return "" if error is None else f"{error}\n{_whole(error.__cause__ or error.__context__)}"
 
 
 @contextmanager

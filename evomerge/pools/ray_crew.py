@@ -287,7 +287,8 @@ class RayCrew:
         if isinstance(said.said, Hello):
             member.ready, member.pid = True, said.said.pid
             logger.info("worker %s: process %d, %s", worker, said.said.pid, said.said.log_file)
-            self._nodes[member.node].stillborn = 0
+            if (node := self._nodes.get(member.node)) is not None:
+                node.stillborn = 0
             self._compare(worker, said.said.processor)
             return [Ready(worker, member.node)]
         if said.said is None:
@@ -321,12 +322,16 @@ class RayCrew:
         out_of_memory = isinstance(error, self._ray.exceptions.OutOfMemoryError)
         if out_of_memory or "NODE_OUT_OF_MEMORY" in text or "memory usage threshold" in text:
             return "memory"
+        # A worker that dies is missed by its node at once; if the node says nothing, it is silent.
+        if isinstance(error, self._ray.exceptions.ActorUnavailableError):
+            return "node"
         return "death" if node in self._cluster.nodes() else "node"
 
     def _refuse(self, worker: str, error: EvomergeError) -> list[Event]:
         """A node cannot read the models: it gets no workers, and those that it has are ended."""
         id_ = self._members[worker].node
-        node = self._nodes[id_]
+        if (node := self._nodes.get(id_)) is None:  # it has left meanwhile
+            return [self._lost(worker, error)]
         gone = tuple(name for name, member in self._members.items() if member.node == id_)
         for name in gone:
             self._end(self._members.pop(name))

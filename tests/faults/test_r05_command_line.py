@@ -31,7 +31,7 @@ def loaded() -> None:
     import evomerge.results.export  # noqa: F401
 
 
-def refused(tmp_path: Path, expert: Path) -> str:
+def refused(tmp_path: Path, expert: Path, figure: Any) -> str:
     """What `evomerge merge` says of a model that it must refuse."""
     path = two_models(tmp_path, expert)
 
@@ -44,45 +44,50 @@ def refused(tmp_path: Path, expert: Path) -> str:
     code, out, err = ended.result
     assert (code, out) == (3, ""), err
     assert "Traceback" not in err
-    assert ended.outside == ()
-    assert ended.cpu_s < LIMIT_S
-    assert ended.grown_kb < LIMIT_KB
+    figure("R5", "until a model is refused", ended.cpu_s, LIMIT_S)
+    figure("R5", "more memory", ended.grown_kb / 1000, LIMIT_KB / 1000, unit="MB")
+    figure("R5", "reads outside the model's folder", len(ended.outside), 0, unit="")
     assert not (tmp_path / "merged").exists()
     return str(err)
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_file_ends_with_3(tmp_path: Path, case: str) -> None:
+def test_a_damaged_file_ends_with_3(tmp_path: Path, case: str, figure: Any) -> None:
     content, word = DAMAGED[case]
     (tmp_path / "expert").mkdir()
     (tmp_path / "expert" / "model.safetensors").write_bytes(content)
-    err = refused(tmp_path, tmp_path / "expert")
+    err = refused(tmp_path, tmp_path / "expert", figure)
     assert "expert/model.safetensors" in err
     assert word in err
     assert len(err.splitlines()) <= 22
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_a_damaged_folder_ends_with_3(tmp_path: Path, case: str) -> None:
+def test_a_damaged_folder_ends_with_3(tmp_path: Path, case: str, figure: Any) -> None:
     make, word = FOLDERS[case]
     make(tmp_path / "expert")
-    err = refused(tmp_path, tmp_path / "expert")
+    err = refused(tmp_path, tmp_path / "expert", figure)
     assert str(tmp_path / "expert") in err
     assert word in err
     assert len(err.splitlines()) <= 22
 
 
-def test_a_model_that_was_cut_off_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_was_cut_off_is_one_line(tmp_path: Path, figure: Any) -> None:
     """The last 20 of 30 tensors are gone."""
     (tmp_path / "expert").mkdir()
     path = tmp_path / "expert" / "model.safetensors"
     save_file({f"t{i:02}": torch.ones(10) for i in range(30)}, path)
     whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[: whole - 20 * 40 + 8])
-    assert refused(tmp_path, tmp_path / "expert") == (
+    assert refused(tmp_path, tmp_path / "expert", figure) == (
         f"evomerge: model expert: {path}: is cut off at byte {whole - 792} of {whole} "
         "(20 tensors end after it, first 't10')\n"
     )
+
+
+def test_there_are_cases_enough(figure: Any) -> None:
+    name = "damaged files and folders"
+    figure("R5", name, len(DAMAGED) + len(FOLDERS), 30, unit="", at_least=True)
 
 
 def test_the_watch_sees_what_is_opened(tmp_path: Path) -> None:
