@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
