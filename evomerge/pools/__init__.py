@@ -37,7 +37,7 @@ class PoolConfig(BaseModel):
         driver itself (`local`).
     device: `auto` takes GPUs where there are any.
     ahead: whether a worker prepares the next recipe while it measures, in a second model; `auto`
-        does so where memory and processors are left over.
+        does so on GPUs that have the memory.
     address: of the Ray cluster: `auto` joins the one that this machine belongs to, and starts one
         where there is none; `local` starts one; else `ray://HOST:10001` or `HOST:6379`.
     cpus_per_worker: what Ray counts for a worker; None is one for each of its threads.
@@ -125,18 +125,19 @@ def placement_on(
     if spec.demand is None:
         return Placement(node.cpus // max(1, spec.threads) or 1 if asked is None else asked)
     placed = place(node, spec.demand, workers=asked, may_prepare=config.ahead is not False)
-    threads = placed.workers * spec.demand.threads
-    # On processors that are all at work already, preparing ahead would only take turns.
-    is_idle = placed.gpus_per_worker > 0 or threads < node.cpus
-    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_idle)
+    # Merging beside a measurement gained nothing dependable where both are done by processors.
+    is_aside = placed.gpus_per_worker > 0
+    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_aside)
     return replace(placed, ahead=ahead)
 
 
 def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
     placed = placement_here(config, spec)
     if placed.workers == 0:
-        hint = "`workers: 1` tries it all the same"
-        raise ConfigurationError(Problem("pool.workers (auto)", "; ".join(placed.reasons), hint))
+        tried = placement_here(config.model_copy(update={"workers": 1}), spec).workers
+        hint = "`workers: 1` tries it all the same" if tried and config.workers == "auto" else ""
+        where = f"pool.workers ({config.workers})"
+        raise ConfigurationError(Problem(where, "; ".join(placed.reasons), hint))
     logger.info("%d workers on %s: %s", placed.workers, placed.device, "; ".join(placed.reasons))
     device = "mps" if config.device == "mps" else placed.device
     sent = replace(spec, device=device, ahead=placed.ahead, demand=None)
