@@ -245,7 +245,7 @@ def start(options: argparse.Namespace) -> None:
     for kind in options.kinds:
         config = PoolConfig(kind=kind, workers=2, address="local")
         if kind == "local":
-            from evomerge.pools import warm_up
+            from evomerge.pools.local import warm_up
 
             warm_up()
             time.sleep(12)  # the driver opens models meanwhile

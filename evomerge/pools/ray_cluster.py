@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from evomerge.pools.placement import Gpu
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
 LOOK_S = 60.0
 CONNECT_S = 10.0
+PRELOAD = "evomerge.pools.preload"  # what processes import that wait for work
+PRELOAD_CPUS = 8  # where more of them wait, they would take memory that nobody needs
 AUTHENTICATION = "set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
 SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what actors see of GPUs is set in `RayWorker`
@@ -74,6 +77,7 @@ class Cluster:
         local_cpus: what a cluster that is started here may lend.
         """
         self.ray = load_ray()
+        self.left = threading.Event()
         self._ours = not self.ray.is_initialized()  # who has joined one already keeps it
         self.address = (_found() if address == "auto" else address) if self._ours else "joined"
         if not self._ours:
@@ -85,6 +89,8 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+            if local_cpus <= PRELOAD_CPUS:  # Ray starts as many processes, before it needs them
+                options["_system_config"] = {"preload_python_modules": [PRELOAD]}
         else:
             _knock(self.address)
         with _said(self.address, self.ray), _own_signals():
@@ -130,6 +136,7 @@ class Cluster:
         """Leave it; one that was started here ends."""
         if self._ours:
             self.ray.shutdown()
+        self.left.set()
 
 
 @contextmanager
@@ -161,7 +168,10 @@ def _whole(error: BaseException | None) -> str:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the driver's, which would not resume a run."""
+    """Ray puts handlers of its own in the place of the driver's, which would not resume a run.
+
+    Also below Python, where they are put back by setting them again; only the main thread may.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -212,3 +222,49 @@ def _knock(address: str) -> None:
         else:
             return
     raise _cannot_join(address, failed)
+
+
+# --- ahead of time --------------------------------------------------------------------------------
+
+_begun: dict[tuple[str, float], Future[Cluster]] = {}
+
+
+@contextmanager
+def begun(address: str, local_cpus: float) -> Iterator[None]:
+    """Join or start a cluster in the background; `joined` takes it. Nobody did: it is left again.
+
+    Raises:
+        ConfigurationError: Ray is not installed.
+    """
+    load_ray()
+    key, future = (address, local_cpus), Future[Cluster]()
+
+    def begin() -> None:
+        try:
+            cluster = Cluster(address, local_cpus)
+        except BaseException as error:  # is raised where it is waited for
+            future.set_exception(error)
+            return
+        future.set_result(cluster)
+        cluster.left.wait()  # Ray's processes die with the thread that has started them
+
+    _begun[key] = future
+    threading.Thread(target=begin, daemon=True).start()
+    try:
+        yield
+    finally:
+        if _begun.pop(key, None) is not None:
+            with _own_signals():
+                if future.exception() is None:
+                    future.result().close()
+
+
+def joined(address: str, local_cpus: float) -> Cluster:
+    """The cluster that was begun, or else one that is joined or started now.
+
+    Raises:
+        ConfigurationError: there is none at the address, or it does not let us in.
+    """
+    future = _begun.pop((address, local_cpus), None)
+    with _own_signals():
+        return Cluster(address, local_cpus) if future is None else future.result()

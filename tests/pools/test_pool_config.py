@@ -50,18 +50,26 @@ def test_what_does_not_fit_is_told_and_may_be_tried_all_the_same(monkeypatch, st
         make_pool(PoolConfig(), replace(SPEC, demand=Demand(4 * GB, cache_bytes=0)), None)
     make_pool(PoolConfig(workers=1), SPEC, None)
     assert started[0][1] == 1
+    machine(monkeypatch, Node("here", 8, 3 * GB))  # not even the bare model
+    for workers in ("auto", 1):
+        with pytest.raises(ConfigurationError) as caught:
+            make_pool(PoolConfig(workers=workers), SPEC, None)
+        assert "tries it" not in str(caught.value)
 
 
-def test_the_next_recipe_is_prepared_where_processors_are_left(monkeypatch, started):
-    machine(monkeypatch, Node("here", 4, 100 * GB))
-    for config, ahead in [
-        (PoolConfig(), False),  # all four are at work
-        (PoolConfig(workers=2), True),
-        (PoolConfig(workers=2, ahead=False), False),
-        (PoolConfig(ahead=True), True),
+def test_the_next_recipe_is_prepared_on_gpus_or_where_it_is_asked_for(monkeypatch, started):
+    processors = Node("here", 4, 100 * GB)
+    roomy, tight = (replace(processors, gpus=(Gpu(size * GB),)) for size in (80, 6))
+    for node, config, ahead in [
+        (processors, PoolConfig(workers=2), False),
+        (processors, PoolConfig(workers=2, ahead=True), True),
+        (roomy, PoolConfig(), True),
+        (roomy, PoolConfig(ahead=False), False),
+        (tight, PoolConfig(), False),  # there is no memory for a second model
     ]:
+        machine(monkeypatch, node)
         make_pool(config, SPEC, None)
-        assert started[-1][0].ahead is ahead, config
+        assert started[-1][0].ahead is ahead, (node, config)
 
 
 def test_small_models_share_gpus_and_each_worker_sees_its_own(monkeypatch, started):
