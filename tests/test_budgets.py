@@ -11,6 +11,7 @@ from toys import forked, outcome_of
 
 from evomerge.errors import ConfigurationError
 from evomerge.experiment import run as runs
+from evomerge.experiment.demand import SAMPLES
 from evomerge.ledger import Ledger
 from evomerge.score_tables import final_table, front_table, summary
 
