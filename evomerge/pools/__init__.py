@@ -176,8 +176,9 @@ def seats_of(
     there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
     # How many of all nodes there are is decided elsewhere.
     placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
-    why = "; ".join(placed.reasons) or f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
     workers = min(placed.workers, by_cpus)
+    by_ray = f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
+    why = "; ".join(placed.reasons) if placed.workers <= by_cpus and placed.reasons else by_ray
     return Seats(workers, cpus, placed.gpus_per_worker, placed.device, placed.ahead, why)
 
 

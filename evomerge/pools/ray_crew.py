@@ -32,6 +32,7 @@ from evomerge.records import Job
 
 COLOUR = re.compile(r"\x1b\[\d*m")
 HEADLESS_S = 20.0  # without an answer from its head, a cluster is lost
+QUIET_S = 4.0  # that is long for an answer from it
 TEND_S = 1.0  # how often the cluster is asked for its nodes
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class RayCrew:
 
     def complaints(self) -> list[Problem]:
         """What is wrong with nodes that have no workers."""
-        if self._is_headless:
+        if self._census.silent_s > QUIET_S:
             silent = f"the cluster's head has not answered for {self._census.silent_s:.0f} s"
             return [Problem("pool", silent)]
         told = [node.barred for node in self._nodes.values() if node.barred is not None]

@@ -88,7 +88,7 @@ def test_from_node_to_node_to_this_machine(experiment, tmp_path, place, figure, 
     assert outcome_of(out) == outcome_of(local)
 
 
-def test_the_head_is_lost(experiment, tmp_path, place, figure, monkeypatch, undisturbed):
+def test_all_is_lost_with_the_head(experiment, tmp_path, place, figure, monkeypatch, undisturbed):
     """Ray itself would end the driver after a minute, with exit code 1 and in words of its own."""
     for name, value in TOKEN.items():
         monkeypatch.setenv(name, value)
@@ -103,7 +103,8 @@ def test_the_head_is_lost(experiment, tmp_path, place, figure, monkeypatch, undi
         driver = evomerge("run", path, "--out", out, "--address", nodes[0].address)
         wait_until(lambda: num_measured(out) >= 5 or driver.poll() is not None, 120)
         assert driver.poll() is None, driver.communicate()[0]
-        nodes[0].kill()
+        for node in nodes:  # workers alone would go on for a while
+            node.kill()
         took = wait_until(lambda: driver.poll() is not None, 100)
         said, _ = driver.communicate()
     finally:
@@ -114,7 +115,7 @@ def test_the_head_is_lost(experiment, tmp_path, place, figure, monkeypatch, undi
     assert driver.returncode == 7, said
     assert "the cluster's head has not answered" in said
     assert "Traceback" not in said
-    figure("R3", "a run whose head is lost ends (patience_s: 5)", took, 60.0)
+    figure("R3", "a run whose head and nodes are lost ends (patience_s: 5)", took, 60.0)
     resumed = evomerge("resume", out, "--pool", "local", "--workers", 1)
     said, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, said
