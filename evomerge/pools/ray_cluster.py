@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -22,10 +23,13 @@ from evomerge.pools.placement import Gpu
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
 LOOK_S = 60.0
 CONNECT_S = 10.0
+ANSWER_S = 2.0  # a cluster that is well tells its nodes in milliseconds
 PRELOAD = "evomerge.pools.preload"  # what processes import that wait for work
 PRELOAD_CPUS = 8  # where more of them wait, they would take memory that nobody needs
 AUTHENTICATION = "set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
 SETTINGS = {
+    # Ray would end the driver, with no word to it, a minute after it has lost the cluster's head.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what actors see of GPUs is set in `RayWorker`
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a call to a worker that died is no news
 }
@@ -137,6 +141,58 @@ class Cluster:
         if self._ours:
             self.ray.shutdown()
         self.left.set()
+
+
+class Census:
+    """Which nodes there are, asked for in the background.
+
+    When a cluster's head is lost, whoever asks gets no answer for minutes.
+    """
+
+    def __init__(self, cluster: Cluster, every_s: float) -> None:
+        self._cluster = cluster
+        self._every_s = every_s
+        self._changed = threading.Condition()
+        self._wanted, self._over = threading.Event(), threading.Event()
+        self._nodes = cluster.nodes()
+        self._began = self._heard = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """Since when there was no answer."""
+        return time.monotonic() - self._heard
+
+    def now(self) -> dict[str, ClusterNode] | None:
+        """Those that are alive now; None if there is no answer in a moment."""
+        asked = time.monotonic()
+        self._wanted.set()
+        with self._changed:
+            is_heard = self._changed.wait_for(lambda: self._began >= asked, timeout=ANSWER_S)
+        return self._nodes if is_heard else None
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._over.set()
+        self._wanted.set()
+        self._thread.join(ANSWER_S)
+
+    def _ask(self) -> None:
+        while not self._over.is_set():
+            self._wanted.wait(self._every_s)
+            self._wanted.clear()
+            began = time.monotonic()
+            if self._over.is_set() or not self._cluster.ray.is_initialized():
+                return
+            try:
+                nodes = self._cluster.nodes()
+            except Exception as error:  # what is wrong is that there is no answer
+                logger.debug("no census: %s", error)
+                continue
+            with self._changed:
+                self._nodes, self._began, self._heard = nodes, began, time.monotonic()
+                self._changed.notify_all()
 
 
 @contextmanager

@@ -24,13 +24,14 @@ from evomerge.pools.crew import (
     Ready,
     Refused,
 )
-from evomerge.pools.ray_cluster import Cluster, ClusterNode
+from evomerge.pools.ray_cluster import Census, Cluster, ClusterNode
 from evomerge.pools.ray_shares import Shares
 from evomerge.pools.ray_worker import Hello, RayWorker, Reply
 from evomerge.pools.worker import WorkerSpec
 from evomerge.records import Job
 
 COLOUR = re.compile(r"\x1b\[\d*m")
+HEADLESS_S = 20.0  # without an answer from its head, a cluster is lost
 TEND_S = 1.0  # how often the cluster is asked for its nodes
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class RayCrew:
         self._tended = 0.0
         self._shares = Shares(self._ray, uuid4().hex)
         self._pending: list[Event] = []
+        self._census = Census(cluster, TEND_S)
         groups = {"measure": 1, "ahead": 1, "watch": 1}
         self._actors = self._ray.remote(
             max_restarts=0, max_task_retries=0, concurrency_groups=groups
@@ -123,11 +125,18 @@ class RayCrew:
 
     @property
     def num_workers(self) -> int:
-        """Those that work or are on their way."""
-        return len(self._members)
+        """Those that work or are on their way; none that anybody could know of without the head."""
+        return 0 if self._is_headless else len(self._members)
+
+    @property
+    def _is_headless(self) -> bool:
+        return self._census.silent_s > HEADLESS_S
 
     def complaints(self) -> list[Problem]:
         """What is wrong with nodes that have no workers."""
+        if self._is_headless:
+            silent = f"the cluster's head has not answered for {self._census.silent_s:.0f} s"
+            return [Problem("pool", silent)]
         told = [node.barred for node in self._nodes.values() if node.barred is not None]
         empty = [
             Problem(node.facts.name, node.seats.why)
@@ -159,7 +168,7 @@ class RayCrew:
     def wait(self, timeout_s: float) -> list[Event]:
         """What was said since the last time; waits for the first of it."""
         now = time.monotonic()
-        if now - self._tended >= TEND_S:
+        if now - self._tended >= TEND_S and not self._is_headless:
             self._tend()
         events, self._pending = self._pending, []
         try:
@@ -172,6 +181,7 @@ class RayCrew:
 
     def close(self) -> None:
         """End all workers, and leave the cluster."""
+        self._census.close()
         for member in self._members.values():
             self._end(member)
         self._members.clear()
@@ -183,7 +193,8 @@ class RayCrew:
     def _tend(self) -> None:
         """See which nodes there are, and have workers on all of them."""
         self._tended = time.monotonic()
-        alive = self._cluster.nodes()
+        if (alive := self._census.now()) is None:
+            return
         for id_ in [id_ for id_ in self._nodes if id_ not in alive]:
             logger.warning("node %s has left the cluster", self._nodes.pop(id_).facts.name)
         for id_, facts in alive.items():
@@ -194,6 +205,8 @@ class RayCrew:
 
     def _staff(self) -> None:
         """Start workers where there is room for them, on the emptiest node first."""
+        if self._census.now() is None:
+            return  # Ray would wait for the head with whatever it is asked; it is tended to later
         counts = dict.fromkeys(self._nodes, 0)
         for member in self._members.values():
             if member.node in counts:
@@ -325,7 +338,8 @@ class RayCrew:
         # A worker that dies is missed by its node at once; if the node says nothing, it is silent.
         if isinstance(error, self._ray.exceptions.ActorUnavailableError):
             return "node"
-        return "death" if node in self._cluster.nodes() else "node"
+        alive = self._census.now()
+        return "death" if alive is not None and node in alive else "node"
 
     def _refuse(self, worker: str, error: EvomergeError) -> list[Event]:
         """A node cannot read the models: it gets no workers, and those that it has are ended."""
