@@ -67,6 +67,7 @@ class _Member:
     node: str
     ready: bool = False
     pid: int = 0
+    log_file: str = ""
     leaving: bool = False
     owed: dict[tuple[str, int], Any] = field(default_factory=dict)  # call, job -> its reply
 
@@ -300,7 +301,7 @@ class RayCrew:
             return self._refuse(worker, said.said)
         if isinstance(said.said, Hello):
             member.ready, member.pid = True, said.said.pid
-            logger.info("worker %s: process %d, %s", worker, said.said.pid, said.said.log_file)
+            member.log_file = said.said.log_file
             if (node := self._nodes.get(member.node)) is not None:
                 node.stillborn = 0
             self._compare(worker, said.said.processor)
@@ -319,6 +320,9 @@ class RayCrew:
         if isinstance(error, self._ray.exceptions.RayTaskError):  # a traceback, which says where
             lines = COLOUR.sub("", str(error)).splitlines()
             self._write(tuple(f"{worker}: {line}" for line in lines))
+        if member.ready:
+            output = f"what it has printed is in {member.log_file}, in Ray's logs on its node"
+            self._write((f"{worker}: process {member.pid}; {output}",))
         if node is not None and why != "node" and not member.ready:
             node.stillborn += 1
             if node.stillborn >= STILLBORN:

@@ -91,7 +91,8 @@ def test_workers_answer_as_the_driver_itself_and_are_replaced(ray_nodes, models,
     jobs = make_jobs(models, 12)
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
     once = tmp_path / "once"
-    with ray_pool(make_spec(models, once=str(once))) as pool:
+    log = tmp_path / "log"
+    with ray_pool(make_spec(models, once=str(once)), log) as pool:
         outcomes = collect(pool, jobs)
         assert answers(outcomes) == expected
         assert len({outcome.worker for outcome in outcomes.values()}) <= 2
@@ -107,6 +108,7 @@ def test_workers_answer_as_the_driver_itself_and_are_replaced(ray_nodes, models,
         assert len(last) == 2
         assert len(set(first.values()) - set(last.values())) >= 1
     assert all_gone([*first.values(), *last.values()], 10)
+    assert re.search(r"process \d+; what it has printed is in worker-\w+-\*\.err", log.read_text())
 
 
 def test_a_job_that_kills_is_given_up_and_no_other(ray_nodes, models):
@@ -412,4 +414,3 @@ def test_the_quickstart_is_the_same_on_ray(ray_nodes, tiny_zoo, tmp_path, monkey
         }.items()
     ]
     assert outcomes[0] == outcomes[1]
-    assert "worker " in (tmp_path / "ray" / "run.log").read_text()
