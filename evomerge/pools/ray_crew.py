@@ -140,7 +140,8 @@ class RayCrew:
 
     def send(self, worker: str, job: Job) -> None:
         """Give a job to a worker."""
-        member = self._members[worker]
+        if (member := self._members.get(worker)) is None:
+            return  # it has left since, and its `Gone` is on its way
         is_busy = member.has_jobs
         reply = member.actor.run.options(concurrency_group="measure").remote(job)
         self._listen(worker, "run", job.id, reply)
@@ -149,12 +150,14 @@ class RayCrew:
 
     def recall(self, worker: str, job: int) -> None:
         """Ask a worker to forget a job whose turn has not come."""
-        self._members[worker].actor.forget.options(concurrency_group="ahead").remote(job)
+        if (member := self._members.get(worker)) is not None:
+            member.actor.forget.options(concurrency_group="ahead").remote(job)
 
     def dismiss(self, worker: str) -> None:
         """End a worker at once, and start another in its place."""
-        self._end(self._members.pop(worker))
-        self._staff()
+        if (member := self._members.pop(worker, None)) is not None:
+            self._end(member)
+            self._staff()
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What was said since the last time; waits for the first of it."""
