@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -126,10 +127,22 @@ class Cluster:
         """As Ray would send it: by reference where it has a name, else by value."""
         return bytes(self.ray.cloudpickle.dumps(something))
 
+    def is_there(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.nodes()
+        except Exception:  # a client of Ray has many kinds for that
+            return False
+        return True
+
     def close(self) -> None:
         """Leave it; one that was started here ends."""
         if self._ours:
             self.ray.shutdown()
+
+    def abandon(self) -> None:
+        """Leave one that does not answer, without a word to it."""
+        atexit.unregister(self.ray._private.worker.shutdown)  # it would wait for the cluster
 
 
 @contextmanager
