@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import time
@@ -97,7 +98,8 @@ class RayCrew:
         log: Path | None = None,
         actor: type = RayWorker,
     ) -> None:
-        self.patience_s = patience_s
+        self._patience_s = patience_s
+        self._awaits_turn = False  # other runs have all workers
         self._cluster = cluster
         self._ray = cluster.ray
         self._spec = spec
@@ -123,6 +125,11 @@ class RayCrew:
     def depth(self) -> int:
         """2 where some node prepares recipes ahead; elsewhere the second job only waits."""
         return 2 if any(node.seats.ahead for node in self._nodes.values()) else 1
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for workers: for ever where it is other runs that have them."""
+        return math.inf if self._awaits_turn else self._patience_s
 
     @property
     def num_workers(self) -> int:
@@ -244,7 +251,11 @@ class RayCrew:
             for id_, node in self._nodes.items()
             if node.barred is None
         }
-        share = self._shares.of(sum(node.seats.workers for node in self._nodes.values()))
+        seats = sum(node.seats.workers for node in self._nodes.values())
+        share = self._shares.of(seats)
+        if (waits := share < min(seats, 1)) and not self._awaits_turn:
+            logger.warning("other runs have all %d workers of the cluster: waiting for one", seats)
+        self._awaits_turn = waits
         most = share if self._most is None else min(share, self._most)
         self._retire(len(self._members) - most, counts)
         while room and len(self._members) < most:
