@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ray import cloudpickle
 
-from evomerge.pools.ray_worker import Hello, Reply
+from evomerge.pools.ray_worker import Hello, Reply, in_thread
 from evomerge.records import Job, Outcome, Responses
 
 
@@ -48,18 +48,21 @@ class SleepingWorker:
     def __init__(self, name: str, device: str) -> None:  # noqa: ARG002
         self._name = name
 
+    @in_thread("measure")
     def open(self, wanted: str, pickled: bytes) -> Reply:  # noqa: ARG002
         """Ready at once."""
         spec: Sleep = cloudpickle.loads(pickled)
         self._seconds = seconds_of(spec.seconds)
         return Reply(Hello("none", os.getpid(), ""))
 
+    @in_thread("measure")
     def run(self, job: Job) -> Reply:
         """Sleep, then answer."""
         seconds = self._seconds(self._name, job)
         time.sleep(seconds)
         return Reply(replace(answer(self._name, job), measure_s=seconds))
 
+    @in_thread("watch")
     def watch(self) -> None:
         """Never returns."""
         while True:

@@ -68,7 +68,8 @@ class Crew(Protocol):
     """Makes workers, replaces those that die, and carries what is said to them and by them.
 
     Names of workers are never used twice. Every worker that was `Ready` ends with a `Gone` or a
-    `Refused`, unless it was dismissed.
+    `Refused`, unless it was dismissed. What is said to one that is no more is not heard: the crew
+    knows of its end before whoever has yet to read of it.
     """
 
     @property
@@ -91,7 +92,7 @@ class Crew(Protocol):
         ...
 
     def send(self, worker: str, job: Job) -> None:
-        """Give a job to a worker. One that is gone says so later, with a `Gone`."""
+        """Give a job to a worker. The `Gone` of one that is no more may come later."""
         ...
 
     def recall(self, worker: str, job: int) -> None:

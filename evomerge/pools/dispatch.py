@@ -95,7 +95,11 @@ class Dispatcher:
     def cancel(self) -> list[Job]:
         """Take back what no worker has begun."""
         waiting = [id_ for seat in self._seats.values() for id_ in seat.jobs[1:]]
-        begun = {seat.jobs[0] for seat in self._seats.values() if seat.jobs}
+        begun = {
+            seat.jobs[0]
+            for worker, seat in self._seats.items()
+            if seat.jobs and self._has(worker, seat.jobs[0])
+        }
         taken = [
             self._cases.pop(id_).job
             for id_ in dict.fromkeys([*self._queue, *self._suspects, *waiting])
@@ -140,6 +144,10 @@ class Dispatcher:
                 self._file(worker)
             case Forgotten(worker, job):
                 self._leave(worker, job)
+                if self._has(worker, job) and job not in self._seats[worker].jobs:
+                    given = self._cases[job]  # anew; it was told so of the time before
+                    given.seats.remove(worker)
+                    self._put_back(given, first=True)
             case Answer(worker, outcome):
                 self._leave(worker, outcome.job.id)
                 if (case := self._cases.get(outcome.job.id)) and worker in case.seats:
@@ -245,7 +253,7 @@ class Dispatcher:
     def _put_back(self, case: _Case, *, first: bool = False) -> None:
         """Queue a job again; one that may be guilty waits for a node of its own."""
         if case.seats or case.job.id in self._queue or case.job.id in self._suspects:
-            return  # somebody has a copy of it
+            return  # somebody has a copy of it, or it waits already
         if case.suspect:
             self._suspects.append(case.job.id)
         elif first:
@@ -255,9 +263,11 @@ class Dispatcher:
 
     def _dismiss(self, worker: str) -> None:
         """End a worker; what it had goes back, and nobody is to blame."""
-        seat = self._seats.pop(worker)
+        seat = self._seats.pop(worker, None)
         self._idle.pop(worker, None)
         self._half.pop(worker, None)
+        if seat is None:
+            return  # for another of its jobs; it had said this before it knew
         self._crew.dismiss(worker)
         for id_ in seat.jobs:
             if self._quiet.get(seat.node) == id_:
@@ -287,13 +297,22 @@ class Dispatcher:
             self._isolate()
         for free in (self._idle, self._half):
             for worker in list(free) if self._queue and free else ():
-                if not self._queue:
+                if (job := self._next()) is None:
                     return
-                if self._seats[worker].node not in self._quiet:
+                seat = self._seats[worker]
+                # What it was asked to forget is not given to it until it says that it has.
+                if seat.node not in self._quiet and job not in seat.jobs:
                     self._give(worker, self._queue.popleft())
+
+    def _next(self) -> int | None:
+        """The first of the queue. Some are over: who was asked to forget them was faster."""
+        while self._queue and self._queue[0] not in self._cases:
+            self._queue.popleft()
+        return self._queue[0] if self._queue else None
 
     def _isolate(self) -> None:
         """Give a suspect to a node where nobody else is at work; make room for it."""
+        self._suspects = deque(id_ for id_ in self._suspects if id_ in self._cases)
         nodes: dict[str, list[str]] = {}
         for worker, seat in self._seats.items():
             nodes.setdefault(seat.node, []).append(worker)
@@ -321,9 +340,9 @@ class Dispatcher:
         """Take back what waits behind what these workers are at."""
         for worker in workers:
             for id_ in self._seats[worker].jobs[1:]:
-                self._recall(worker, id_)
-                if (case := self._cases.get(id_)) is not None:
-                    self._put_back(case, first=True)
+                if self._has(worker, id_):
+                    self._recall(worker, id_)
+                    self._put_back(self._cases[id_], first=True)
 
     # --- who is late ------------------------------------------------------------------------------
 
@@ -332,7 +351,7 @@ class Dispatcher:
         now = self._clock()
         late: list[tuple[float, str, int]] = []
         for worker, seat in list(self._seats.items()):
-            waiting = [id_ for id_ in seat.jobs[1:] if self._is_alone(id_)]
+            waiting = [id_ for id_ in seat.jobs[1:] if self._is_alone(worker, id_)]
             for id_ in waiting[: len(self._idle)]:
                 if (taker := self._taker()) is None:
                     return
@@ -344,13 +363,17 @@ class Dispatcher:
             if id_ not in self._cases:  # its copy is done long ago
                 logger.warning("worker %s hangs in a job that is done; it is replaced", worker)
                 self._dismiss(worker)
-            elif self._is_alone(id_) and (taker := self._taker()) is not None:
+            elif self._is_alone(worker, id_) and (taker := self._taker()) is not None:
                 logger.info("job %d is late at %s; %s gets a copy", id_, worker, taker)
                 self._give(taker, id_)
 
-    def _is_alone(self, job: int) -> bool:
+    def _has(self, worker: str, job: int) -> bool:
+        """Whether a worker is to do a job, and was not asked to forget it."""
+        return (case := self._cases.get(job)) is not None and worker in case.seats
+
+    def _is_alone(self, worker: str, job: int) -> bool:
         case = self._cases.get(job)
-        return case is not None and len(case.seats) == 1 and not case.suspect
+        return case is not None and case.seats == [worker] and not case.suspect
 
     def _taker(self) -> str | None:
         return next((w for w in self._idle if self._seats[w].node not in self._quiet), None)

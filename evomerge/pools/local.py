@@ -100,16 +100,19 @@ class Processes:
 
     def send(self, worker: str, job: Job) -> None:
         """Give a job to a worker."""
-        self._members[worker].owed += 1
-        self._say(worker, job)
+        if (member := self._members.get(worker)) is not None:
+            member.owed += 1
+            self._say(worker, job)
 
     def recall(self, worker: str, job: int) -> None:
         """Ask a worker to forget a job whose turn has not come."""
-        self._say(worker, job)
+        if worker in self._members:
+            self._say(worker, job)
 
     def dismiss(self, worker: str) -> None:
         """End a worker at once, and start another in its place."""
-        member = self._members.pop(worker)
+        if (member := self._members.pop(worker, None)) is None:
+            return  # it died of itself, and was replaced
         member.process.kill()
         member.process.join()
         member.pipe.close()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -136,63 +136,23 @@ class Cluster:
         """As Ray would send it: by reference where it has a name, else by value."""
         return bytes(self.ray.cloudpickle.dumps(something))
 
+    def is_there(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.nodes()
+        except Exception:  # a client of Ray has many kinds for that
+            return False
+        return True
+
     def close(self) -> None:
         """Leave it; one that was started here ends."""
         if self._ours:
             self.ray.shutdown()
         self.left.set()
 
-
-class Census:
-    """Which nodes there are, asked for in the background.
-
-    When a cluster's head is lost, whoever asks gets no answer for minutes.
-    """
-
-    def __init__(self, cluster: Cluster, every_s: float) -> None:
-        self._cluster = cluster
-        self._every_s = every_s
-        self._changed = threading.Condition()
-        self._wanted, self._over = threading.Event(), threading.Event()
-        self._nodes = cluster.nodes()
-        self._began = self._heard = time.monotonic()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self._thread.start()
-
-    @property
-    def silent_s(self) -> float:
-        """Since when there was no answer."""
-        return time.monotonic() - self._heard
-
-    def now(self) -> dict[str, ClusterNode] | None:
-        """Those that are alive now; None if there is no answer in a moment."""
-        asked = time.monotonic()
-        self._wanted.set()
-        with self._changed:
-            is_heard = self._changed.wait_for(lambda: self._began >= asked, timeout=ANSWER_S)
-        return self._nodes if is_heard else None
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._over.set()
-        self._wanted.set()
-        self._thread.join(ANSWER_S)
-
-    def _ask(self) -> None:
-        while not self._over.is_set():
-            self._wanted.wait(self._every_s)
-            self._wanted.clear()
-            began = time.monotonic()
-            if self._over.is_set() or not self._cluster.ray.is_initialized():
-                return
-            try:
-                nodes = self._cluster.nodes()
-            except Exception as error:  # what is wrong is that there is no answer
-                logger.debug("no census: %s", error)
-                continue
-            with self._changed:
-                self._nodes, self._began, self._heard = nodes, began, time.monotonic()
-                self._changed.notify_all()
+    def abandon(self) -> None:
+        """Leave one that does not answer, without a word to it."""
+        atexit.unregister(self.ray._private.worker.shutdown)  # it would wait for the cluster
 
 
 @contextmanager

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from evomerge.errors import EvomergeError, ModelError, Problem
+from evomerge.errors import EvomergeError, ModelError, NoWorkersLeft, Problem
 from evomerge.pools.crew import (
     STILLBORN,
     Answer,
@@ -24,16 +26,15 @@ from evomerge.pools.crew import (
     Ready,
     Refused,
 )
-from evomerge.pools.ray_cluster import Census, Cluster, ClusterNode
+from evomerge.pools.ray_cluster import Cluster, ClusterNode
+from evomerge.pools.ray_pulse import Pulse
 from evomerge.pools.ray_shares import Shares
-from evomerge.pools.ray_worker import Hello, RayWorker, Reply
+from evomerge.pools.ray_worker import THREADS, Hello, RayWorker, Reply
 from evomerge.pools.worker import WorkerSpec
 from evomerge.records import Job
 
 COLOUR = re.compile(r"\x1b\[\d*m")
-HEADLESS_S = 20.0  # without an answer from its head, a cluster is lost
-QUIET_S = 4.0  # that is long for an answer from it
-TEND_S = 1.0  # how often the cluster is asked for its nodes
+TEND_S = 1.0  # how often workers are compared with the nodes that there are
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +85,7 @@ class RayCrew:
     restarted by Ray, and no call is made twice: who is gone is replaced here.
 
     seats: says how many workers a node can have. most: of all nodes; None for no limit. actor: what
-    the workers are, made with the spec and a name.
+    the workers are, made with a name and a device; its methods are `in_thread`s.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class RayCrew:
         log: Path | None = None,
         actor: type = RayWorker,
     ) -> None:
-        self.patience_s = patience_s
+        self._patience_s = patience_s
+        self._awaits_turn = False  # other runs have all workers
         self._cluster = cluster
         self._ray = cluster.ray
         self._spec = spec
@@ -111,12 +113,12 @@ class RayCrew:
         self._heard: queue.SimpleQueue[tuple[str, str, int, Any]] = queue.SimpleQueue()
         self._processors: dict[str, str] = {}
         self._tended = 0.0
+        self._pulse = Pulse(cluster.nodes, cluster.address)
+        self._is_lost = False  # the cluster
         self._shares = Shares(self._ray, uuid4().hex)
         self._pending: list[Event] = []
-        self._census = Census(cluster, TEND_S)
-        groups = {"measure": 1, "ahead": 1, "watch": 1}
         self._actors = self._ray.remote(
-            max_restarts=0, max_task_retries=0, concurrency_groups=groups
+            max_restarts=0, max_task_retries=0, concurrency_groups=dict.fromkeys(THREADS, 1)
         )(actor)
         self._tend()
 
@@ -126,19 +128,20 @@ class RayCrew:
         return 2 if any(node.seats.ahead for node in self._nodes.values()) else 1
 
     @property
-    def num_workers(self) -> int:
-        """Those that work or are on their way; none that anybody could know of without the head."""
-        return 0 if self._is_headless else len(self._members)
+    def patience_s(self) -> float:
+        """How long to wait for workers: for ever where it is other runs that have them."""
+        return math.inf if self._awaits_turn else self._patience_s
 
     @property
-    def _is_headless(self) -> bool:
-        return self._census.silent_s > HEADLESS_S
+    def num_workers(self) -> int:
+        """Those that work or are on their way."""
+        return len(self._members)
 
     def complaints(self) -> list[Problem]:
         """What is wrong with nodes that have no workers."""
-        if self._census.silent_s > QUIET_S:
-            silent = f"the cluster's head has not answered for {self._census.silent_s:.0f} s"
-            return [Problem("pool", silent)]
+        if silent_s := self._pulse.silent_s:
+            what = f"the cluster's head has not answered for {silent_s:.0f} s"
+            return [Problem("pool", what)]
         told = [node.barred for node in self._nodes.values() if node.barred is not None]
         empty = [
             Problem(node.facts.name, node.seats.why)
@@ -151,26 +154,42 @@ class RayCrew:
 
     def send(self, worker: str, job: Job) -> None:
         """Give a job to a worker."""
-        member = self._members[worker]
+        if (member := self._members.get(worker)) is None:
+            return  # it has left since, and its `Gone` is on its way
         is_busy = member.has_jobs
-        reply = member.actor.run.options(concurrency_group="measure").remote(job)
-        self._listen(worker, "run", job.id, reply)
-        if is_busy and self.depth > 1:
-            member.actor.prepare.options(concurrency_group="ahead").remote(job)
+        with self._in_reach():
+            reply = member.actor.run.remote(job)
+            self._listen(worker, "run", job.id, reply)
+            if is_busy and self.depth > 1:
+                member.actor.prepare.remote(job)
 
     def recall(self, worker: str, job: int) -> None:
         """Ask a worker to forget a job whose turn has not come."""
-        self._members[worker].actor.forget.options(concurrency_group="ahead").remote(job)
+        if (member := self._members.get(worker)) is not None:
+            with self._in_reach():
+                member.actor.forget.remote(job)
 
     def dismiss(self, worker: str) -> None:
         """End a worker at once, and start another in its place."""
-        self._end(self._members.pop(worker))
-        self._staff()
+        if (member := self._members.pop(worker, None)) is not None:
+            with self._in_reach():
+                self._end(member)
+                self._staff()
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What was said since the last time; waits for the first of it."""
+        """What was said since the last time; waits for the first of it.
+
+        Raises:
+            NoWorkersLeft: the cluster itself does not answer any more.
+        """
+        with self._in_reach():
+            return self._waited(timeout_s)
+
+    def _waited(self, timeout_s: float) -> list[Event]:
+        if self._pulse.is_lost:
+            raise self._pulse.lost()
         now = time.monotonic()
-        if now - self._tended >= TEND_S and not self._is_headless:
+        if now - self._tended >= TEND_S:
             self._tend()
         events, self._pending = self._pending, []
         try:
@@ -183,20 +202,40 @@ class RayCrew:
 
     def close(self) -> None:
         """End all workers, and leave the cluster."""
-        self._census.close()
+        if self._is_lost:
+            self._members.clear()
+            self._pulse.stop()
+            self._cluster.abandon()
+            return
         for member in self._members.values():
             self._end(member)
         self._members.clear()
         self._shares.leave()
         self._cluster.close()
+        self._pulse.stop()
+
+    @contextmanager
+    def _in_reach(self) -> Iterator[None]:
+        """What goes wrong while the cluster is out of reach goes wrong for that reason."""
+        try:
+            yield
+        except NoWorkersLeft:
+            self._is_lost = True
+            raise
+        except EvomergeError:
+            raise
+        except Exception as error:
+            if self._cluster.is_there():
+                raise
+            self._is_lost = True
+            raise self._pulse.lost() from error
 
     # --- nodes ------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
         """See which nodes there are, and have workers on all of them."""
         self._tended = time.monotonic()
-        if (alive := self._census.now()) is None:
-            return
+        alive = self._pulse.nodes
         for id_ in [id_ for id_ in self._nodes if id_ not in alive]:
             logger.warning("node %s has left the cluster", self._nodes.pop(id_).facts.name)
         for id_, facts in alive.items():
@@ -207,7 +246,7 @@ class RayCrew:
 
     def _staff(self) -> None:
         """Start workers where there is room for them, on the emptiest node first."""
-        if self._census.now() is None:
+        if self._pulse.silent_s:
             return  # Ray would wait for the head with whatever it is asked; it is tended to later
         counts = dict.fromkeys(self._nodes, 0)
         for member in self._members.values():
@@ -218,7 +257,11 @@ class RayCrew:
             for id_, node in self._nodes.items()
             if node.barred is None
         }
-        share = self._shares.of(sum(node.seats.workers for node in self._nodes.values()))
+        seats = sum(node.seats.workers for node in self._nodes.values())
+        share = self._shares.of(seats)
+        if (waits := share < min(seats, 1)) and not self._awaits_turn:
+            logger.warning("other runs have all %d workers of the cluster: waiting for one", seats)
+        self._awaits_turn = waits
         most = share if self._most is None else min(share, self._most)
         self._retire(len(self._members) - most, counts)
         while room and len(self._members) < most:
@@ -264,11 +307,9 @@ class RayCrew:
             scheduling_strategy=NodeAffinitySchedulingStrategy(id_, soft=False),
         ).remote(name, node.seats.device)
         self._members[name] = _Member(actor, id_)
-        self._listen(name, "watch", -1, actor.watch.options(concurrency_group="watch").remote())
-        opening = actor.open.options(concurrency_group="measure")
-        self._listen(
-            name, "open", -1, opening.remote(version("evomerge"), self._spec_for(node.seats))
-        )
+        self._listen(name, "watch", -1, actor.watch.remote())
+        opening = actor.open.remote(version("evomerge"), self._spec_for(node.seats))
+        self._listen(name, "open", -1, opening)
 
     def _spec_for(self, seats: Seats) -> bytes:
         spec = replace(self._spec, device=seats.device, ahead=seats.ahead)
@@ -343,8 +384,7 @@ class RayCrew:
         # A worker that dies is missed by its node at once; if the node says nothing, it is silent.
         if isinstance(error, self._ray.exceptions.ActorUnavailableError):
             return "node"
-        alive = self._census.now()
-        return "death" if alive is not None and node in alive else "node"
+        return "death" if node in self._pulse.now() else "node"
 
     def _refuse(self, worker: str, error: EvomergeError) -> list[Event]:
         """A node cannot read the models: it gets no workers, and those that it has are ended."""

@@ -6,15 +6,26 @@ import logging
 import os
 import platform
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from evomerge.errors import EvomergeError, ModelError, Problem
+from evomerge.pools.ray_cluster import load_ray
 from evomerge.records import Job, Outcome
 
 if TYPE_CHECKING:
     from evomerge.pools.worker import Worker, WorkerSpec
+
+Thread = Literal["measure", "ahead", "watch"]
+THREADS: tuple[Thread, ...] = ("measure", "ahead", "watch")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def in_thread(name: Thread) -> Callable[[Method], Method]:
+    """Which thread of an actor runs a method; a driver that comes by ray:// cannot say it."""
+    return cast("Callable[[Method], Method]", load_ray().method(concurrency_group=name))
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class RayWorker:
         self._log = _Kept(name)
         logging.getLogger().addHandler(self._log)
 
+    @in_thread("measure")
     def open(self, wanted: str, pickled: bytes) -> Reply:
         """Open the models of a pickled `WorkerSpec`; what is wrong with them comes back.
 
@@ -75,6 +87,7 @@ class RayWorker:
             raise ModelError(Problem("python", what, "install the same on all nodes")) from error
         return Worker(spec, self._name)
 
+    @in_thread("measure")
     def run(self, job: Job) -> Reply:
         """Merge and measure."""
         if job.id in self._forgotten:
@@ -90,17 +103,20 @@ class RayWorker:
             self._at_work.clear()
         return Reply(said, self._log.take())
 
+    @in_thread("ahead")
     def prepare(self, job: Job) -> None:
         """Prepare a job that comes next."""
         if self._worker is not None and self._at_work.is_set():
             self._worker.prepare(job)
 
+    @in_thread("ahead")
     def forget(self, job: int) -> None:
         """A job that waits is not to be done."""
         self._forgotten.add(job)
         if self._worker is not None:
             self._worker.forget(job)
 
+    @in_thread("watch")
     def watch(self) -> None:
         """Never returns: that it ends is how the driver knows that the actor did."""
         threading.Event().wait()

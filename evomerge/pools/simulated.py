@@ -115,7 +115,8 @@ class Simulation:
 
     def dismiss(self, worker: str) -> None:
         """End a worker at once, and start another in its place."""
-        self._hire(self.workers.pop(worker).node)
+        if (one := self.workers.pop(worker, None)) is not None:
+            self._hire(one.node)
 
     def wait(self, timeout_s: float) -> list[Event]:
         """What is due by now; time passes until something is, or is over."""

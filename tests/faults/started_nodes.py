@@ -32,7 +32,9 @@ class Started:
         if address is None:
             port = self.address.rpartition(":")[2]
             options += ["--head", f"--port={port}", "--include-dashboard=false"]
-            options += [f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}"]
+            client_port = free_port()
+            self.client_address = f"ray://127.0.0.1:{client_port}"
+            options += [f"--ray-client-server-port={client_port}", f"--temp-dir={folder}"]
         else:
             options += [f"--address={address}"]
         paths = [str(HERE.parent), str(HERE)]

@@ -274,6 +274,31 @@ def test_runs_share_a_cluster(ray_nodes, models):
     assert answers({outcome.job.id: outcome for outcome in outcomes[first]}) == expected
 
 
+def test_a_run_without_a_share_waits_for_one(ray_nodes, models, caplog):
+    """More runs than workers: the last comes to its turn, instead of ending for want of workers."""
+    head = ray_nodes.cluster.head_node.node_id
+    jobs = make_jobs(models, 3)
+    alone = {"only": head, "cpus": 2.0, "patience_s": 0.0}
+    with ray_pool(make_spec(models), **alone) as one, ray_pool(make_spec(models), **alone) as two:
+        until = time.monotonic() + 20
+        while sorted(p._crew.num_workers for p in (one, two)) != [0, 1]:
+            assert time.monotonic() < until
+            for pool in (one, two):
+                pool.collect(0.2)
+        first, last = (one, two) if one._crew.num_workers else (two, one)
+        last.submit(jobs[0])
+        for _ in range(5):
+            assert last.collect(0.1) == []
+        assert "other runs have all 1 workers" in caplog.text
+        first._crew._shares.leave()
+        first._crew._shares.of = lambda _: 0  # it is over
+        outcomes: list[Any] = []
+        while not outcomes and time.monotonic() < until + PATIENCE_S:
+            first.collect(0.1)
+            outcomes = last.collect(0.1)
+    assert [outcome.failure for outcome in outcomes] == [None]
+
+
 # --- clusters -------------------------------------------------------------------------------------
 
 
