@@ -316,3 +316,20 @@ def test_ctrl_c_ends_all_in_time_and_nothing_is_lost(file: Path, tmp_path: Path)
     (random, _) = read_sweep(file)
     assert summary({"random": {4: out / "random-4"}})["searchers"][0]["finished"] == 1
     assert digest(out / "random-4") == digest(run_experiment(random.config, tmp_path / "alone"))
+
+
+def test_no_driver_outlives_a_sweep_that_is_killed(file: Path, tmp_path: Path) -> None:
+    """Nor one that a signal found half started: it would hold its run's lock against the next."""
+    out = tmp_path / "sweep"
+    file.write_text(file.read_text() + "change: {budget: {candidates: 4000}}\n")
+    process = evomerge("sweep", file, "--out", out)
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (out / "random-4" / "run.lock").exists():
+        time.sleep(0.1)
+    assert mentioning(out / "random-4")
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 10
+    while time.monotonic() < until and mentioning(out):
+        time.sleep(0.1)
+    assert mentioning(out) == []
