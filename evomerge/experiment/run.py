@@ -74,11 +74,12 @@ def run_experiment(
             write_text(out / EXPERIMENT, parts.config.to_yaml())
         began = time.monotonic()
         with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
-            write_text(out / EXPERIMENT, parts.config.to_yaml())
             explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
+                # What the next session goes on with: not with a cluster that is not there.
+                write_text(out / EXPERIMENT, parts.config.to_yaml())
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
                 search_and_finish(parts, measurer, ledger, out, watchers, explain)
             finally:

@@ -52,7 +52,7 @@ class PoolConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     ahead: bool | Literal["auto"] = "auto"
     address: str = "auto"
-    cpus_per_worker: float | None = Field(default=None, ge=0)
+    cpus_per_worker: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     timeout_s: float | None = Field(default=None, gt=0)
     patience_s: float = Field(default=60.0, ge=0)
 
@@ -97,7 +97,7 @@ def make_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
             *(config.kind, config.workers),
         )
     if config.workers == 0 or spec.lives_in_memory:
-        return InlinePool(spec)
+        return InlinePool(replace(spec, device=_drivers_device(config, spec)))
     if config.kind == "ray":
         return _ray_pool(config, spec, log)
     return _local_pool(config, spec, log)
@@ -129,6 +129,14 @@ def placement_on(
     is_aside = placed.gpus_per_worker > 0
     ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_aside)
     return replace(placed, ahead=ahead)
+
+
+def _drivers_device(config: PoolConfig, spec: WorkerSpec) -> str:
+    """Where the driver measures for itself: on a GPU if that is asked for."""
+    if config.device in ("auto", "cpu"):
+        return "cpu"
+    placement_here(config, spec)  # refuses what is not there
+    return config.device
 
 
 def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
@@ -174,6 +182,8 @@ def seats_of(
     most = None if config.workers == "auto" else config.workers
     by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
     there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
+    if config.device == "cuda" and not gpus:
+        return Seats(0, cpus, 0.0, "cuda", False, "no CUDA device, and pool.device is cuda")
     # How many of all nodes there are is decided elsewhere.
     placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
     workers = min(placed.workers, by_cpus)

@@ -118,14 +118,17 @@ class Cluster:
         return found
 
     def gpus_of(self, node: ClusterNode) -> tuple[Gpu, ...]:
-        """The GPUs of a node with the memory that is free; asked for there."""
+        """The GPUs of a node, asked for there, with all of their memory.
+
+        What other runs have of it at the moment they give up when we have our share of the workers.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         look = self.ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(cuda_gpus)
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
         try:
             found = self.ray.get(
-                look.options(scheduling_strategy=strategy).remote(), timeout=LOOK_S
+                look.options(scheduling_strategy=strategy).remote(whole=True), timeout=LOOK_S
             )
         except self.ray.exceptions.RayError as error:
             logger.warning("%s: its GPUs are left out: %s", node.name, error)
