@@ -185,10 +185,10 @@ def commit_ms() -> float:
 
 def ray_actors(options: argparse.Namespace) -> None:
     """The whole driver over so many actors."""
+    import ray
+
     from evomerge.pools.ray_cluster import Cluster
     from evomerge.pools.ray_crew import RayCrew, Seats
-
-    import ray
 
     # A cluster without what evomerge's own has its processes import: these workers need none of it.
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
