@@ -51,7 +51,7 @@ PROMISE_MS = 5.0  # of the driver, per candidate
 PROMISE_BUSY = 0.95
 ITEMS = tuple(range(24))
 PER_GENERATION = 20  # candidates a worker
-SETTLE_S = 90.0  # for Ray's actors to come
+SETTLE_S = 400.0  # for Ray's actors to come
 
 
 # --- the dispatcher alone -------------------------------------------------------------------------
@@ -188,28 +188,46 @@ def ray_actors(options: argparse.Namespace) -> None:
     from evomerge.pools.ray_cluster import Cluster
     from evomerge.pools.ray_crew import RayCrew, Seats
 
+    import ray
+
+    # A cluster without what evomerge's own has its processes import: these workers need none of it.
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     for workers in options.workers:
+        start = time.perf_counter()
+        spec: Any = Sleep(options.seconds)
+        crew = RayCrew(
+            Cluster("local", 1), spec, lambda _n, w=workers: Seats(w, 0), actor=SleepingWorker
+        )
+        pool = Dispatcher(crew)
+        while len(pool._seats) < workers and time.perf_counter() - start < SETTLE_S:
+            pool.collect(0.5)
+        print(f"{len(pool._seats)} actors after {time.perf_counter() - start:.1f} s", flush=True)
+        busy = Busy(pool)
         for name, window in windows(workers).items():
-            start = time.perf_counter()
-            cluster = Cluster("local", 1)
-            spec: Any = Sleep(options.seconds)
-            crew = RayCrew(cluster, spec, lambda _n, w=workers: Seats(w, 0), actor=SleepingWorker)
-            pool = Dispatcher(crew)
-            while len(pool._seats) < workers and time.perf_counter() - start < SETTLE_S:
-                pool.collect(0.5)
-            print(f"{len(pool._seats)} actors after {time.perf_counter() - start:.1f} s")
-            done = [0.0]
-            take = pool.collect
-
-            def collect(timeout_s: float, take: Any = take, done: Any = done) -> list[Outcome]:
-                found = take(timeout_s)
-                done[0] += sum(outcome.measure_s for outcome in found)
-                return found
-
-            pool.collect = collect  # type: ignore[method-assign]
-            times = Times(time.perf_counter, lambda done=done: done[0])
-            figures = whole_driver(pool, times, workers, PER_GENERATION * workers, window)
+            times = Times(time.perf_counter, lambda busy=busy: busy.done_s)
+            figures = whole_driver(busy, times, workers, PER_GENERATION * workers, window)
             show(workers, f"Ray, {name}", figures)
+        pool.close()
+
+
+class Busy:
+    """A pool that counts what its workers have done, and is not closed by a run."""
+
+    def __init__(self, pool: Dispatcher) -> None:
+        self._pool = pool
+        self.done_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def collect(self, timeout_s: float) -> list[Outcome]:
+        """As the pool does."""
+        found = self._pool.collect(timeout_s)
+        self.done_s += sum(outcome.measure_s for outcome in found)
+        return found
+
+    def close(self) -> None:
+        """Stay open for the next run."""
 
 
 # --- the tiny family ------------------------------------------------------------------------------
@@ -245,7 +263,7 @@ def start(options: argparse.Namespace) -> None:
     for kind in options.kinds:
         config = PoolConfig(kind=kind, workers=2, address="local")
         if kind == "local":
-            from evomerge.pools import warm_up
+            from evomerge.pools.local import warm_up
 
             warm_up()
             time.sleep(12)  # the driver opens models meanwhile

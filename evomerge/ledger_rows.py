@@ -126,16 +126,21 @@ def pack(responses: Responses) -> tuple[str, bytes, str, bytes, str | None]:
     """A row: item ids as uint32; each column as float32, or as bits where it holds only 0 and 1."""
     columns, data = [], b""
     for name, values in responses.columns.items():
-        failed = np.isin(responses.items, list(responses.failures)) & np.isnan(values)
-        if not (np.isfinite(values) | (failed & (name != "score"))).all():
+        if not np.isfinite(values).all() and not _is_excused(responses, name, values):
             raise ValueError(f"task {responses.task}: column {name} is not finite")
-        is_binary = bool(np.isin(values, (0, 1)).all())
+        is_binary = bool(((values == 0) | (values == 1)).all())
         block = np.packbits(values.astype(bool)) if is_binary else values.astype("<f4")
         columns.append([name, "bit" if is_binary else "f4"])
         data += block.tobytes()
     texts = None if responses.texts is None else json.dumps(responses.texts)
     items = responses.items.astype("<u4").tobytes()
     return responses.task, items, json.dumps(columns), data, texts
+
+
+def _is_excused(responses: Responses, name: str, values: NDArray[np.float32]) -> bool:
+    """Whether what is not finite are numbers of failed items, beside their scores."""
+    failed = np.isin(responses.items, list(responses.failures)) & np.isnan(values)
+    return name != "score" and bool((np.isfinite(values) | failed).all())
 
 
 def unpack(task: str, items: bytes, columns: str, data: bytes, texts: str | None) -> Responses:

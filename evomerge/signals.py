@@ -23,6 +23,7 @@ from evomerge.files import EXPERIMENT
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 UNWIND_S = 8.0  # how long the first signal may take
+WITH_PARENT = "EVOMERGE_END_WITH_PARENT"  # set by who starts a driver, and holds its standard input
 
 _folders: list[Path | None] = []  # of the runs that are going on
 
@@ -96,6 +97,17 @@ def _handlers() -> Iterator[None]:
         systems.close()  # the watcher reads the end of it, and leaves
         watcher.join()
         ours.close()
+
+
+def end_with_parent() -> None:
+    """Take the end of standard input for a SIGTERM: whoever held the other end is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
 def _in_child() -> None:

@@ -22,6 +22,7 @@ from evomerge.wording import in_short
 
 DRAW_EVERY_S = 1.0
 PLAIN_EVERY_S = 30.0  # how often runs are told of where there is no terminal to draw on
+WIDEST = 1000  # a table in a file
 SHOWN_REASON = 200  # characters of a failure's reason
 
 
@@ -97,7 +98,10 @@ class SweepView:
 
 def print_summary(console: Console, found: Mapping[str, Any]) -> None:
     """The table, the runs that failed, and what the columns mean."""
-    console.print(summary_table(found["searchers"]))
+    table = summary_table(found["searchers"])
+    if not console.is_terminal:  # a file's lines may be of any length; a terminal breaks cells
+        console.width = max(console.width, _width(console, table))
+    console.print(table)
     for run in found["runs"]:
         if run["state"] == "failed":
             reason = " ".join(str(run["reason"]).split())[:SHOWN_REASON]
@@ -110,16 +114,21 @@ def print_summary(console: Console, found: Mapping[str, Any]) -> None:
     )
 
 
+def _width(console: Console, table: Table) -> int:
+    room = console.options.update(max_width=WIDEST)
+    return console.measure(table, options=room).maximum
+
+
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each searcher."""
     title = "The best of each run, on the holdout"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     has_fronts = any(row["hypervolume"] for row in rows)
-    table.add_column("searcher", no_wrap=True)
+    table.add_column("searcher", overflow="fold")
     names = ["seeds", "held out", "gain", f"less {rows[0]['searcher']}", "search"]
     names += ["hypervolume"] if has_fronts else []
     for name in (*names, "items", "minutes"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         cells = [
             f"{row['finished']}/{row['of']}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -84,10 +85,17 @@ def fake_gpus() -> Iterator[None]:
     _let_torch_guard()
     keeps = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    module: Any = ModuleType(f"torch.{KIND}")
+    module._lazy_init = lambda: None
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = lambda seed: None
+    torch._register_device_module(KIND, module)
     try:
         with _Made(), FakeGpus():
             yield
-    finally:
+    finally:  # what other tests see is a torch without such devices
+        delattr(torch, KIND)
+        del sys.modules[module.__name__]
         torch.__future__.set_overwrite_module_params_on_conversion(keeps)
 
 
@@ -96,9 +104,6 @@ def _let_torch_guard() -> None:
     """Torch enters a device before it does something there; this one does nothing then."""
     from torch.utils.backend_registration import _DummyDeviceGuard
 
-    module = ModuleType(f"torch.{KIND}")
-    module._lazy_init = lambda: None  # type: ignore[attr-defined]
-    torch._register_device_module(KIND, module)
     torch._C._acc.register_python_privateuseone_device_guard(_DummyDeviceGuard())
 
 

@@ -369,6 +369,26 @@ def test_a_candidate_that_is_not_there_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+def test_the_doctor_takes_the_pool_that_a_run_would_take(
+    tiny_zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evomerge: Callable[..., Called],
+) -> None:
+    """What the file says of one pool does not hold for another."""
+    from evomerge.experiment import doctor
+
+    asked: list[Any] = []
+    monkeypatch.setattr(doctor, "examine_cluster", lambda config, _: asked.append(config) or [])
+    path = write_experiment(tmp_path, tiny_zoo, pool={"workers": 3, "device": "cpu"})
+    evomerge("doctor", path, "--pool", "ray", "--address", "head:6379")
+    assert [(one.workers, one.device, one.address) for one in asked] == [
+        ("auto", "auto", "head:6379")
+    ]
+    called = evomerge("doctor", path, "--address", "head:6379")
+    assert (called.code, "add --pool ray" in called.err) == (2, True)
+
+
 # --- what verbs print -----------------------------------------------------------------------------
 
 

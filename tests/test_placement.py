@@ -329,5 +329,6 @@ def test_gpus_are_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda one: (70 * GB + one, 80 * GB))
     assert cuda_gpus() == (Gpu(70 * GB), Gpu(70 * GB + 1))
+    assert cuda_gpus(whole=True) == (Gpu(80 * GB), Gpu(80 * GB))  # a cluster shares them out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda_gpus() == ()

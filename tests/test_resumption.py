@@ -264,6 +264,7 @@ def test_another_model_in_a_models_place_is_refused_by_name(
         (["--model", "sort"], "--model sort: expected two names with a ="),
         (["--moved", "/nowhere=/x"], "--moved /nowhere: no path of this run is in that folder"),
         (["--pool", "locla"], "pool.kind: should be 'local'"),
+        (["--address", "head:6379"], "--address head:6379: the local pool has no address"),
     ],
 )
 def test_wrong_moves_are_told(
@@ -275,6 +276,22 @@ def test_wrong_moves_are_told(
 ) -> None:
     assert call(monkeypatch, "resume", begun[0] / "run", *arguments) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_pool_that_there_is_not_is_not_kept(
+    begun: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A wrong address: the next resume needs no `--pool local` to be rid of it."""
+    first, _ = begun
+    shutil.copytree(first / "run", tmp_path / "run")
+    frozen = (tmp_path / "run" / "experiment.yaml").read_text()
+    pool = ["--pool", "ray", "--address", "127.0.0.1:1"]
+    assert call(monkeypatch, "resume", tmp_path / "run", *pool) == 2
+    assert "no Ray cluster can be joined" in capsys.readouterr().err
+    assert (tmp_path / "run" / "experiment.yaml").read_text() == frozen
 
 
 def test_paths_of_tasks_move_with_their_folder(tiny_zoo: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from scipy.stats import ttest_1samp
 
 from evomerge.cli import main
@@ -29,6 +31,7 @@ from evomerge.lock import RunLock
 from evomerge.pools import PoolConfig
 from evomerge.results import sweep as results
 from evomerge.results.sweep import over_seeds, summary
+from evomerge.sweep_view import print_summary
 
 sys.path.insert(0, str(Path(__file__).parent / "results"))
 from small_run import write_experiment
@@ -206,6 +209,24 @@ def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (failed["searcher"], failed["seed"], failed["reason"]) == ("c", 2, "no disk")
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_figure_of_the_table_is_cut_off(terminal: bool) -> None:
+    """On 80 columns cells are broken into lines; in a file a row is one line for each of its."""
+    found = {"mean": 0.8125, "standard_error": 0.0125, "low": 0.7875, "high": 0.8375, "seeds": 3}
+    keys = ("held_out", "gain", "against_first", "search", "hypervolume", "minutes")
+    row = dict.fromkeys(keys, found) | {"item_evaluations": found | {"mean": 129_600.0}}
+    rows = [{"searcher": name, "finished": 3, "of": 3} | row for name in ("random", "cma_es")]
+    text = io.StringIO()
+    console = Console(file=text, width=80, force_terminal=terminal, no_color=True)
+    print_summary(console, {"searchers": rows, "runs": []})
+    told = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    assert "…" not in told
+    words = told.split()
+    for word in ("random", "cma_es", "3/3", "±0.013", "129.6k"):
+        assert word in words
+    assert ("[+0.787, +0.838]" in told) is not terminal
+
+
 # --- the runs -------------------------------------------------------------------------------------
 
 
@@ -316,3 +337,20 @@ def test_ctrl_c_ends_all_in_time_and_nothing_is_lost(file: Path, tmp_path: Path)
     (random, _) = read_sweep(file)
     assert summary({"random": {4: out / "random-4"}})["searchers"][0]["finished"] == 1
     assert digest(out / "random-4") == digest(run_experiment(random.config, tmp_path / "alone"))
+
+
+def test_no_driver_outlives_a_sweep_that_is_killed(file: Path, tmp_path: Path) -> None:
+    """Nor one that a signal found half started: it would hold its run's lock against the next."""
+    out = tmp_path / "sweep"
+    file.write_text(file.read_text() + "change: {budget: {candidates: 4000}}\n")
+    process = evomerge("sweep", file, "--out", out)
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (out / "random-4" / "run.lock").exists():
+        time.sleep(0.1)
+    assert mentioning(out / "random-4")
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 10
+    while time.monotonic() < until and mentioning(out):
+        time.sleep(0.1)
+    assert mentioning(out) == []

@@ -80,12 +80,26 @@ def changed(
     changes: dict[str, Any] = {}
     if limits := {key: value for key, value in budget.items() if value is not None}:
         changes["budget"] = limits
-    kind, workers, address = pool
-    said = {"workers": workers, "address": address}
-    if given := {key: value for key, value in said.items() if value is not None}:
-        changes["pool"] = {**config.pool.model_dump(exclude_unset=True), **given}
-    if kind is not None and kind != config.pool.kind:  # settings of another pool say nothing here
-        changes["pool"] = {"kind": kind, **given}
+    if any(said is not None for said in pool):
+        changes["pool"] = changed_pool(config.pool, *pool)
     if seed is not None:
         changes["seed"] = seed
     return parse(type(config), Document({**dict(config), **changes}))
+
+
+def changed_pool(
+    config: Any, kind: str | None, workers: int | None, address: str | None
+) -> dict[str, Any]:
+    """The keys of a pool of which some were said anew; of another kind it has the defaults.
+
+    Raises:
+        ConfigurationError: an address, and nobody would be asked there.
+    """
+    said = {"workers": workers, "address": address}
+    given = {key: value for key, value in said.items() if value is not None}
+    if address is not None and (kind or config.kind) == "local":
+        what = "the local pool has no address: nothing would be measured there"
+        raise ConfigurationError(Problem(f"--address {address}", what, "add --pool ray"))
+    if kind is not None and kind != config.kind:  # settings of another pool say nothing here
+        return {"kind": kind, **given}
+    return {**config.model_dump(exclude_unset=True), **given}

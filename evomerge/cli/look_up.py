@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evomerge.cli.inputs import read_experiment_file
+from evomerge.cli.inputs import changed_pool, read_experiment_file
 from evomerge.cli.options import Address, AllowCode, AsJson, Pool
 from evomerge.cli.screen import open_console, progress_view
 from evomerge.errors import ConfigurationError, NoWorkersLeft, Problem
@@ -35,11 +35,11 @@ def doctor(
     config, spec = PoolConfig(), None
     if experiment is not None:
         read = read_experiment_file(experiment, allow_code)
+        config = read.pool
+    config = parse(PoolConfig, Document(changed_pool(config, pool, None, address)))
+    if experiment is not None:
         with progress_view() as view:
-            config, spec = read.pool, wire(read, progress=view.progress).worker
-    asked = {"kind": pool, "address": address}
-    given = {key: value for key, value in asked.items() if value is not None}
-    config = parse(PoolConfig, Document({**config.model_dump(exclude_unset=True), **given}))
+            spec = wire(read, progress=view.progress).worker
     if config.kind == "ray":
         _print_cluster(examine_cluster(config, spec))
         return

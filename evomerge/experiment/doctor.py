@@ -91,7 +91,7 @@ def _examined(
     findings = {"Ray lends": lent}
     if isinstance(look, str):
         return Examined(node.name, findings, (f"says nothing: {look}",), 0)
-    gpus = ", ".join(f"{gpu.memory_bytes / 1e9:.1f} GB free" for gpu in look.gpus)
+    gpus = ", ".join(f"{gpu.memory_bytes / 1e9:.1f} GB" for gpu in look.gpus)
     findings |= {
         "memory": f"{look.memory_bytes / 1e9:.1f} GB free",
         "gpus": gpus or "torch sees none",

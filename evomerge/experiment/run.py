@@ -26,7 +26,7 @@ from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, notify, wanted_columns
 from evomerge.pareto import best_first
-from evomerge.pools import make_pool, warm_up
+from evomerge.pools import make_pool, warmed_up
 from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
 from evomerge.results.final import Finale, choose_and_report, recommendation
 from evomerge.results.plots import write_pictures
@@ -58,9 +58,8 @@ def run_experiment(
         out.mkdir(parents=True, exist_ok=True)
     with disk_errors(out / "run.lock"):
         lock = RunLock(out)
-    with lock, signals(out), run_log(out / "run.log", watchers):
-        if config.pool.num_workers > 0 and in_memory is None:
-            warm_up()
+    warm = warmed_up(config.pool, config.threads_per_worker, in_driver=in_memory is not None)
+    with lock, signals(out), run_log(out / "run.log", watchers), warm:
 
         def progress(what: str, done: int, total: int) -> None:
             notify(watchers, "progress", what, done, total)
@@ -75,11 +74,12 @@ def run_experiment(
             write_text(out / EXPERIMENT, parts.config.to_yaml())
         began = time.monotonic()
         with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
-            write_text(out / EXPERIMENT, parts.config.to_yaml())
             explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
+                # What the next session goes on with: not with a cluster that is not there.
+                write_text(out / EXPERIMENT, parts.config.to_yaml())
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
                 search_and_finish(parts, measurer, ledger, out, watchers, explain)
             finally:

@@ -23,7 +23,7 @@ from evomerge.lock import RunLock
 from evomerge.pools import PoolConfig
 from evomerge.results.sweep import log_of
 from evomerge.results.watch import status
-from evomerge.signals import signals
+from evomerge.signals import WITH_PARENT, signals
 
 LOOK_S = 0.2  # between two looks at the children
 # After the first signal, and after the second; then they are killed. In all less than `signals`
@@ -36,6 +36,12 @@ class _Child:
     run: PlannedRun
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+
+    def close(self) -> None:
+        """Let go of what the process had."""
+        self.log.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
 
 Look = Callable[[Mapping[str, int | None]], None]
@@ -77,7 +83,7 @@ def run_sweep(
                     children.append(_start(waiting.popleft(), folder, arguments))
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
-                    child.log.close()
+                    child.close()
                     codes[child.run.name] = child.process.returncode
                 look({**codes, **{child.run.name: None for child in children}})
                 time.sleep(LOOK_S)
@@ -110,9 +116,10 @@ def _start(run: PlannedRun, folder: Path, arguments: Sequence[str]) -> _Child:
     log = log_of(out).open("wb")
     process = subprocess.Popen(
         [*command, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # whose end tells the driver that this process is gone
         stdout=log,
         stderr=subprocess.STDOUT,
+        env=os.environ | {WITH_PARENT: "1"},
         start_new_session=True,  # Ctrl-C on a terminal reaches them once: through `_stop`
     )
     return _Child(run, process, log)
@@ -131,4 +138,4 @@ def _stop(children: Sequence[_Child]) -> None:
         with suppress(ProcessLookupError):  # its workers as well
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()
-        child.log.close()
+        child.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from evomerge.pools.ray_cluster import ClusterNode
     from evomerge.pools.ray_crew import Seats
 
-__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "placement_here", "seats_of", "warm_up"]
+__all__ = ["PoolConfig", "WorkerSpec", "make_pool", "placement_here", "seats_of", "warmed_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class PoolConfig(BaseModel):
         driver itself (`local`).
     device: `auto` takes GPUs where there are any.
     ahead: whether a worker prepares the next recipe while it measures, in a second model; `auto`
-        does so where memory and processors are left over.
+        does so on GPUs that have the memory.
     address: of the Ray cluster: `auto` joins the one that this machine belongs to, and starts one
         where there is none; `local` starts one; else `ray://HOST:10001` or `HOST:6379`.
     cpus_per_worker: what Ray counts for a worker; None is one for each of its threads.
@@ -50,7 +52,7 @@ class PoolConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     ahead: bool | Literal["auto"] = "auto"
     address: str = "auto"
-    cpus_per_worker: float | None = Field(default=None, ge=0)
+    cpus_per_worker: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     timeout_s: float | None = Field(default=None, gt=0)
     patience_s: float = Field(default=60.0, ge=0)
 
@@ -63,6 +65,23 @@ class PoolConfig(BaseModel):
     def uses_gpus(self) -> bool:
         """Whether GPUs are looked for."""
         return self.device in ("auto", "cuda")
+
+
+@contextmanager
+def warmed_up(config: PoolConfig, threads: int, *, in_driver: bool) -> Iterator[None]:
+    """Begin with what a pool takes long for, while the driver does other things.
+
+    threads: of a worker. in_driver: everything is measured in this process, whatever the pool.
+    """
+    with ExitStack() as stack:
+        if config.num_workers > 0 and not in_driver:
+            if config.kind == "ray":
+                from evomerge.pools.ray_cluster import begun
+
+                stack.enter_context(begun(config.address, _local_cpus(config, threads)))
+            else:
+                warm_up()
+        yield
 
 
 def make_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
@@ -78,7 +97,7 @@ def make_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
             *(config.kind, config.workers),
         )
     if config.workers == 0 or spec.lives_in_memory:
-        return InlinePool(spec)
+        return InlinePool(replace(spec, device=_drivers_device(config, spec)))
     if config.kind == "ray":
         return _ray_pool(config, spec, log)
     return _local_pool(config, spec, log)
@@ -106,18 +125,27 @@ def placement_on(
     if spec.demand is None:
         return Placement(node.cpus // max(1, spec.threads) or 1 if asked is None else asked)
     placed = place(node, spec.demand, workers=asked, may_prepare=config.ahead is not False)
-    threads = placed.workers * spec.demand.threads
-    # On processors that are all at work already, preparing ahead would only take turns.
-    is_idle = placed.gpus_per_worker > 0 or threads < node.cpus
-    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_idle)
+    # Merging beside a measurement gained nothing dependable where both are done by processors.
+    is_aside = placed.gpus_per_worker > 0
+    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_aside)
     return replace(placed, ahead=ahead)
+
+
+def _drivers_device(config: PoolConfig, spec: WorkerSpec) -> str:
+    """Where the driver measures for itself: on a GPU if that is asked for."""
+    if config.device in ("auto", "cpu"):
+        return "cpu"
+    placement_here(config, spec)  # refuses what is not there
+    return config.device
 
 
 def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
     placed = placement_here(config, spec)
     if placed.workers == 0:
-        hint = "`workers: 1` tries it all the same"
-        raise ConfigurationError(Problem("pool.workers (auto)", "; ".join(placed.reasons), hint))
+        tried = placement_here(config.model_copy(update={"workers": 1}), spec).workers
+        hint = "`workers: 1` tries it all the same" if tried and config.workers == "auto" else ""
+        where = f"pool.workers ({config.workers})"
+        raise ConfigurationError(Problem(where, "; ".join(placed.reasons), hint))
     logger.info("%d workers on %s: %s", placed.workers, placed.device, "; ".join(placed.reasons))
     device = "mps" if config.device == "mps" else placed.device
     sent = replace(spec, device=device, ahead=placed.ahead, demand=None)
@@ -129,12 +157,11 @@ def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
 
 
 def _ray_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
-    from evomerge.pools.ray_cluster import Cluster
+    from evomerge.pools.ray_cluster import joined
     from evomerge.pools.ray_crew import RayCrew
 
-    cpus = _cpus_of(config, spec)
     most = None if config.workers == "auto" else config.workers
-    cluster = Cluster(config.address, max(float(num_processors()), cpus * config.num_workers))
+    cluster = joined(config.address, _local_cpus(config, spec.threads))
 
     def seats(node: ClusterNode) -> Seats:
         gpus = cluster.gpus_of(node) if node.gpus and config.uses_gpus else ()
@@ -151,16 +178,24 @@ def seats_of(
     """What a node of a cluster can have; gpus: those that may be used there."""
     from evomerge.pools.ray_crew import Seats
 
-    cpus = _cpus_of(config, spec)
+    cpus = _cpus_of(config, spec.threads)
     most = None if config.workers == "auto" else config.workers
     by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
     there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
+    if config.device == "cuda" and not gpus:
+        return Seats(0, cpus, 0.0, "cuda", False, "no CUDA device, and pool.device is cuda")
     # How many of all nodes there are is decided elsewhere.
     placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
-    why = "; ".join(placed.reasons) or f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
     workers = min(placed.workers, by_cpus)
+    by_ray = f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
+    why = "; ".join(placed.reasons) if placed.workers <= by_cpus and placed.reasons else by_ray
     return Seats(workers, cpus, placed.gpus_per_worker, placed.device, placed.ahead, why)
 
 
-def _cpus_of(config: PoolConfig, spec: WorkerSpec) -> float:
-    return float(spec.threads) if config.cpus_per_worker is None else config.cpus_per_worker
+def _cpus_of(config: PoolConfig, threads: int) -> float:
+    return float(threads) if config.cpus_per_worker is None else config.cpus_per_worker
+
+
+def _local_cpus(config: PoolConfig, threads: int) -> float:
+    """What a cluster that is started for a run has to lend."""
+    return max(float(num_processors()), _cpus_of(config, threads) * config.num_workers)

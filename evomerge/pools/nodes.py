@@ -44,14 +44,17 @@ def free_memory(root: Path = Path("/")) -> int:
     return max(0, min(free))
 
 
-def cuda_gpus() -> tuple[Gpu, ...]:
-    """The CUDA devices that are visible, with what is free on each."""
+def cuda_gpus(*, whole: bool = False) -> tuple[Gpu, ...]:
+    """The CUDA devices that are visible, with what is free on each.
+
+    whole: count what others have of them as well: a cluster's scheduler lends it.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return ()
     devices = range(torch.cuda.device_count())
-    return tuple(Gpu(int(torch.cuda.mem_get_info(device)[0])) for device in devices)
+    return tuple(Gpu(int(torch.cuda.mem_get_info(device)[int(whole)])) for device in devices)
 
 
 def _system_memory(root: Path) -> int:

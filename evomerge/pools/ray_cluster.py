@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,13 @@ from evomerge.pools.placement import Gpu
 OBJECT_STORE_BYTES = 100 * 2**20  # of a cluster that is started here: hardly anything goes there
 LOOK_S = 60.0
 CONNECT_S = 10.0
+ANSWER_S = 2.0  # a cluster that is well tells its nodes in milliseconds
+PRELOAD = "evomerge.pools.preload"  # what processes import that wait for work
+PRELOAD_CPUS = 8  # where more of them wait, they would take memory that nobody needs
 AUTHENTICATION = "set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
 SETTINGS = {
+    # Ray would end the driver, with no word to it, a minute after it has lost the cluster's head.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what actors see of GPUs is set in `RayWorker`
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a call to a worker that died is no news
 }
@@ -75,6 +81,7 @@ class Cluster:
         local_cpus: what a cluster that is started here may lend.
         """
         self.ray = load_ray()
+        self.left = threading.Event()
         self._ours = not self.ray.is_initialized()  # who has joined one already keeps it
         self.address = (_found() if address == "auto" else address) if self._ours else "joined"
         if not self._ours:
@@ -86,6 +93,8 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+            if local_cpus <= PRELOAD_CPUS:  # Ray starts as many processes, before it needs them
+                options["_system_config"] = {"preload_python_modules": [PRELOAD]}
         else:
             _knock(self.address)
         with _said(self.address, self.ray), _own_signals():
@@ -109,14 +118,17 @@ class Cluster:
         return found
 
     def gpus_of(self, node: ClusterNode) -> tuple[Gpu, ...]:
-        """The GPUs of a node with the memory that is free; asked for there."""
+        """The GPUs of a node, asked for there, with all of their memory.
+
+        What other runs have of it at the moment they give up when we have our share of the workers.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         look = self.ray.remote(num_cpus=0, num_gpus=0, max_retries=0)(cuda_gpus)
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
         try:
             found = self.ray.get(
-                look.options(scheduling_strategy=strategy).remote(), timeout=LOOK_S
+                look.options(scheduling_strategy=strategy).remote(whole=True), timeout=LOOK_S
             )
         except self.ray.exceptions.RayError as error:
             logger.warning("%s: its GPUs are left out: %s", node.name, error)
@@ -139,6 +151,7 @@ class Cluster:
         """Leave it; one that was started here ends."""
         if self._ours:
             self.ray.shutdown()
+        self.left.set()
 
     def abandon(self) -> None:
         """Leave one that does not answer, without a word to it."""
@@ -174,7 +187,10 @@ def _whole(error: BaseException | None) -> str:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the driver's, which would not resume a run."""
+    """Ray puts handlers of its own in the place of the driver's, which would not resume a run.
+
+    Also below Python, where they are put back by setting them again; only the main thread may.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -225,3 +241,49 @@ def _knock(address: str) -> None:
         else:
             return
     raise _cannot_join(address, failed)
+
+
+# --- ahead of time --------------------------------------------------------------------------------
+
+_begun: dict[tuple[str, float], Future[Cluster]] = {}
+
+
+@contextmanager
+def begun(address: str, local_cpus: float) -> Iterator[None]:
+    """Join or start a cluster in the background; `joined` takes it. Nobody did: it is left again.
+
+    Raises:
+        ConfigurationError: Ray is not installed.
+    """
+    load_ray()
+    key, future = (address, local_cpus), Future[Cluster]()
+
+    def begin() -> None:
+        try:
+            cluster = Cluster(address, local_cpus)
+        except BaseException as error:  # is raised where it is waited for
+            future.set_exception(error)
+            return
+        future.set_result(cluster)
+        cluster.left.wait()  # Ray's processes die with the thread that has started them
+
+    _begun[key] = future
+    threading.Thread(target=begin, daemon=True).start()
+    try:
+        yield
+    finally:
+        if _begun.pop(key, None) is not None:
+            with _own_signals():
+                if future.exception() is None:
+                    future.result().close()
+
+
+def joined(address: str, local_cpus: float) -> Cluster:
+    """The cluster that was begun, or else one that is joined or started now.
+
+    Raises:
+        ConfigurationError: there is none at the address, or it does not let us in.
+    """
+    future = _begun.pop((address, local_cpus), None)
+    with _own_signals():
+        return Cluster(address, local_cpus) if future is None else future.result()

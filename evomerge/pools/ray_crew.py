@@ -68,6 +68,7 @@ class _Member:
     node: str
     ready: bool = False
     pid: int = 0
+    log_file: str = ""
     leaving: bool = False
     owed: dict[tuple[str, int], Any] = field(default_factory=dict)  # call, job -> its reply
 
@@ -138,6 +139,9 @@ class RayCrew:
 
     def complaints(self) -> list[Problem]:
         """What is wrong with nodes that have no workers."""
+        if silent_s := self._pulse.silent_s:
+            what = f"the cluster's head has not answered for {silent_s:.0f} s"
+            return [Problem("pool", what)]
         told = [node.barred for node in self._nodes.values() if node.barred is not None]
         empty = [
             Problem(node.facts.name, node.seats.why)
@@ -242,6 +246,8 @@ class RayCrew:
 
     def _staff(self) -> None:
         """Start workers where there is room for them, on the emptiest node first."""
+        if self._pulse.silent_s:
+            return  # Ray would wait for the head with whatever it is asked; it is tended to later
         counts = dict.fromkeys(self._nodes, 0)
         for member in self._members.values():
             if member.node in counts:
@@ -336,7 +342,7 @@ class RayCrew:
             return self._refuse(worker, said.said)
         if isinstance(said.said, Hello):
             member.ready, member.pid = True, said.said.pid
-            logger.info("worker %s: process %d, %s", worker, said.said.pid, said.said.log_file)
+            member.log_file = said.said.log_file
             if (node := self._nodes.get(member.node)) is not None:
                 node.stillborn = 0
             self._compare(worker, said.said.processor)
@@ -355,6 +361,9 @@ class RayCrew:
         if isinstance(error, self._ray.exceptions.RayTaskError):  # a traceback, which says where
             lines = COLOUR.sub("", str(error)).splitlines()
             self._write(tuple(f"{worker}: {line}" for line in lines))
+        if member.ready:
+            output = f"what it has printed is in {member.log_file}, in Ray's logs on its node"
+            self._write((f"{worker}: process {member.pid}; {output}",))
         if node is not None and why != "node" and not member.ready:
             node.stillborn += 1
             if node.stillborn >= STILLBORN:

@@ -72,7 +72,7 @@ def look_here(pickled: bytes | None) -> Look:
         versions={name: found for name in LIBRARIES if (found := _version(name))},
         instructions=processor(),
         memory_bytes=free_memory(),
-        gpus=cuda_gpus(),
+        gpus=cuda_gpus(whole=True),
         models={} if pickled is None else _models(pickled),
     )
 

@@ -16,6 +16,7 @@ from evomerge.errors import NoWorkersLeft, Problem
 from evomerge.pools.ray_cluster import ClusterNode
 
 ASK_S = 1.0  # how often it is asked for its nodes
+QUIET_S = 4.0  # without an answer, and nothing is asked of it that can wait
 SILENT_S = 30.0  # without an answer, and it is lost; heads that come back need some seconds
 LEAVE_S = 10.0  # for the driver to leave by itself, if it does not wait for Ray
 
@@ -43,6 +44,11 @@ class Pulse:
     def is_lost(self) -> bool:
         """Whether it has been silent for too long."""
         return self._silent_s >= SILENT_S
+
+    @property
+    def silent_s(self) -> float:
+        """For how long it has not answered, where that is long for an answer; else 0."""
+        return self._silent_s if self._silent_s >= QUIET_S else 0.0
 
     def now(self) -> Nodes:
         """The nodes of this moment; waits for the answer."""

@@ -275,6 +275,9 @@ def test_while_a_driver_starts(number, after_s, experiment, tmp_path, figure):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
-    assert driver.returncode == 128 + number, said
     assert "Traceback" not in said
+    if "Run folder: " in said:  # it was done, and at most Python itself was still to end
+        assert driver.returncode in (0, 128 + number, -number)
+        return
+    assert driver.returncode == 128 + number, said
     assert (f"evomerge resume {out}" in said) == (out / runs.EXPERIMENT).exists()

@@ -86,3 +86,37 @@ def test_from_node_to_node_to_this_machine(experiment, tmp_path, place, figure, 
     said, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, said
     assert outcome_of(out) == outcome_of(local)
+
+
+def test_all_is_lost_with_the_head(experiment, tmp_path, place, figure, monkeypatch, undisturbed):
+    """Ray itself would end the driver after a minute, with exit code 1 and in words of its own."""
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    out, path = tmp_path / "run", tmp_path / "patient.yaml"
+    path.write_text(experiment.read_text() + "pool: {kind: ray, patience_s: 5}\n")
+    nodes = [Started(place, 0)]
+    driver = None
+    try:
+        nodes[0].wait()
+        nodes.append(Started(place, 1, nodes[0].address))
+        nodes[1].wait()
+        driver = evomerge("run", path, "--out", out, "--address", nodes[0].address)
+        wait_until(lambda: num_measured(out) >= 5 or driver.poll() is not None, 120)
+        assert driver.poll() is None, driver.communicate()[0]
+        for node in nodes:  # workers alone would go on for a while
+            node.kill()
+        took = wait_until(lambda: driver.poll() is not None, 100)
+        said, _ = driver.communicate()
+    finally:
+        for node in reversed(nodes):
+            node.kill()
+        if driver is not None and driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 7, said
+    assert "the cluster's head has not answered" in said
+    assert "Traceback" not in said
+    figure("R3", "a run whose head and nodes are lost ends (patience_s: 5)", took, 60.0)
+    resumed = evomerge("resume", out, "--pool", "local", "--workers", 1)
+    said, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, said
+    assert outcome_of(out) == undisturbed

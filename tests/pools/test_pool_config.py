@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import evomerge.pools as pools
 from evomerge.errors import ConfigurationError
-from evomerge.pools import PoolConfig, WorkerSpec, make_pool, placement_here
+from evomerge.pools import PoolConfig, WorkerSpec, make_pool, placement_here, seats_of
 from evomerge.pools.placement import Demand, Gpu, Node, Placement, gpus_of
+from evomerge.pools.ray_cluster import ClusterNode
 
 GB = 10**9
 SPEC = WorkerSpec(models={"base": "a"}, base="base", demand=Demand(4 * GB))
@@ -50,18 +52,26 @@ def test_what_does_not_fit_is_told_and_may_be_tried_all_the_same(monkeypatch, st
         make_pool(PoolConfig(), replace(SPEC, demand=Demand(4 * GB, cache_bytes=0)), None)
     make_pool(PoolConfig(workers=1), SPEC, None)
     assert started[0][1] == 1
+    machine(monkeypatch, Node("here", 8, 3 * GB))  # not even the bare model
+    for workers in ("auto", 1):
+        with pytest.raises(ConfigurationError) as caught:
+            make_pool(PoolConfig(workers=workers), SPEC, None)
+        assert "tries it" not in str(caught.value)
 
 
-def test_the_next_recipe_is_prepared_where_processors_are_left(monkeypatch, started):
-    machine(monkeypatch, Node("here", 4, 100 * GB))
-    for config, ahead in [
-        (PoolConfig(), False),  # all four are at work
-        (PoolConfig(workers=2), True),
-        (PoolConfig(workers=2, ahead=False), False),
-        (PoolConfig(ahead=True), True),
+def test_the_next_recipe_is_prepared_on_gpus_or_where_it_is_asked_for(monkeypatch, started):
+    processors = Node("here", 4, 100 * GB)
+    roomy, tight = (replace(processors, gpus=(Gpu(size * GB),)) for size in (80, 6))
+    for node, config, ahead in [
+        (processors, PoolConfig(workers=2), False),
+        (processors, PoolConfig(workers=2, ahead=True), True),
+        (roomy, PoolConfig(), True),
+        (roomy, PoolConfig(ahead=False), False),
+        (tight, PoolConfig(), False),  # there is no memory for a second model
     ]:
+        machine(monkeypatch, node)
         make_pool(config, SPEC, None)
-        assert started[-1][0].ahead is ahead, config
+        assert started[-1][0].ahead is ahead, (node, config)
 
 
 def test_small_models_share_gpus_and_each_worker_sees_its_own(monkeypatch, started):
@@ -99,3 +109,31 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     machine(monkeypatch, Node("here", 8, 100 * GB))
     with pytest.raises(ConfigurationError, match="no CUDA device"):
         placement_here(PoolConfig(device="cuda"), SPEC)
+
+
+def test_a_device_that_is_asked_for_is_used_by_the_driver_as_well(monkeypatch):
+    opened: list[WorkerSpec] = []
+    monkeypatch.setattr(pools, "InlinePool", opened.append)
+    machine(monkeypatch, Node("here", 8, 100 * GB))
+    with pytest.raises(ConfigurationError, match="no CUDA device"):
+        make_pool(PoolConfig(workers=0, device="cuda"), SPEC, None)
+    machine(monkeypatch, Node("here", 8, 100 * GB, (Gpu(24 * GB),)))
+    for device in ("cuda", "cpu", "mps"):
+        make_pool(PoolConfig(workers=0, device=device), SPEC, None)
+    assert [spec.device for spec in opened] == ["cuda", "cpu", "mps"]
+
+
+def test_nodes_without_gpus_get_no_workers_where_gpus_are_wanted():
+    node = ClusterNode("id", "bare", 8.0, 0.0, 100 * GB)
+    assert seats_of(node, (), PoolConfig(kind="ray"), SPEC).workers == 8
+    seats = seats_of(node, (), PoolConfig(kind="ray", device="cuda"), SPEC)
+    assert (seats.workers, seats.why) == (0, "no CUDA device, and pool.device is cuda")
+    with_gpu = replace(node, gpus=1.0)
+    config = PoolConfig(kind="ray", device="cuda")
+    assert seats_of(with_gpu, (Gpu(24 * GB),), config, SPEC).device == "cuda"
+
+
+@pytest.mark.parametrize("cpus", [float("inf"), float("nan"), -1.0])
+def test_processors_of_a_worker_are_a_number(cpus):
+    with pytest.raises(ValidationError, match="cpus_per_worker"):
+        PoolConfig(kind="ray", cpus_per_worker=cpus)

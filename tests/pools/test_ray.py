@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ import yaml
 from ray_clusters import Nodes
 from toy_pools import PATIENCE_S, all_gone, answers, collect, make_jobs, make_spec
 from toy_tasks import FileModule, ToyTask
+from toys import outcome_of
 
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import ConfigurationError, ModelError, NoWorkersLeft
+from evomerge.experiment import doctor
+from evomerge.experiment import run as runs
+from evomerge.experiment.doctor import examine_cluster
 from evomerge.pools import PoolConfig, WorkerSpec, make_pool, ray_cluster
 from evomerge.pools.crew import Gone
 from evomerge.pools.dispatch import ATTEMPTS, Dispatcher
@@ -86,7 +91,8 @@ def test_workers_answer_as_the_driver_itself_and_are_replaced(ray_nodes, models,
     jobs = make_jobs(models, 12)
     expected = answers(collect(InlinePool(make_spec(models)), jobs))
     once = tmp_path / "once"
-    with ray_pool(make_spec(models, once=str(once))) as pool:
+    log = tmp_path / "log"
+    with ray_pool(make_spec(models, once=str(once)), log) as pool:
         outcomes = collect(pool, jobs)
         assert answers(outcomes) == expected
         assert len({outcome.worker for outcome in outcomes.values()}) <= 2
@@ -102,6 +108,7 @@ def test_workers_answer_as_the_driver_itself_and_are_replaced(ray_nodes, models,
         assert len(last) == 2
         assert len(set(first.values()) - set(last.values())) >= 1
     assert all_gone([*first.values(), *last.values()], 10)
+    assert re.search(r"process \d+; what it has printed is in worker-\w+-\*\.err", log.read_text())
 
 
 def test_a_job_that_kills_is_given_up_and_no_other(ray_nodes, models):
@@ -393,3 +400,42 @@ def test_several_drivers_share_a_cluster_and_one_is_killed(ray_nodes, models, tm
         driver.kill()
         _, errors = driver.communicate()
     assert b"Traceback" not in errors, errors.decode()
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+def test_the_doctor_asks_every_node(ray_nodes, models, second, monkeypatch):
+    """One of the nodes has no models at the paths that the experiment names."""
+    node, _ = second
+    toy_tasks.write_models(ray_nodes.head_folder / "models")
+    relative = {name: f"models/{name}.safetensors" for name in models}
+    config, spec = PoolConfig(kind="ray"), WorkerSpec(models=relative, base="base")
+    found = {one.name: one for one in examine_cluster(config, spec)}
+    names = {one.id: one.name for one in Cluster("auto", 1).nodes().values()}
+    theirs = found.pop(names[node.node_id])
+    (ours,) = found.values()
+    assert (ours.workers, ours.problems) == (2, ())
+    assert ours.findings["models"].startswith("3 of 3")
+    assert f"evomerge {version('evomerge')}" in ours.findings["python"]
+    assert theirs.workers == 0
+    assert any("models/base.safetensors" in problem for problem in theirs.problems)
+    assert theirs.findings["workers"].startswith("1 on cpu")
+    monkeypatch.setattr(doctor, "_own_version", lambda: "9.9.9")
+    told = [problem for one in examine_cluster(config, None) for problem in one.problems]
+    assert len(told) == 2
+    assert all("and 9.9.9 here: install the same" in problem for problem in told)
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_the_same_on_ray(ray_nodes, tiny_zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "write_pictures", lambda *_: None)
+    config = runs.read_experiment(Path(__file__).parents[2] / "experiments" / "quickstart.yaml")
+    outcomes = [
+        outcome_of(runs.run_experiment(config.model_copy(update={"pool": pool}), tmp_path / name))
+        for name, pool in {
+            "local": PoolConfig(workers=2),
+            "ray": PoolConfig(kind="ray", address=ray_nodes.address),
+        }.items()
+    ]
+    assert outcomes[0] == outcomes[1]
