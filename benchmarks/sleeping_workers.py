@@ -47,6 +47,7 @@ class SleepingWorker:
 
     def __init__(self, name: str, device: str) -> None:  # noqa: ARG002
         self._name = name
+        self._forgotten: set[int] = set()
 
     @in_thread("measure")
     def open(self, wanted: str, pickled: bytes) -> Reply:  # noqa: ARG002
@@ -55,9 +56,16 @@ class SleepingWorker:
         self._seconds = seconds_of(spec.seconds)
         return Reply(Hello("none", os.getpid(), ""))
 
+    @in_thread("ahead")
+    def forget(self, job: int) -> None:
+        """A job that waits is not to be done."""
+        self._forgotten.add(job)
+
     @in_thread("measure")
     def run(self, job: Job) -> Reply:
         """Sleep, then answer."""
+        if job.id in self._forgotten:
+            return Reply(None)
         seconds = self._seconds(self._name, job)
         time.sleep(seconds)
         return Reply(replace(answer(self._name, job), measure_s=seconds))

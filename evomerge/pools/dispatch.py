@@ -75,6 +75,7 @@ class Dispatcher:
         self._seats: dict[str, _Seat] = {}
         self._idle: dict[str, None] = {}  # in the order in which they became so
         self._half: dict[str, None] = {}  # have one job and may have another
+        self._laden: dict[str, None] = {}  # have jobs that wait behind what they are at
         self._quiet: dict[str, int | None] = {}  # node -> the suspect that it has, or is kept for
         self._seconds_per_item: deque[float] = deque(maxlen=TYPICAL)
         self._alone_since: float | None = None  # since when there is no worker
@@ -124,9 +125,11 @@ class Dispatcher:
         if self._timeout_s is not None:
             outcomes += self._overdue(self._timeout_s)
         self._dispatch()
-        if not self._queue and self._idle and self._clock() - self._looked >= LOOK_S:
-            self._looked = self._clock()
-            self._relieve()
+        if not self._queue and self._idle:
+            self._take_over()
+            if self._clock() - self._looked >= LOOK_S:
+                self._looked = self._clock()
+                self._relieve()
         if not outcomes:
             self._check_workers()
         return outcomes
@@ -183,8 +186,7 @@ class Dispatcher:
 
     def _gone(self, worker: str, what: str, why: Loss) -> Iterator[Outcome]:
         seat = self._seats.pop(worker, None)
-        self._idle.pop(worker, None)
-        self._half.pop(worker, None)
+        self._unfile(worker)
         if seat is None:
             return
         level = logging.INFO if why == "leave" else logging.WARNING
@@ -224,13 +226,18 @@ class Dispatcher:
 
     def _file(self, worker: str) -> None:
         """Note how much room a worker has."""
-        self._idle.pop(worker, None)
-        self._half.pop(worker, None)
+        self._unfile(worker)
         count = len(self._seats[worker].jobs)
         if count == 0:
             self._idle[worker] = None
         elif count < self._crew.depth:
             self._half[worker] = None
+        if count > 1:
+            self._laden[worker] = None
+
+    def _unfile(self, worker: str) -> None:
+        for group in (self._idle, self._half, self._laden):
+            group.pop(worker, None)
 
     def _leave(self, worker: str, job: int) -> None:
         """A worker no longer has a job."""
@@ -264,8 +271,7 @@ class Dispatcher:
     def _dismiss(self, worker: str) -> None:
         """End a worker; what it had goes back, and nobody is to blame."""
         seat = self._seats.pop(worker, None)
-        self._idle.pop(worker, None)
-        self._half.pop(worker, None)
+        self._unfile(worker)
         if seat is None:
             return  # for another of its jobs; it had said this before it knew
         self._crew.dismiss(worker)
@@ -346,17 +352,20 @@ class Dispatcher:
 
     # --- who is late ------------------------------------------------------------------------------
 
-    def _relieve(self) -> None:
-        """Nothing is queued and somebody is idle: take over what waits, and copy what is late."""
-        now = self._clock()
-        late: list[tuple[float, str, int]] = []
-        for worker, seat in list(self._seats.items()):
-            waiting = [id_ for id_ in seat.jobs[1:] if self._is_alone(worker, id_)]
-            for id_ in waiting[: len(self._idle)]:
+    def _take_over(self) -> None:
+        """Nothing is queued and somebody is idle: take what waits behind others."""
+        for worker in list(self._laden):
+            for id_ in [i for i in self._seats[worker].jobs[1:] if self._is_alone(worker, i)]:
                 if (taker := self._taker()) is None:
                     return
                 self._recall(worker, id_)
                 self._give(taker, id_)
+
+    def _relieve(self) -> None:
+        """Copy what is late to who is idle."""
+        now = self._clock()
+        late: list[tuple[float, str, int]] = []
+        for worker, seat in self._seats.items():
             if seat.jobs and (over := now - seat.since - self._limit_s(seat.jobs[0])) > 0:
                 late.append((over, worker, seat.jobs[0]))
         for _, worker, id_ in sorted(late, reverse=True):

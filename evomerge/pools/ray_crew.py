@@ -84,9 +84,14 @@ class RayCrew:
     Nodes that join the cluster get workers, and those that leave are not missed. Actors are never
     restarted by Ray, and no call is made twice: who is gone is replaced here.
 
+    A worker has a second job at hand, so that it does not wait for the driver, its disk and the
+    network between two of them.
+
     seats: says how many workers a node can have. most: of all nodes; None for no limit. actor: what
     the workers are, made with a name and a device; its methods are `in_thread`s.
     """
+
+    depth = 2
 
     def __init__(
         self,
@@ -123,11 +128,6 @@ class RayCrew:
         self._tend()
 
     @property
-    def depth(self) -> int:
-        """2 where some node prepares recipes ahead; elsewhere the second job only waits."""
-        return 2 if any(node.seats.ahead for node in self._nodes.values()) else 1
-
-    @property
     def patience_s(self) -> float:
         """How long to wait for workers: for ever where it is other runs that have them."""
         return math.inf if self._awaits_turn else self._patience_s
@@ -156,11 +156,12 @@ class RayCrew:
         """Give a job to a worker."""
         if (member := self._members.get(worker)) is None:
             return  # it has left since, and its `Gone` is on its way
-        is_busy = member.has_jobs
+        node = self._nodes.get(member.node)
+        prepares = member.has_jobs and node is not None and node.seats.ahead
         with self._in_reach():
             reply = member.actor.run.remote(job)
             self._listen(worker, "run", job.id, reply)
-            if is_busy and self.depth > 1:
+            if prepares:
                 member.actor.prepare.remote(job)
 
     def recall(self, worker: str, job: int) -> None:
