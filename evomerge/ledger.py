@@ -213,11 +213,24 @@ class Ledger:
             told = [json.loads(data).get(FAILED_ITEMS, {}) for (data,) in rows]
         return sum(len(items) for tasks in told for part in tasks.values() for _, items in part)
 
+    def answered(self, cohort: int) -> Iterator[tuple[str, str, list[int]]]:
+        """(fingerprint, task, items) of the responses to a cohort's jobs."""
+        with damage(self.path):
+            rows = self._db.execute(
+                "SELECT fingerprint, task, items, columns, responses.data, texts "
+                "FROM responses JOIN events ON event = sequence "
+                "WHERE cohort = ? AND event <= ? ORDER BY responses.rowid",
+                (cohort, self._horizon),
+            ).fetchall()
+            for fingerprint, *packed in rows:
+                responses = unpack(*packed)
+                yield fingerprint, responses.task, responses.items.tolist()
+
     def spent(self, cohort: int) -> int:
         """Item evaluations of the references and of all cohorts up to this one.
 
-        What later cohorts and the last choice cost does not count: how much of it is there depends
-        on what arrived first, and on where the run was stopped before.
+        What later cohorts and the last choice cost does not count. An item that several cohorts
+        needed is that of whoever's job brought it: see `Spent` for what does not depend on that.
         """
         self.measurements  # noqa: B018 - counted while they are read
         return sum(

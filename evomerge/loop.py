@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from evomerge.errors import LedgerDamaged
-from evomerge.ledger import Ledger
+from evomerge.ledger import REFERENCES, Ledger
 from evomerge.measurement import Measurer, notify
 from evomerge.pareto import best_first
 from evomerge.protocols import Estimator, Observer, Searcher, SearchSpace
@@ -32,7 +32,7 @@ from evomerge.records import (
     Responses,
     Told,
 )
-from evomerge.stopping import Progress
+from evomerge.stopping import Progress, Spent
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Search:
     incumbents: dict[CandidateId, Evaluation] = field(default_factory=dict)  # best first
     history: list[Told] = field(default_factory=list)  # empty where the estimator needs none
     progress: Progress = field(default_factory=Progress)
+    spent: Spent | None = None  # None where a search never ends with cohorts under way
     changes: str = ""  # what differs from the sessions that are recorded, in words
     num_asked: int = 0
     num_cohorts: int = 0
@@ -113,6 +114,7 @@ def run_search(
             measurer.collect(head.index)
         elif len(head.candidates) < len(search.open[0].candidates):
             search.ledger.scored(head.index, evaluate(search, head))
+            count_items(search, head)
             return beyond(budget)  # cut short: scored for the report, told to nobody
         else:
             tell(search, evaluate(search, head))
@@ -127,6 +129,10 @@ def beyond(budget: Budget) -> str:
 def replay(search: Search, budget: Budget, elapsed_s: float) -> Replayed:
     """Make the recorded calls again, so that the searcher is where it was."""
     begun = time.monotonic()
+    if budget.item_evaluations or budget.patience or search.progress.target:
+        search.spent = Spent()
+        for answered in search.ledger.answered(REFERENCES):
+            search.spent.add(*answered)
     asked = search.ledger.asked_ids()
     drifted: list[CandidateId] = []
     for kind, cohort, data in search.ledger.events("asked", "told"):
@@ -306,6 +312,7 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
     """The best of the old incumbents and the new candidates are the new incumbents."""
     cohort = search.open.popleft()
     search.num_told += len(cohort.candidates)
+    count_items(search, cohort)
     if search.estimator.needs_history:
         search.history += search.estimator.told(cohort)
     known = search.incumbents | {evaluation.id: evaluation for evaluation in evaluations}
@@ -314,18 +321,23 @@ def close_cohort(search: Search, evaluations: Sequence[Evaluation]) -> None:
     search.progress.told(best[0] if best else None, evaluations, search.num_told)
 
 
+def count_items(search: Search, cohort: Cohort) -> None:
+    """Count what a cohort that is done had to answer."""
+    if search.spent is not None:
+        search.spent.told(search.estimator.needed(cohort), cohort.measurements)
+
+
 def why_stop(budget: Budget, search: Search, elapsed_s: float) -> str | None:
     """Why nothing more may be started; None if it may.
 
-    Items count up to the cohort that was told last: how many of later ones are answered by now
-    depends on the workers.
+    Items count that the cohorts which were told had to answer: how many of later ones are answered
+    by now depends on the workers.
     """
     if budget.candidates is not None and search.num_told >= budget.candidates:
         return beyond(budget)
-    if budget.item_evaluations is not None:
-        last = (search.open[0].index if search.open else search.num_cohorts) - 1
-        if (spent := search.ledger.spent(last)) >= budget.item_evaluations:
-            return f"{spent:,} item evaluations were spent"
+    spent = 0 if search.spent is None else search.spent.total
+    if budget.item_evaluations is not None and spent >= budget.item_evaluations:
+        return f"{spent:,} item evaluations were spent"
     if search.progress.reached is not None:
         return f"candidate {search.progress.reached} has reached the target"
     stalled = search.num_told - search.progress.since

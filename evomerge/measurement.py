@@ -96,20 +96,25 @@ class Measurer:
         self._held = [(cohort, outcome) for cohort, outcome in self._held if cohort > head]
         for cohort, outcome in due:
             self._record(cohort, outcome)
+            notify(self._observers, "measured", outcome)
         if due:
             return
         outcomes = [checked(o, self._columns) for o in self._pool.collect(COLLECT_S)]
         # What arrived together is made durable together: the disk costs more than the driver.
+        recorded = []
         with self._ledger.together() if len(outcomes) > 1 else nullcontext():
             for outcome in outcomes:
                 cohort = self._land(outcome.job)
                 if outcome.failure is None or cohort <= head:
                     self._record(cohort, outcome)
+                    recorded.append(outcome)
                 else:
                     self._held.append((cohort, outcome))
                     for other, jobs in self._awaited.items():
                         if other < cohort:
                             jobs.discard(outcome.job.id)  # it has to ask for itself
+        for outcome in recorded:  # not before it is durable, nor while others wait for the file
+            notify(self._observers, "measured", outcome)
 
     def cancel(self) -> None:
         """Take back what no worker has begun: nobody will wait for it."""
@@ -151,7 +156,6 @@ class Measurer:
     def _record(self, cohort: int, outcome: Outcome) -> None:
         self._ledger.measured(cohort, outcome)
         self._settle(outcome.job)
-        notify(self._observers, "measured", outcome)
 
     def _settle(self, job: Job) -> None:
         """Nobody waits for a job any more."""

@@ -213,6 +213,10 @@ class Estimator(Protocol):
         """Why candidates of a cohort that is done have no score, where that is their own fault."""
         ...
 
+    def needed(self, cohort: Cohort) -> list[tuple[Candidate, Mapping[str, Sequence[ItemId]]]]:
+        """Who had to answer what (task -> items) until a cohort was done, incumbents too."""
+        ...
+
     def told(self, cohort: Cohort) -> list[Told]:
         """Which of the cohort's candidates have a score, and on which items it rests."""
         ...

@@ -1,12 +1,12 @@
-"""When a search has found enough, or finds nothing more: pure functions of what was told."""
+"""When a search has found or spent enough: pure functions of what was told."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evomerge.records import CandidateId, Evaluation, Score
+from evomerge.records import Candidate, CandidateId, Evaluation, ItemId, Measurements, Score
 
 CONFIDENCE = 1.96  # standard errors between a value and its bound: 95 %
 
@@ -42,6 +42,43 @@ class Progress:
             top = 0 if best is None or best.score is None else best.score.rung
             scored = [(e.id, e.score) for e in news if e.score is not None and e.score.rung >= top]
             self.reached = next((id_ for id_, s in scored if has(self.target, s)), None)
+
+
+@dataclass
+class Spent:
+    """Item evaluations that a search has needed so far, each once.
+
+    By whose job an item was answered first depends on the workers, where cohorts that are under way
+    together share recipes or incumbents; that somebody needed it does not.
+    """
+
+    total: int = 0
+    _seen: dict[tuple[str, str], int] = field(default_factory=dict)  # a bit for each item
+
+    def add(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> None:
+        """Count what was not counted before."""
+        mask = 0
+        for item in items:
+            mask |= 1 << int(item)
+        seen = self._seen.get((fingerprint, task), 0)
+        self.total += (mask & ~seen).bit_count()
+        self._seen[fingerprint, task] = seen | mask
+
+    def part_of(self, fingerprint: str, task: str, items: Iterable[ItemId]) -> tuple[ItemId, ...]:
+        """Those of the items that the search needed of a recipe."""
+        seen = self._seen.get((fingerprint, task), 0)
+        return tuple(item for item in items if seen >> int(item) & 1)
+
+    def told(
+        self,
+        needed: Iterable[tuple[Candidate, Mapping[str, Sequence[ItemId]]]],
+        known: Measurements,
+    ) -> None:
+        """Take in a cohort; those who could not answer have cost nothing that is known."""
+        for candidate, asked in needed:
+            for task, items in asked.items():
+                if not known.missing(candidate.fingerprint, task, items):
+                    self.add(candidate.fingerprint, task, items)
 
 
 def lower_bound(score: Score) -> float:

@@ -374,3 +374,21 @@ def test_a_twin_shares_no_memory(llamas: dict[str, str], tmp_path: Path) -> None
     assert not mine & others
     assert second.lm_head.weight is second.model.embed_tokens.weight
     assert first.config is not second.config
+
+
+def test_what_is_told_too_late_is_no_obstacle(llamas: dict[str, str]) -> None:
+    """A job is prepared that runs already, or is done: the next ones are prepared all the same."""
+    worker = Worker(spec(llamas, Hash(), ahead=True), "w")
+    for number in range(2):
+        worker.run(job(number, RECIPES[number]))
+    worker.prepare(job(0, RECIPES[0]))
+    worker.prepare(job(1, RECIPES[1]))
+    prepared = []
+    for number in range(2, 8):
+        one = job(number, RECIPES[number])
+        worker.prepare(one)
+        settle(worker)
+        begun = worker._models._begun
+        prepared.append(begun is not None and begun[0] == one)
+        worker.run(one)
+    assert prepared[-2:] == [True, True]

@@ -224,6 +224,23 @@ def test_calls_depend_neither_on_arrival_nor_on_slots(setting, tmp_path):
         assert setting.run(tmp_path / f"{seed}.sqlite", pool, budget) == expected
 
 
+def test_who_watches_is_told_what_is_durable(tmp_path):
+    """Also where several outcomes share a commit: they are told after it."""
+    setting = Setting()
+    ledger = setting.ledger(tmp_path / "ledger.sqlite")
+    search, _ = setting.search(ledger)
+    told: list[bool] = []
+
+    class Watcher:
+        def measured(self, outcome: Outcome) -> None:
+            told.append(ledger._db.in_transaction)
+
+    run_search(search, Measurer(Shuffled(1, slots=8), ledger, (Watcher(),)), Budget(24))
+    assert len(told) == len(list(ledger.events("measured")))
+    assert not any(told)
+    ledger.close()
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_a_budget_of_items_ends_alike_for_everybody(setting, tmp_path):
     budget = Budget(80, 600)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import signal
+from pathlib import Path
+
 import pytest
 import toys
-from toys import Toy, outcome_of
+from toys import ESTIMATORS, Toy, forked, outcome_of
 
 from evomerge.experiment import run as runs
+from evomerge.pools.inline import InlinePool
+from evomerge.records import Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +68,28 @@ def test_a_run_is_not_resumed_with_another_space() -> None:
     new = {"kind": "weights", "operator": "ties", "search": old["search"], "expert_groups": {}}
     assert differences({"space": old, "seed": 0}, {"space": new, "seed": 0}) == []
     assert differences({"space": old, "seed": 0}, {"space": new, "seed": 1}) == [("seed", 0, 1)]
+
+
+def test_a_budget_of_items_ends_a_search_at_the_same_place_whatever_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cohorts under way share their incumbents, and the items that rotate come back."""
+    race = {"kind": "racing", "rungs": [3, 5, 7], "keep": 0.5, "incumbents": 2}
+    monkeypatch.setitem(ESTIMATORS, "racing", race)
+    toy = Toy(estimator="racing", keys={"in_flight": 32, "cohort": 4})
+    budget = {"item_evaluations": 1220}
+    collect, rng = InlinePool.collect, random.Random(0)
+
+    def shuffled(pool: InlinePool, timeout_s: float) -> list[Outcome]:
+        pool._queue.rotate(-rng.randrange(max(1, len(pool._queue))))
+        return collect(pool, timeout_s)
+
+    expected = outcome_of(toy.run(tmp_path / "0", budget))
+    monkeypatch.setattr(InlinePool, "collect", shuffled)
+    killed = tmp_path / "2"
+    assert forked(lambda: toy.run(killed, budget), "tell.after_commit:9") == -signal.SIGKILL
+    for out in (tmp_path / "1", killed, tmp_path / "3"):
+        found = outcome_of(toy.run(out, budget))
+        # What cohorts under way have answered by then is recorded, and counts for nothing.
+        assert found.pop("item_evaluations") > 1220
+        assert found == {key: expected[key] for key in found}

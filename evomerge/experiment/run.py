@@ -165,6 +165,7 @@ def finish(
         parts.select,
         parts.config.seed,
         told={id_: e.score for id_, e in evaluations.items() if e.score is not None},
+        spent=search.spent,
     )
     table = choose_and_report(
         finale,

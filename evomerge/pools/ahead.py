@@ -47,6 +47,7 @@ class Turns:
         self._state = Lock()
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._begun: tuple[Job, Future[Written]] | None = None  # in the idle model
+        self._passed = 0  # jobs that were taken before it since
         self._thread: ThreadPoolExecutor | None = None
         if idle is not None:
             self._thread = ThreadPoolExecutor(1, "prepare", _use_threads, (threads,))
@@ -104,16 +105,26 @@ class Turns:
         with self._state:
             self._waiting.pop(job.id, None)
             if self._begun is None or self._begun[0] != job or self._idle is None:
+                self._pass_over()
                 return None
             future, self._begun = self._begun[1], None
             self.measured, self._idle = self._idle, self.measured
             self._begin()
             return future
 
+    def _pass_over(self) -> None:
+        """Somebody else is taken; who is passed over twice was told of too late, and is done."""
+        self._passed += 1
+        if self._begun is not None and self._passed > 1:
+            self._begun[1].cancel()
+            self._begun = None
+            self._begin()
+
     def _begin(self) -> None:
         if self._begun is None and self._waiting and self._idle is not None and self._thread:
             _, job = self._waiting.popitem(last=False)
             self._begun = job, self._thread.submit(self._write, self._idle, job.recipe)
+            self._passed = 0
 
     def _write(self, model: Resident, recipe: Recipe) -> Written:
         with self._merging:

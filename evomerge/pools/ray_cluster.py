@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, NoWorkersLeft, Problem
 from evomerge.pools.nodes import cuda_gpus
 from evomerge.pools.placement import Gpu
 
@@ -154,8 +155,19 @@ class Cluster:
         self.left.set()
 
     def abandon(self) -> None:
-        """Leave one that does not answer, without a word to it."""
-        atexit.unregister(self.ray._private.worker.shutdown)  # it would wait for the cluster
+        """Leave one that does not answer, without a word to it.
+
+        Ray would wait for it when the process ends, and crashes where it is not allowed to.
+        """
+        if not self.address.startswith("ray://"):
+            atexit.register(_end_without_ray)
+
+
+def _end_without_ray() -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(NoWorkersLeft.exit_code)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from evomerge.records import (
 )
 from evomerge.results.intervals import mean_estimate, mean_of_objectives, paired_gain
 from evomerge.results.references import ARITHMETIC, grid_cohort
+from evomerge.stopping import Spent
 
 NUM_GRID_FINALISTS = 3
 Json = dict[str, Any]
@@ -44,6 +45,8 @@ class Finale:
 
     told: the estimates that the searcher was told last, of those that it was told of.
     company: who is chosen from and who is reported, with whom answers may be compared.
+    spent: what the search needed, where other answers may be there: of cohorts that were under way
+        when it ended, which depend on the workers. None where all answers count.
     """
 
     ledger: Ledger
@@ -54,6 +57,7 @@ class Finale:
     seed: int
     told: Mapping[CandidateId, Score] = field(default_factory=dict)
     company: tuple[Candidate, ...] = ()
+    spent: Spent | None = None
 
     @property
     def measured(self) -> tuple[Objective, ...]:
@@ -246,7 +250,7 @@ def final_table(
 def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
     """One row: what the search thought of a candidate, what fresh items and the holdout say.
 
-    `search` are the means of all that it answered among the search items; `told` are the
+    `search` are the means of all that it had to answer among the search items; `told` are the
     estimator's own estimates, which steered the search. Winner's curses are of the latter where
     there are any: with `full` the two are the same.
     """
@@ -260,6 +264,9 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
             task: measurements.answered(candidate.fingerprint, task, ids)
             for task, ids in items.items()
         }
+        if name == "search" and finale.spent is not None and fresh is not split.search:
+            spent, fingerprint = finale.spent, candidate.fingerprint
+            answered = {t: spent.part_of(fingerprint, t, ids) for t, ids in answered.items()}
         if all(answered.values()):
             estimates = finale.estimates(candidate, answered)
             if not all(np.isfinite(e.value) for e in estimates.values()):

@@ -162,6 +162,14 @@ class Race:
             if (failure := known.why_not(candidate.fingerprint, rung.items, cohort.index))
         }
 
+    def needed(self, cohort: Cohort) -> list[tuple[Candidate, Items]]:
+        """Everybody of every rung, and its items."""
+        return [
+            (candidate, rung.items)
+            for rung in self._finished(cohort)
+            for candidate in (*rung.everybody, *rung.failed)
+        ]
+
     def told(self, cohort: Cohort) -> list[Told]:
         """Those who have a score, and the items that it rests on."""
         return [told for _, told in self._scored(cohort).values()]
