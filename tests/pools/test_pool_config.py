@@ -141,9 +141,7 @@ def test_processors_of_a_worker_are_a_number(cpus):
 
 def test_processors_are_offered_where_a_gpu_is_too_small(monkeypatch):
     machine(monkeypatch, Node("here", 8, 100 * GB, (Gpu(2 * GB),)))
-    with pytest.raises(
-        ConfigurationError, match=r"GPU memory.*`device: cpu` leaves the GPUs alone"
-    ):
+    with pytest.raises(ConfigurationError, match=r"GPU memory.*`device: cpu` leaves the GPUs"):
         make_pool(PoolConfig(), SPEC, None)
     machine(monkeypatch, Node("here", 8, 3 * GB, (Gpu(2 * GB),)))
     with pytest.raises(ConfigurationError) as caught:
