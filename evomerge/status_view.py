@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -10,6 +11,9 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
+
+from evomerge.errors import Interrupted
+from evomerge.signals import signals
 
 Facts = Mapping[str, Any]
 
@@ -31,12 +35,14 @@ def watched(console: Console, read: Callable[[], Facts], every_s: float) -> Fact
 def _watched(read: Callable[[], Facts], every_s: float, show: Callable[[Facts], None]) -> Facts:
     facts = read()
     try:
-        while facts["state"] in ("running", "silent"):
-            show(facts)
-            time.sleep(every_s)
-            facts = read()
-    except KeyboardInterrupt:
-        pass
+        with signals():
+            while facts["state"] in ("running", "silent"):
+                show(facts)
+                time.sleep(every_s)
+                facts = read()
+    except Interrupted as interrupted:
+        if interrupted.exit_code != 128 + signal.SIGINT:
+            raise
     return facts
 
 

@@ -304,3 +304,14 @@ def test_paths_of_tasks_move_with_their_folder(tiny_zoo: Path, tmp_path: Path) -
     assert other.fitness.tasks["sort"]["path"] == str(tmp_path / "tasks" / "sort.yaml")
     assert other.models() == config.models()
     assert other.identity() == config.identity()
+
+
+def test_a_folder_inside_another_may_have_moved_elsewhere(tiny_zoo: Path, tmp_path: Path) -> None:
+    from evomerge.experiment.moves import moved
+
+    config = runs.read_experiment(write_experiment(tmp_path, tiny_zoo))
+    base = config.models()["base"]
+    folders = {str(Path(base).parent): "/most", base: "/apart"}
+    for said in (folders, dict(reversed(folders.items()))):
+        models = moved(config, {}, said).models()
+        assert models == {"base": "/apart", "sort": "/most/sort", "back": "/most/back"}

@@ -314,6 +314,36 @@ def test_a_run_that_fails_stops_no_other_and_the_same_command_goes_on(
     assert found["searchers"][1]["against_first"]["seeds"] == 1
 
 
+def test_results_of_another_experiment_are_not_in_the_table(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The file was changed since: runs that there are refuse it, and must not pass for its runs."""
+    out = tmp_path / "sweep"
+    random, cma = read_sweep(file)
+    for run in (random, cma):
+        run_experiment(run.config, out / run.name)
+    text = file.read_text()
+    file.write_text(text.replace("{kind: random, population: 6}", "{kind: random, population: 4}"))
+    assert call(monkeypatch, "sweep", file, "--out", out, "--json") == 0
+    found = {run["searcher"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert (found["random"]["state"], found["random"]["held_out"]) == ("stopped", None)
+    assert found["cma"]["state"] == "finished"
+    assert call(monkeypatch, "sweep", file, "--out", out) == 1
+    assert re.search(r"failed: random, seed 4: .*searcher\.", capsys.readouterr().out)
+    file.write_text(text)
+    assert call(monkeypatch, "sweep", file, "--out", out) == 0
+    # A ledger that cannot be read takes no other run's row away.
+    (out / "cma-4" / "ledger.sqlite").write_bytes(b"no database" * 1000)
+    capsys.readouterr()
+    assert call(monkeypatch, "sweep", file, "--out", out, "--summary") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"failed: cma, seed 4: .*cannot be read as a ledger", said)
+    assert re.search(r"random +1/1 +0\.\d", said)
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_all_in_time_and_nothing_is_lost(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"

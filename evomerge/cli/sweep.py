@@ -49,6 +49,7 @@ def sweep(
     """
     from evomerge.experiment.config import find_in_catalogue
     from evomerge.experiment.sweep import fair_share, folders, read_sweep
+    from evomerge.experiment.sweep_runs import is_of, run_sweep
     from evomerge.results.sweep import summary as summarised
     from evomerge.sweep_view import SweepView, print_summary
 
@@ -58,22 +59,26 @@ def sweep(
     runs = read_sweep(path)
     folder = out or Path("runs") / path.stem
     console = open_console()
+    codes: dict[str, int] = {}
     if not summary and not as_json:
         prepared = []
         for run in runs:
             config = changed(run.config, budget={}, pool=(pool, workers, address))
             config = with_code(config, path, allow_code)
             prepared.append(replace(run, config=fair_share(config, jobs)))
-        from evomerge.experiment.sweep_runs import run_sweep
-
         arguments = ["--allow-code"] if allow_code else []
         try:
             with SweepView(console, folder, [run.name for run in runs]) as view:
-                run_sweep(prepared, folder, jobs=jobs, arguments=arguments, look=view.look)
+                codes = run_sweep(prepared, folder, jobs=jobs, arguments=arguments, look=view.look)
         except Interrupted:
             console.print("\ninterrupted; nothing is lost. The same command goes on.")
             raise
-    found = summarised(folders(runs, folder))
+    others = [
+        folder / run.name
+        for run in runs
+        if codes.get(run.name) or not is_of(run, folder / run.name)
+    ]
+    found = summarised(folders(runs, folder), others)
     if as_json:
         print(json.dumps(found, indent=2))
         return

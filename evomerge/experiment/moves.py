@@ -35,6 +35,8 @@ def moved(
     ]
     here = Path.cwd()
     absolute = {str(Path(old).expanduser()): absolute_model(n, here) for old, n in folders.items()}
+    # The folder inside another is looked at first, whatever the order in which they were said.
+    absolute = {old: absolute[old] for old in sorted(absolute, key=len, reverse=True)}
     used: set[str] = set()
     found = {name: _replaced(path, absolute, used) for name, path in names.items()}
     fitness = _replaced(

@@ -108,6 +108,19 @@ def is_done(run: PlannedRun, folder: Path) -> bool:
         return False
 
 
+def is_of(run: PlannedRun, folder: Path) -> bool:
+    """Whether what is in a run's folder is of this experiment, wherever its models are now."""
+    try:
+        before = read_experiment(folder / EXPERIMENT)
+        said = [
+            (config.model_copy(update={"allow_code": False}).identity(), config.budget)
+            for config in (before, run.config)
+        ]
+    except (EvomergeError, OSError):
+        return False
+    return said[0] == said[1]
+
+
 def _start(run: PlannedRun, folder: Path, arguments: Sequence[str]) -> _Child:
     out = folder / run.name
     experiment = folder / f"{run.name}.yaml"

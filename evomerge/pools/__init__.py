@@ -144,6 +144,8 @@ def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
     if placed.workers == 0:
         tried = placement_here(config.model_copy(update={"workers": 1}), spec).workers
         hint = "`workers: 1` tries it all the same" if tried and config.workers == "auto" else ""
+        if placement_here(config.model_copy(update={"device": "cpu"}), spec).workers:
+            hint = hint or "`device: cpu` leaves the GPUs alone, and has room"
         where = f"pool.workers ({config.workers})"
         raise ConfigurationError(Problem(where, "; ".join(placed.reasons), hint))
     logger.info("%d workers on %s: %s", placed.workers, placed.device, "; ".join(placed.reasons))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evomerge.errors import EvomergeError
 from evomerge.ledger import LEDGER
 from evomerge.pareto import hypervolume
 from evomerge.results.watch import status
@@ -19,14 +20,15 @@ BLANK = ("held_out", "search", "gain", "hypervolume", "minutes", "final")  # bef
 MARGIN = 0.1  # how far below the worst value the corner of a hypervolume is, the range = 1
 
 
-def summary(folders: Mapping[str, Mapping[int, Path]]) -> Json:
+def summary(folders: Mapping[str, Mapping[int, Path]], unfinished: Collection[Path] = ()) -> Json:
     """All runs, and each searcher over its finished ones, as JSON.
 
     folders: searcher -> seed -> the run's folder, which need not be there yet. The first searcher
         is what the others are compared with, seed by seed.
+    unfinished: folders whose results, if there are any, are not those of the sweep.
     """
     runs = [
-        _run(name, seed, folder)
+        _run(name, seed, folder, is_other=folder in unfinished)
         for name, by_seed in folders.items()
         for seed, folder in by_seed.items()
     ]
@@ -81,18 +83,26 @@ def over_seeds(values: Sequence[float]) -> Json | None:
     return {"mean": mean, "standard_error": error, **ends, "seeds": count}
 
 
-def _run(name: str, seed: int, folder: Path) -> Json:
+def _run(name: str, seed: int, folder: Path, *, is_other: bool) -> Json:
     """One run, as far as it is."""
     known: Json = {"searcher": name, "seed": seed, "folder": str(folder)}
+    nothing = dict.fromkeys(BLANK) | {"candidates": 0, "item_evaluations": 0}
     if not (folder / LEDGER).exists():
         reason = failure_of(folder)
-        known |= {"state": "waiting" if reason is None else "failed", "reason": reason}
-        return known | dict.fromkeys(BLANK) | {"candidates": 0, "item_evaluations": 0}
-    facts = status(folder)
+        return known | nothing | {"state": _unfinished("waiting", reason), "reason": reason}
+    try:
+        facts = status(folder)
+    except EvomergeError as error:  # of a ledger that is damaged
+        return known | nothing | {"state": "failed", "reason": str(error)}
+    if is_other and facts["state"] == "finished":
+        reason = failure_of(folder)
+        facts |= {"final": None}
+        known |= {"state": _unfinished("stopped", reason), "reason": reason}
+    else:
+        known |= _state(facts, folder)
     final, incumbent = facts["final"], facts["incumbent"]
     return {
         **known,
-        **_state(facts, folder),
         "candidates": facts["candidates"],
         "held_out": final["best"]["holdout_mean"]["value"] if final else None,
         "search": incumbent["mean"]["value"] if incumbent else None,
@@ -109,7 +119,11 @@ def _state(facts: Json, folder: Path) -> Json:
     if facts["state"] != "stopped" or facts["ended"] == "interrupted":
         return {"state": facts["state"], "reason": None}
     reason = facts["ended"] or failure_of(folder)
-    return {"state": "stopped" if reason is None else "failed", "reason": reason}
+    return {"state": _unfinished("stopped", reason), "reason": reason}
+
+
+def _unfinished(state: str, reason: str | None) -> str:
+    return state if reason is None else "failed"
 
 
 def _add_hypervolumes(runs: Sequence[Json]) -> None:

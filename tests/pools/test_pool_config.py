@@ -137,3 +137,13 @@ def test_nodes_without_gpus_get_no_workers_where_gpus_are_wanted():
 def test_processors_of_a_worker_are_a_number(cpus):
     with pytest.raises(ValidationError, match="cpus_per_worker"):
         PoolConfig(kind="ray", cpus_per_worker=cpus)
+
+
+def test_processors_are_offered_where_a_gpu_is_too_small(monkeypatch):
+    machine(monkeypatch, Node("here", 8, 100 * GB, (Gpu(2 * GB),)))
+    with pytest.raises(ConfigurationError, match=r"GPU memory.*`device: cpu` leaves the GPUs"):
+        make_pool(PoolConfig(), SPEC, None)
+    machine(monkeypatch, Node("here", 8, 3 * GB, (Gpu(2 * GB),)))
+    with pytest.raises(ConfigurationError) as caught:
+        make_pool(PoolConfig(), SPEC, None)
+    assert "device: cpu" not in str(caught.value)

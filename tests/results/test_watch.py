@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -306,7 +307,7 @@ def test_watching_ends_with_the_run_and_ctrl_c_leaves(tmp_path: Path) -> None:
 
     def interrupted() -> Any:
         if text.getvalue():
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return facts | {"state": "running", "phase": "search"}
 
     text = io.StringIO()
@@ -316,6 +317,22 @@ def test_watching_ends_with_the_run_and_ctrl_c_leaves(tmp_path: Path) -> None:
     watched(Console(file=terminal, width=100, force_terminal=True), lambda: next(looks), 0.0)
     assert "under way" in terminal.getvalue()
     assert "candidates/min" in in_line(facts)
+
+
+def test_ctrl_c_leaves_the_last_facts_on_the_screen(tmp_path: Path) -> None:
+    """As on a terminal: the command line handles the signal, not Python."""
+    killed(tmp_path)
+    command = [sys.executable, "-m", "evomerge", "status", str(tmp_path), "--watch"]
+    with RunLock(tmp_path):
+        watching = subprocess.Popen(
+            [*command, "--every", "0.2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("running")
+        watching.send_signal(signal.SIGINT)
+        said, complaints = watching.communicate(timeout=30)
+    assert (watching.returncode, complaints) == (0, "")
+    assert "\nunder way: " in said  # which no line for a single look has
 
 
 def test_a_look_from_the_command_line_needs_no_heavy_library(tmp_path: Path) -> None:
