@@ -6,10 +6,10 @@
     python benchmarks/scaling.py start
 
 `simulated`: workers that only pretend, in a time of their own in which the seconds that the driver
-really spends pass as well; jobs take .8 to 1.2 of `--seconds`. Once the dispatcher
-alone, and once the whole driver (searcher, space, estimator, ledger on this disk), with generations
-of 20 candidates a worker and with a window of two a worker. Busy is the share of the workers' time
-that is spent in jobs, the beginning and the end of the run included.
+really spends pass as well; jobs take .8 to 1.2 of `--seconds`. Once the dispatcher alone, and once
+the whole driver (searcher, space, estimator, ledger on this disk), with generations of `--each`
+candidates a worker and with a window of two a worker. Busy is the share of the workers' time that
+is spent in jobs, the beginning and the end of the run included.
 `ray`: the same with real Ray actors that sleep and take no CPUs.
 `tiny`: the tiny family on two local workers against one, in turns.
 `start`: from the pool's making to its first answer, local and Ray.
@@ -50,19 +50,18 @@ from evomerge.records import Job, Outcome
 PROMISE_MS = 5.0  # of the driver, per candidate
 PROMISE_BUSY = 0.95
 ITEMS = tuple(range(24))
-PER_GENERATION = 20  # candidates a worker
 SETTLE_S = 400.0  # for Ray's actors to come
 
 
 # --- the dispatcher alone -------------------------------------------------------------------------
 
 
-def dispatch_alone(crew: Simulation, workers: int) -> dict[str, float]:
+def dispatch_alone(crew: Simulation, workers: int, each: int) -> dict[str, float]:
     """A generation through the dispatcher, without searcher and ledger."""
     models = {"base": ModelSource(path="base")}
     recipe = Recipe(base="base", models=models, default=Merge(operator="linear"))
     pool = Dispatcher(crew, clock=crew.clock)
-    jobs = [Job(n, n, recipe, {"first": ITEMS}) for n in range(PER_GENERATION * workers)]
+    jobs = [Job(n, n, recipe, {"first": ITEMS}) for n in range(each * workers)]
     start, began = time.process_time(), crew.now
     for job in jobs:
         pool.submit(job)
@@ -120,9 +119,9 @@ def whole_driver(
     return times.figures(workers, candidates)
 
 
-def windows(workers: int) -> dict[str, dict[str, Any]]:
+def windows(workers: int, each: int) -> dict[str, dict[str, Any]]:
     """What is asked for together, and what may be in flight."""
-    whole = PER_GENERATION * workers
+    whole = each * workers
     return {
         f"generations of {whole:,}": {"in_flight": whole, "cohort": whole},
         f"a window of {2 * workers:,}": {"in_flight": 2 * workers, "cohort": max(1, workers // 16)},
@@ -139,12 +138,12 @@ def simulated(options: argparse.Namespace) -> None:
             nodes = {f"n{node}": min(8, count - node) for node in range(0, count, 8)}
             return Simulation(nodes, seconds, answer=answer, real=True)
 
-        show(workers, "dispatcher alone", dispatch_alone(crew(), workers))
-        for name, window in windows(workers).items():
+        show(workers, "dispatcher alone", dispatch_alone(crew(), workers, options.each))
+        for name, window in windows(workers, options.each).items():
             made = crew()
             times = Times(made.clock, lambda made=made: made.done_s)
             pool = Dispatcher(made, clock=made.clock)
-            figures = whole_driver(pool, times, workers, PER_GENERATION * workers, window)
+            figures = whole_driver(pool, times, workers, options.each * workers, window)
             show(workers, name, figures)
 
 
@@ -203,9 +202,9 @@ def ray_actors(options: argparse.Namespace) -> None:
             pool.collect(0.5)
         print(f"{len(pool._seats)} actors after {time.perf_counter() - start:.1f} s", flush=True)
         busy = Busy(pool)
-        for name, window in windows(workers).items():
+        for name, window in windows(workers, options.each).items():
             times = Times(time.perf_counter, lambda busy=busy: busy.done_s)
-            figures = whole_driver(busy, times, workers, PER_GENERATION * workers, window)
+            figures = whole_driver(busy, times, workers, options.each * workers, window)
             show(workers, f"Ray, {name}", figures)
         pool.close()
 
@@ -300,9 +299,11 @@ def main() -> None:
     one = parts.add_parser("simulated")
     one.add_argument("--workers", type=int, nargs="+", default=[64, 256, 1000])
     one.add_argument("--seconds", type=float, default=1.0)
+    one.add_argument("--each", type=int, default=20, help="candidates a worker in a generation")
     two = parts.add_parser("ray")
     two.add_argument("--workers", type=int, nargs="+", default=[64])
     two.add_argument("--seconds", type=float, default=1.0)
+    two.add_argument("--each", type=int, default=20, help="candidates a worker in a generation")
     three = parts.add_parser("tiny")
     three.add_argument("--candidates", type=int, default=96)
     four = parts.add_parser("start")
