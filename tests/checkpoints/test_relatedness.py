@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_preflight import sparse_model
+from sparse_models import sparse_model
 
 from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.family import open_family
