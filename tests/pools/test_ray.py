@@ -111,6 +111,7 @@ def test_workers_answer_as_the_driver_itself_and_are_replaced(ray_nodes, models,
     assert re.search(r"process \d+; what it has printed is in worker-\w+-\*\.err", log.read_text())
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_is_given_up_and_no_other(ray_nodes, models):
     jobs = make_jobs(models, 20)
     harmless = answers(collect(InlinePool(make_spec(models)), jobs))
@@ -183,6 +184,7 @@ def test_nodes_that_lack_a_model_or_have_another(ray_nodes, models, second, tmp_
         collect(pool, jobs)
 
 
+@pytest.mark.slow
 def test_nodes_come_and_go(ray_nodes, models, second):
     """A node is lost with its worker at a job, and another comes: the answers stay the same."""
     node, _ = second
@@ -376,6 +378,7 @@ with t.ray_pool(make_spec(models, pids=str(folder / "pids"), sleep_s=600.0), cpu
 """
 
 
+@pytest.mark.slow
 def test_several_drivers_share_a_cluster_and_one_is_killed(ray_nodes, models, tmp_path):
     """No worker of the killed one is left after 10 s, and the other goes on."""
     (tmp_path / "pids").mkdir()
