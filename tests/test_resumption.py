@@ -289,6 +289,8 @@ def test_a_pool_that_there_is_not_is_not_kept(
     shutil.copytree(first / "run", tmp_path / "run")
     frozen = (tmp_path / "run" / "experiment.yaml").read_text()
     pool = ["--pool", "ray", "--address", "127.0.0.1:1"]
+    # Other tests may have joined a cluster in this process, which would be kept.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     assert call(monkeypatch, "resume", tmp_path / "run", *pool) == 2
     assert "no Ray cluster can be joined" in capsys.readouterr().err
     assert (tmp_path / "run" / "experiment.yaml").read_text() == frozen
