@@ -146,6 +146,7 @@ def tied_targets(module: Any, origin: Checkpoint) -> Mapping[str, torch.Tensor]:
     return targets_of(module, origin)
 
 
+@pytest.mark.slow
 def test_tasks_bring_their_inputs_to_the_model(
     tiny_zoo: Path, monkeypatch: pytest.MonkeyPatch, spread_out: Any
 ) -> None:

@@ -314,6 +314,7 @@ def test_a_run_that_fails_stops_no_other_and_the_same_command_goes_on(
     assert found["searchers"][1]["against_first"]["seeds"] == 1
 
 
+@pytest.mark.slow
 def test_results_of_another_experiment_are_not_in_the_table(
     file: Path,
     tmp_path: Path,

@@ -128,6 +128,7 @@ def test_a_job_that_kills_is_given_up_and_no_other(ray_nodes, models):
     assert outcomes == {n: o for n, o in harmless.items() if n != 5}
 
 
+@pytest.mark.slow
 def test_workers_that_never_start(ray_nodes, models, tmp_path):
     log = tmp_path / "log"
     told = pytest.raises(NoWorkersLeft, match="while they start: RuntimeError: this module")
