@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -80,6 +81,18 @@ def test_at_any_instant(number, count, tmp_path, uninterrupted, figure):
         assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
     figure("R9", "from a signal to the end", slowest, 10.0)
     assert 2 * hits > count  # a quick machine is done before some of them
+
+
+def last_words(driver: subprocess.Popen[str], figure: Any) -> str:
+    """What a driver still prints after a signal; it and all that it has started end in time."""
+    start = time.monotonic()
+    said, _ = driver.communicate(timeout=30)
+    figure("R9", "from a signal to the end", time.monotonic() - start, 10.0)
+    start = time.monotonic()
+    while processes_of(driver.pid) and time.monotonic() < start + 10:
+        time.sleep(0.05)
+    figure("R9", "from the end to that of the last process", time.monotonic() - start, 5.0)
+    return said
 
 
 def begun(out: Path, child: int) -> bool:
@@ -232,13 +245,7 @@ def test_a_signal_ends_a_run_that_can_be_resumed(
             os.killpg(driver.pid, number)  # Ctrl-C reaches the workers as well
         else:
             driver.send_signal(number)
-        start = time.monotonic()
-        said, _ = driver.communicate(timeout=30)
-        figure("R9", "from a signal to the end", time.monotonic() - start, 10.0)
-        start = time.monotonic()
-        while processes_of(driver.pid) and time.monotonic() < start + 10:
-            time.sleep(0.05)
-        figure("R9", "from the end to that of the last process", time.monotonic() - start, 5.0)
+        said = last_words(driver, figure)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
@@ -266,14 +273,8 @@ def test_while_a_driver_starts(number, after_s, experiment, tmp_path, figure):
     driver = evomerge("run", experiment, "--out", out, "--workers", 2)
     try:
         time.sleep(after_s)
-        start = time.monotonic()
         driver.send_signal(number)
-        said, _ = driver.communicate(timeout=30)
-        figure("R9", "from a signal to the end", time.monotonic() - start, 10.0)
-        start = time.monotonic()
-        while processes_of(driver.pid) and time.monotonic() < start + 10:
-            time.sleep(0.05)
-        figure("R9", "from the end to that of the last process", time.monotonic() - start, 5.0)
+        said = last_words(driver, figure)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
