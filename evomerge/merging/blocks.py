@@ -11,7 +11,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.merging.operator import CHUNK, Operator, Value
-from evomerge.merging.segments import SEGMENTS
+from evomerge.merging.operators.segments import SEGMENTS
 from evomerge.merging.table import OPERATORS
 from evomerge.recipe import Recipe
 

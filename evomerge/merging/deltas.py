@@ -117,7 +117,7 @@ def _room(block: Block, arrays: list[NDArray[np.int16]]) -> Tensor:
     """Two bytes for each entry of a block, on the CPU."""
     import torch
 
-    arrays.append(block.room(block.numel, np.int16))
+    arrays.append(block.around.room(block.numel, np.int16))
     return torch.from_numpy(arrays[-1])
 
 
@@ -126,12 +126,15 @@ def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
     if scope == "auto":
         scope = "model" if values["compat"] == "published" else "tensor"
     if scope == "model":
-        whole = [block.whole_model(name) for name in block.source_names]
+        whole = [block.around.whole_model(name) for name in block.source_names]
         prepared.orders = [[one] * len(block.segments) for one in whole]
         prepared.orders_are_shared = True
         return
     prepared.orders = [
-        [block.order(partial(_task_vector, block, source, segment)) for segment in block.segments]
+        [
+            block.around.order(partial(_task_vector, block, source, segment))
+            for segment in block.segments
+        ]
         for source in block.sources
     ]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
-from itertools import accumulate
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,16 +18,15 @@ from evomerge.merging.blocks import (
     Group,
     arranged,
     check_recipe,
-    groups_of,
     joined,
     operator_of,
     resolve,
 )
 from evomerge.merging.cache import Cache
 from evomerge.merging.flat_order import FlatOrder, flat_order
-from evomerge.merging.operator import Block, Operator, chunks
-from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
+from evomerge.merging.operator import Block, Operator
 from evomerge.merging.pieces import plan_of_segments
+from evomerge.merging.surroundings import Family, Surroundings
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 
@@ -59,20 +57,12 @@ class Merger:
         if base not in checkpoints:
             what = f"the base {base!r} is not among the models"
             raise ConfigurationError(Problem("base", what, nearest(base, checkpoints)))
-        self.checkpoints = dict(checkpoints)
-        self.anatomy = anatomy
-        self.base = base
+        self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self._device = None if device is None else torch.device(device)
-        self._progress = progress
-        self.groups = groups_of(checkpoints, anatomy, base)
-        self._once = once
-        self._cache = Cache(cache_bytes)
-        self._order: Callable[[Pieces], Magnitudes]
-        self._order = partial(Counted if once else order_of, room=self._cache.room)
-        self._num_layers = {
-            name: anatomy.num_layers_of(set(checkpoint.names))
-            for name, checkpoint in self.checkpoints.items()
-        }
+        self.family = Family(
+            checkpoints, anatomy, base, Cache(cache_bytes), once=once, progress=progress
+        )
+        self.groups = self.family.groups
         self._recipe: Recipe | None = None
         self._plan: dict[Group, Effective | None] = {}
 
@@ -92,7 +82,9 @@ class Merger:
                 plan = plan_of_segments(recipe.segments, self.groups, self._flat_order)
                 return self._planned(recipe, plan)
             unusual = recipe.tensors or not recipe.keeps_layers(self.anatomy.num_layers)
-            if unusual and (problems := check_recipe(recipe, self.anatomy, self._num_layers)):
+            if unusual and (
+                problems := check_recipe(recipe, self.anatomy, self.family.num_layers)
+            ):
                 raise ConfigurationError(problems)
             groups = arranged(self.groups, recipe, self.anatomy)
             plan = resolve(recipe, groups, self.anatomy)
@@ -103,7 +95,7 @@ class Merger:
         self, recipe: Recipe, plan: dict[Group, Effective | None]
     ) -> Mapping[Group, Effective | None]:
         self._plan, self._recipe = plan, recipe
-        self._cache.next_candidate()
+        self.family.cache.next_candidate()
         return plan
 
     @cached_property
@@ -180,11 +172,11 @@ class Merger:
     def _apply(self, group: Group, effective: Effective, flat: Tensor) -> None:
         operator = operator_of(effective)
         values = dict(effective.values)
-        if self._once:
+        if self.family.once:
             prepared = operator.prepare(self._block(group, effective, flat.device), values)
         else:
             key = (flat.device, self._key(group, effective, operator))
-            prepared = self._cache.get(
+            prepared = self.family.cache.get(
                 key, lambda: operator.prepare(self._block(group, effective, flat.device), values)
             )
         finite = operator.apply(prepared, values, flat)
@@ -212,9 +204,9 @@ class Merger:
     def _block(self, group: Group, effective: Effective, device: torch.device) -> Block:
         origin = self.checkpoints[self.base]
         layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
-        flats = [self._flat(self.base, group.origins).to(device)]
+        flats = [self.family.flat(self.base, group.origins).to(device)]
         flats += [
-            self._flat(source, group.origins, layer).to(device)
+            self.family.flat(source, group.origins, layer).to(device)
             for source, layer in zip(effective.sources, layers, strict=True)
         ]
         models = (self.base, *effective.sources)
@@ -226,14 +218,12 @@ class Merger:
             views=frozenset(
                 flat.data_ptr()
                 for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
-                if device.type == "cpu" and self._is_view(model, group.origins, layer)
+                if device.type == "cpu" and self.family.is_view(model, group.origins, layer)
             ),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
             depths=tuple(self._depth(name, effective) for name in group.names),
-            order=self._order,
-            whole_model=partial(self._whole_model_for, effective),
-            room=self._cache.room,
+            around=Surroundings(self.family, group, effective, device),
         )
 
     def _depth(self, name: str, effective: Effective) -> float | None:
@@ -250,65 +240,6 @@ class Merger:
         stored = self.checkpoints[self.base].dtype(origin)
         chosen = recipe.dtype if stored.is_floating_point else None
         return stored if chosen is None else getattr(torch, chosen)
-
-    def _flat(self, model: str, origins: Sequence[str], layer: int | None = None) -> Tensor:
-        """A model's tensors end to end, shape (numel,): a view where it is one.
-
-        origins: of the base's tensors that they stand beside; layer: the model's, if another.
-        """
-        checkpoint, origin = self.checkpoints[model], self.checkpoints[self.base]
-        parts = []
-        for beside in origins:
-            name = self._name(beside, layer)
-            if (shape := checkpoint.shape(name)) != origin.shape(beside):
-                what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
-                raise ModelError(Problem(f"{model}: {name}", what))
-            parts.append(checkpoint.tensor(name).reshape(-1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _is_view(self, model: str, origins: Sequence[str], layer: int | None) -> bool:
-        """Whether `_flat` gives the model's own memory."""
-        return len(origins) == 1 and not self.checkpoints[model].is_made(
-            self._name(origins[0], layer)
-        )
-
-    def _name(self, beside: str, layer: int | None) -> str:
-        """A tensor in the base's own layer, or in another one."""
-        return beside if layer is None else self.anatomy.name_in_layer(beside, layer)
-
-    def _whole_model_for(self, effective: Effective, source: str) -> Magnitudes:
-        layers = effective.layers
-        unlike = ""
-        if self._num_layers[source] != self.anatomy.num_layers:
-            unlike = "has another number of layers than the base"
-        elif layers and layers[1 + effective.sources.index(source)] != layers[0]:
-            unlike = "gives another layer than the base here"
-        if unlike:
-            raise CandidateError(
-                f"{effective.operator} ranks the entries of a whole task vector, and {source!r} "
-                f"{unlike}; rank within each tensor instead (trim: tensor)"
-            )
-        return self._whole_model(source)
-
-    def _whole_model(self, source: str) -> Magnitudes:
-        """The order of magnitudes of a task vector over all tensors that are merged."""
-        order: Magnitudes = self._cache.get(
-            ("whole model", source),
-            lambda: self._order(partial(self._task_vector, source)),
-            always=True,
-        )
-        return order
-
-    def _task_vector(self, source: str) -> Iterator[Tensor]:
-        """A model's task vector in float32, in pieces."""
-        names = [n for group in self.groups if not group.copied for n in group.origins]
-        sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in names]
-        for name, done in zip(names, accumulate(sizes), strict=True):
-            base, other = self._flat(self.base, [name]), self._flat(source, [name])
-            for piece in chunks(base.numel()):
-                yield other[piece].float() - base[piece].float()
-            if self._progress is not None:
-                self._progress(f"ranking {source}", done, sum(sizes))
 
 
 def _is_finite(tensor: Tensor) -> bool:

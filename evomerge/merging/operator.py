@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from evomerge.records import Parameter
 
@@ -26,7 +26,49 @@ if TYPE_CHECKING:
 Value = float | bool | str | tuple[float, ...]  # a tuple has one value for each source
 Values = Mapping[str, Value]
 
+Kept = TypeVar("Kept")
+
 CHUNK = 2**18  # entries: float32 scratch for some experts stays inside a core's cache
+
+
+class Around(Protocol):
+    """What an operator can know beyond the entries of its block, and where it can keep things."""
+
+    def room(self, numel: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array for prepared data, in memory or in a file; as `numpy.empty`."""
+        ...
+
+    def order(self, pieces: Pieces) -> Magnitudes:
+        """The order of the magnitudes of what comes in pieces."""
+        ...
+
+    def kept(self, name: str, make: Callable[[], Kept], source: str | None = None) -> Kept:
+        """What `make` returns, or returned before: shared by all operators, whatever their values.
+
+        It has `nbytes`, and may have `spill` (see cache.py). Its name says all that it depends on,
+        beside the block's tensors of the base and of one source; of all sources, if none is named.
+        """
+        ...
+
+    def kept_for_model(self, name: str, make: Callable[[], Kept]) -> Kept:
+        """The same for what is computed from the whole models; it is never thrown away."""
+        ...
+
+    def whole_model(self, source: str) -> Magnitudes:
+        """The order of the magnitudes of a source's task vector over the whole model.
+
+        Raises:
+            CandidateError: layers are rearranged, so that there is no such task vector.
+        """
+        ...
+
+    def task_vectors(self) -> Iterator[Tensor]:
+        """The sources' task vectors over the whole model, in float32 pieces (sources, entries).
+
+        Raises:
+            CandidateError: layers are rearranged, so that there are no such task vectors.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,9 +79,7 @@ class Block:
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
     views: addresses of those of base and sources that are views of a model's own memory or file.
-    room: an array of so many entries for prepared data, in memory or in a file; as `numpy.empty`.
-    order: of the magnitudes of a tensor that comes in pieces.
-    whole_model: the same of a source's task vector over the whole model.
+    around: what can be known beyond these entries.
     """
 
     names: tuple[str, ...]
@@ -50,9 +90,7 @@ class Block:
     mask_seed: int
     depths: tuple[float | None, ...]
     views: frozenset[int]
-    order: Callable[[Pieces], Magnitudes]
-    whole_model: Callable[[str], Magnitudes]
-    room: Callable[[int, DTypeLike], NDArray[Any]]
+    around: Around
 
     @property
     def segments(self) -> tuple[slice, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evomerge.merging.blocks import Effective, Group
 from evomerge.merging.flat_order import FlatOrder
-from evomerge.merging.segments import SEGMENTS, joined_stretches
+from evomerge.merging.operators.segments import SEGMENTS, joined_stretches
 from evomerge.recipe import Segments
 
 

@@ -33,9 +33,9 @@ SOUPS = """\
 ## Greedy soup
 
 Not an operator: it chooses which models go into a mean, and needs their scores for that.
-`evomerge.merging.soup.greedy_soup(names, score_of)` takes the names of models in descending score
-and a function that scores the mean of some of them. It goes through the names once, and keeps each
-model with which the mean scores no lower than without (Wortsman et al. 2022,
+`evomerge.merging.operators.soup.greedy_soup(names, score_of)` takes the names of models in
+descending score and a function that scores the mean of some of them. It goes through the names
+once, and keeps each model with which the mean scores no lower than without (Wortsman et al. 2022,
 <https://arxiv.org/abs/2203.05482>, recipe 1). What it returns are the sources of a `uniform_soup`.
 """
 

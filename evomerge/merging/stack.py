@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.layer_stack import stacked_config
 from evomerge.merging.blocks import Effective, Group, operator_of
-from evomerge.merging.passthrough import PASSTHROUGH
+from evomerge.merging.operators.passthrough import PASSTHROUGH
 from evomerge.recipe import Recipe
 
 SPARE_BYTES = 2**30  # of copies that are kept although the last candidate has no use for them

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from evomerge.merging.arcee import ARCEE_FUSION
-from evomerge.merging.linear import LINEAR
-from evomerge.merging.lines import LINES
-from evomerge.merging.magmax import MAGMAX
-from evomerge.merging.model_stock import MODEL_STOCK
-from evomerge.merging.nearswap import NEARSWAP
-from evomerge.merging.nuslerp import NUSLERP
 from evomerge.merging.operator import Operator
-from evomerge.merging.passthrough import PASSTHROUGH
-from evomerge.merging.ram import RAM, RAMPLUS_TL
-from evomerge.merging.sce import SCE
-from evomerge.merging.slerp import SLERP
-from evomerge.merging.soup import UNIFORM_SOUP
-from evomerge.merging.spherical import KARCHER, MULTISLERP
-from evomerge.merging.task_vectors import TASK_VECTORS
+from evomerge.merging.operators.arcee import ARCEE_FUSION
+from evomerge.merging.operators.linear import LINEAR
+from evomerge.merging.operators.lines import LINES
+from evomerge.merging.operators.magmax import MAGMAX
+from evomerge.merging.operators.model_stock import MODEL_STOCK
+from evomerge.merging.operators.nearswap import NEARSWAP
+from evomerge.merging.operators.nuslerp import NUSLERP
+from evomerge.merging.operators.passthrough import PASSTHROUGH
+from evomerge.merging.operators.ram import RAM, RAMPLUS_TL
+from evomerge.merging.operators.sce import SCE
+from evomerge.merging.operators.slerp import SLERP
+from evomerge.merging.operators.soup import UNIFORM_SOUP
+from evomerge.merging.operators.spherical import KARCHER, MULTISLERP
+from evomerge.merging.operators.task_vectors import TASK_VECTORS
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator

@@ -25,7 +25,7 @@ from torch import Tensor
 from evomerge.checkpoints.adapters import Adapted
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.blocks import Effective
-from evomerge.merging.segments import SEGMENTS
+from evomerge.merging.operators.segments import SEGMENTS
 
 _KNOWN = {"weight", "normalize", "lambda", "compat", "density", "rescale"}
 _SUMS_TO_1 = 1e-6

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.merging.segments import joined_stretches
+from evomerge.merging.operators.segments import joined_stretches
 
 Angle = Literal["whole", "part"]
 Read = Callable[[int, int, int], NDArray[Any]]  # seed, start, stop -> shape (stop - start,)

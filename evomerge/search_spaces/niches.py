@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.genes import Constraint, Gene
-from evomerge.merging.segments import joined_stretches
+from evomerge.merging.operators.segments import joined_stretches
 from evomerge.recipe import SEGMENTS_DEFAULT, Recipe, Segments
 from evomerge.records import Genome
 from evomerge.search_spaces.config import SpaceConfig

@@ -98,8 +98,8 @@ def test_the_cache_changes_nothing_but_time(family, cache_bytes):
             fresh = dict(merger_of(family).tensors(recipe))
             for name, value in merger.tensors(recipe):
                 assert torch.equal(value, fresh[name])
-    whole_model = sum(merger._whole_model(name).nbytes for name in ("a", "b", "c"))
-    assert merger._cache.used_bytes <= cache_bytes + whole_model
+    whole_model = sum(merger.family.ranked(name).nbytes for name in ("a", "b", "c"))
+    assert merger.family.cache.used_bytes <= cache_bytes + whole_model
 
 
 def test_a_density_of_the_second_source_alone_is_noticed(family):
@@ -184,7 +184,7 @@ def test_what_is_computed_counts_in_the_budget_and_views_do_not():
         recipe = recipe_of(states, "task_arithmetic", weight=1.0)
         (value,) = dict(merger.tensors(recipe)).values()
         assert float(value.max()) == float(made)
-        assert merger._cache.used_bytes == 4 * size * made
+        assert merger.family.cache.used_bytes == 4 * size * made
 
 
 @pytest.mark.parametrize("once", [False, True])

@@ -14,7 +14,7 @@ from tiny_states import merger_of, recipe_of
 
 from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.merging.operator import chunks
-from evomerge.merging.soup import greedy_soup
+from evomerge.merging.operators.soup import greedy_soup
 
 NUMBERS = st.floats(-2, 2, allow_subnormal=False, width=32)
 EXPERTS = ("a", "b", "c")

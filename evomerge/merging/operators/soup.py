@@ -10,8 +10,8 @@ import numpy as np
 
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.merging import passes
-from evomerge.merging.linear import Sources, keep_sources
 from evomerge.merging.operator import Operator, Values
+from evomerge.merging.operators.linear import Sources, keep_sources
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ UNIFORM_SOUP = Operator(
     prepare=keep_sources,
     apply=_apply,
     notes="What `linear` gives with equal weights. Which models go in is what a greedy soup "
-    "chooses: `evomerge.merging.soup.greedy_soup`.",
+    "chooses: `evomerge.merging.operators.soup.greedy_soup`.",
 )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.merging import passes
-from evomerge.merging.linear import Sources, keep_sources
 from evomerge.merging.operator import Operator, Values
+from evomerge.merging.operators.linear import Sources, keep_sources
 from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 

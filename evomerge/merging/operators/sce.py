@@ -62,7 +62,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     import torch
 
     device = cast("Tensor", block.base).device
-    held = block.room(block.numel, np.float32)
+    held = block.around.room(block.numel, np.float32)
     spread = torch.from_numpy(held).to(device)
     prepared = _Prepared(block, held, spread, [], [])
     for segment in block.segments:
@@ -73,7 +73,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
             found = taus.sub_(taus.mean(0)).square_().mean(0).mul_(varies)
             varying += int(found.count_nonzero())
             spread[part] = found
-        prepared.orders.append(block.order(partial(_pieces, spread, segment)))
+        prepared.orders.append(block.around.order(partial(_pieces, spread, segment)))
         prepared.varying.append(varying)
     return prepared
 

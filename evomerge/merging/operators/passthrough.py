@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from evomerge.merging import passes
-from evomerge.merging.linear import Sources, keep_sources
 from evomerge.merging.operator import Operator, Values
+from evomerge.merging.operators.linear import Sources, keep_sources
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.operator import Block, Operator, Values, chunks, small_as_float
-from evomerge.merging.spherical import shares
+from evomerge.merging.operators.spherical import shares
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:

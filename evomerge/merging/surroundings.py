@@ -1,0 +1,164 @@
+"""What operators can know beyond their block: the models as a whole, and what is kept of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.errors import CandidateError, ModelError, Problem
+from evomerge.merging.blocks import Effective, Group, groups_of
+from evomerge.merging.cache import Cache
+from evomerge.merging.operator import Kept, chunks
+from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
+from evomerge.protocols import Progress
+
+
+class Family:
+    """Models that are merged with each other, and what is kept of them from merge to merge.
+
+    checkpoints: by the names that recipes use; anatomy: the base's; once: whether each tensor is
+    merged just once, so that nothing is worth keeping; progress: told of readings of whole models.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        anatomy: Anatomy,
+        base: str,
+        cache: Cache,
+        *,
+        once: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
+        self.groups = groups_of(checkpoints, anatomy, base)
+        self.cache, self.once = cache, once
+        self._progress = progress
+        self.num_layers = {
+            name: anatomy.num_layers_of(set(checkpoint.names))
+            for name, checkpoint in self.checkpoints.items()
+        }
+
+    def flat(self, model: str, origins: Sequence[str], layer: int | None = None) -> Tensor:
+        """A model's tensors end to end, shape (numel,): a view where it is one.
+
+        origins: of the base's tensors that they stand beside; layer: the model's, if another.
+        """
+        checkpoint, origin = self.checkpoints[model], self.checkpoints[self.base]
+        parts = []
+        for beside in origins:
+            name = self.name(beside, layer)
+            if (shape := checkpoint.shape(name)) != origin.shape(beside):
+                what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
+                raise ModelError(Problem(f"{model}: {name}", what))
+            parts.append(checkpoint.tensor(name).reshape(-1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def is_view(self, model: str, origins: Sequence[str], layer: int | None) -> bool:
+        """Whether `flat` gives the model's own memory."""
+        return len(origins) == 1 and not self.checkpoints[model].is_made(
+            self.name(origins[0], layer)
+        )
+
+    def name(self, beside: str, layer: int | None) -> str:
+        """A tensor in the base's own layer, or in another one."""
+        return beside if layer is None else self.anatomy.name_in_layer(beside, layer)
+
+    def order(self, pieces: Pieces) -> Magnitudes:
+        """The order of magnitudes of what comes in pieces."""
+        return (Counted if self.once else order_of)(pieces, room=self.cache.room)
+
+    def task_vectors(self, sources: Sequence[str], doing: str) -> Iterator[Tensor]:
+        """Whole task vectors in float32 pieces, shape (sources, entries); `doing` is for people."""
+        names = [n for group in self.groups if not group.copied for n in group.origins]
+        sizes = [math.prod(self.checkpoints[self.base].shape(name)) for name in names]
+        for name, done in zip(names, accumulate(sizes), strict=True):
+            base = self.flat(self.base, [name])
+            others = [self.flat(source, [name]) for source in sources]
+            for piece in chunks(base.numel(), len(sources)):
+                origin = base[piece].float()
+                yield torch.stack([other[piece].float() - origin for other in others])
+            if self._progress is not None:
+                self._progress(doing, done, sum(sizes))
+
+    def ranked(self, source: str) -> Magnitudes:
+        """The order of the magnitudes of a whole task vector, which is never thrown away."""
+        pieces = partial(self.task_vectors, [source], f"ranking {source}")
+        order: Magnitudes = self.cache.get(
+            ("whole model", source), lambda: self.order(pieces), always=True
+        )
+        return order
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is around one block; see `evomerge.merging.operator.Around`."""
+
+    family: Family
+    group: Group
+    effective: Effective
+    device: torch.device
+
+    def room(self, numel: int, dtype: DTypeLike) -> NDArray[Any]:
+        """As the protocol says."""
+        return self.family.cache.room(numel, dtype)
+
+    def order(self, pieces: Pieces) -> Magnitudes:
+        """As the protocol says."""
+        return self.family.order(pieces)
+
+    def kept(self, name: str, make: Callable[[], Kept], source: str | None = None) -> Kept:
+        """As the protocol says."""
+        if self.family.once:
+            return make()
+        sources, layers = self.effective.sources, self.effective.layers
+        if source is not None:
+            place = 1 + sources.index(source)
+            layers = None if layers is None else (layers[0], layers[place])
+            sources = (source,)
+        key = (name, self.group.origins, sources, layers, self.device)
+        found: Kept = self.family.cache.get(key, make)
+        return found
+
+    def kept_for_model(self, name: str, make: Callable[[], Kept]) -> Kept:
+        """As the protocol says."""
+        key = (name, "whole model", self.effective.sources)
+        found: Kept = self.family.cache.get(key, make, always=True)
+        return found
+
+    def whole_model(self, source: str) -> Magnitudes:
+        """As the protocol says."""
+        self._check_layers([source], "; rank within each tensor instead (trim: tensor)")
+        return self.family.ranked(source)
+
+    def task_vectors(self) -> Iterator[Tensor]:
+        """As the protocol says."""
+        self._check_layers(self.effective.sources)
+        return self.family.task_vectors(self.effective.sources, "reading task vectors")
+
+    def _check_layers(self, sources: Sequence[str], instead: str = "") -> None:
+        """Refuse to speak of whole task vectors where layers are not one beside the other."""
+        family, effective = self.family, self.effective
+        for source in sources:
+            unlike = ""
+            if family.num_layers[source] != family.anatomy.num_layers:
+                unlike = "has another number of layers than the base"
+            elif effective.layers is not None:
+                place = 1 + effective.sources.index(source)
+                if effective.layers[place] != effective.layers[0]:
+                    unlike = "gives another layer than the base here"
+            if unlike:
+                raise CandidateError(
+                    f"{effective.operator} looks at whole task vectors, and {source!r} "
+                    f"{unlike}{instead}"
+                )
