@@ -182,7 +182,7 @@ class Ours:
     @property
     def held_bytes(self) -> int:
         """What was prepared and is kept."""
-        return self.merger._cache.used_bytes
+        return self.merger.family.cache.used_bytes
 
 
 class PeakMemory:

@@ -82,9 +82,7 @@ class Merger:
                 plan = plan_of_segments(recipe.segments, self.groups, self._flat_order)
                 return self._planned(recipe, plan)
             unusual = recipe.tensors or not recipe.keeps_layers(self.anatomy.num_layers)
-            if unusual and (
-                problems := check_recipe(recipe, self.anatomy, self.family.num_layers)
-            ):
+            if unusual and (problems := check_recipe(recipe, self.anatomy, self.family.num_layers)):
                 raise ConfigurationError(problems)
             groups = arranged(self.groups, recipe, self.anatomy)
             plan = resolve(recipe, groups, self.anatomy)
