@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.merging import OPERATORS, reference
+from evomerge.merging import OPERATORS, POST_STEPS, reference
 from evomerge.merging.operator import Operator
 from evomerge.search_spaces import SPACES
 from evomerge.search_spaces.catalogue import Entry
@@ -32,6 +32,10 @@ def operators_table() -> Table:
             lines[-1] += f", and {operator.needs}"
         lines += [", ".join(map(reference.in_short, operator.parameters)), operator.paper]
         table.add_row(name, "\n".join(filter(None, lines)))
+    for name, step in POST_STEPS.items():
+        lines = [step.summary, f"after any operator, as in: ties | {name}"]
+        lines += [", ".join(map(reference.in_short, step.parameters)), step.paper]
+        table.add_row(f"... | {name}", "\n".join(lines))
     return table
 
 

@@ -79,14 +79,13 @@ def operators(
     ] = False,
 ) -> None:
     """The merge operators: what they do, which models and parameters they take."""
-    from evomerge.errors import nearest
-    from evomerge.merging import OPERATORS, reference
+    from evomerge.merging import OPERATORS, reference, unknown
     from evomerge.tables import operators_table, print_operator
 
     if as_markdown and (as_json or name):
         raise ConfigurationError("--markdown prints all operators, and stands alone")
     if name is not None and name not in OPERATORS:
-        raise ConfigurationError(Problem(name, "no such operator", nearest(name, OPERATORS)))
+        raise ConfigurationError(Problem(name, *unknown(name)))
     chosen = list(OPERATORS.values()) if name is None else [OPERATORS[name]]
     if as_markdown:
         print(reference.markdown(), end="")

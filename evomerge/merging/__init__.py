@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.merging.operator import Operator
-from evomerge.merging.table import OPERATORS
+from evomerge.merging.table import OPERATORS, POST_STEPS, unknown
 
-__all__ = ["OPERATORS", "Operator", "check_merge", "resolved_parameters"]
+__all__ = [
+    "OPERATORS",
+    "POST_STEPS",
+    "Operator",
+    "check_merge",
+    "resolved_parameters",
+    "unknown",
+]

@@ -166,7 +166,7 @@ def resolve(
                 tuple(resolved_parameters(merge).items()),
                 recipe.mask_seed,
                 layers,
-                depth if OPERATORS[merge.operator or ""].place == "depth" else None,
+                depth if OPERATORS[merge.operator or ""].place in ("depth", "both") else None,
             )
             if alone:
                 plan[group] = _scaled(effective, scale)

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import Problem, nearest
 from evomerge.merging.operator import Operator, Value
-from evomerge.merging.table import OPERATORS
+from evomerge.merging.table import OPERATORS, unknown
 from evomerge.recipe import Merge
 from evomerge.records import Parameter
 
@@ -19,8 +19,7 @@ def check_merge(merge: Merge, base: str) -> list[Problem]:
         return [Problem("operator", "no operator is named", nearest("", OPERATORS))]
     operator = OPERATORS.get(merge.operator)
     if operator is None:
-        what = f"unknown operator {merge.operator!r}"
-        return [Problem("operator", what, nearest(merge.operator, OPERATORS))]
+        return [Problem("operator", *unknown(merge.operator))]
     problems = list(_source_problems(operator, merge.sources or (), base))
     known = {parameter.name: parameter for parameter in operator.parameters}
     for name, value in merge.parameters.items():

@@ -57,12 +57,12 @@ class Merger:
         if base not in checkpoints:
             what = f"the base {base!r} is not among the models"
             raise ConfigurationError(Problem("base", what, nearest(base, checkpoints)))
-        self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self._device = None if device is None else torch.device(device)
         self.family = Family(
             checkpoints, anatomy, base, Cache(cache_bytes), once=once, progress=progress
         )
-        self.groups = self.family.groups
+        self.checkpoints, self.anatomy = self.family.checkpoints, anatomy
+        self.base, self.groups = base, self.family.groups
         self._recipe: Recipe | None = None
         self._plan: dict[Group, Effective | None] = {}
 

@@ -130,17 +130,12 @@ def parts_of(segment: slice, width: int = 1) -> Iterator[slice]:
         yield slice(segment.start + part.start, segment.start + part.stop)
 
 
-@dataclass(frozen=True)
-class Operator:
-    """A way to merge tensors.
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What people are told of an operator or a post-step.
 
-    prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
-    apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
-    accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
-    says that nobody looked. It raises CandidateError where the parameters make no
-    model.
     needs: what beside the weights it is computed from.
-    place: what the result depends on besides: nothing, a tensor's own name, or its layer's depth.
+    place: what the result depends on besides: nothing, a tensor's own name, its layer's depth.
     notes: for the reference: the formula, and where others compute something else.
     """
 
@@ -148,13 +143,8 @@ class Operator:
     paper: str
     summary: str
     parameters: tuple[Parameter, ...]
-    needs_base: bool
-    min_sources: int
-    max_sources: int | None
-    prepare: Callable[[Block, Values], Any]
-    apply: Callable[[Any, Values, Tensor], bool | None]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
-    place: Literal["nothing", "name", "depth"] = "nothing"
+    place: Literal["nothing", "name", "depth", "both"] = "nothing"
     notes: str = ""
 
     def parameter(self, name: str) -> Parameter:
@@ -167,3 +157,33 @@ class Operator:
             if parameter.name == name:
                 return parameter
         raise KeyError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator(Declared):
+    """A way to merge tensors.
+
+    prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
+    apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
+    accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
+    says that nobody looked. It raises CandidateError where the parameters make no
+    model.
+    """
+
+    needs_base: bool
+    min_sources: int
+    max_sources: int | None
+    prepare: Callable[[Block, Values], Any]
+    apply: Callable[[Any, Values, Tensor], bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostStep(Declared):
+    """What can be done to a merged block once more, whatever operator has merged it.
+
+    prepare(block, values): as an operator's; what is views of the base need not be counted.
+    apply(prepared, values, merged): changes merged, shape (numel,), float32, in place.
+    """
+
+    prepare: Callable[[Block, Values], Any]
+    apply: Callable[[Any, Values, Tensor], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from evomerge.merging.operator import Operator
-from evomerge.merging.table import OPERATORS
+from evomerge.merging.operator import Declared, Operator
+from evomerge.merging.table import OPERATORS, POST_STEPS
 from evomerge.records import Parameter
 
 INTRODUCTION = """\
@@ -27,6 +27,16 @@ Arithmetic is in float32, whatever the models are stored in, and cast once at th
 published code and mergekit 0.1.5 differ, the default is the published one, and `compat: mergekit`
 gives mergekit's. Parity with mergekit is tested tensor by tensor, except where its result hangs on
 rounding, on random draws, or on the order in which a sort leaves equal values.
+"""
+
+POST = """\
+## Post-steps
+
+What can be done to a merged tensor once more, whatever operator has merged it: `operator: ties |
+lines` merges as `ties` does and then scales what came out, in float32 up to the end. Several may
+follow each other. A post-step's parameters carry its name (`lines_alpha`, `lines_beta`), stand
+beside the operator's and are searched as those are. `evomerge operators "ties | lines"` shows them
+together. mergekit has no such thing, so a recipe with post-steps cannot become its YAML.
 """
 
 SOUPS = """\
@@ -101,7 +111,7 @@ def in_short(parameter: Parameter) -> str:
     return f"{parameter.name} {default_of(parameter)} ({', '.join(about)})"
 
 
-def parameter_rows(operator: Operator) -> list[tuple[str, str, str, str]]:
+def parameter_rows(operator: Declared) -> list[tuple[str, str, str, str]]:
     """Name, default, values and meaning of each parameter."""
     return [
         (
@@ -128,13 +138,16 @@ def markdown() -> str:
             for name, operator in OPERATORS.items()
         ),
     )
-    sections = [INTRODUCTION, overview, *map(_section, OPERATORS.values()), SOUPS]
+    steps = [_section(step, "#") for step in POST_STEPS.values()]
+    sections = [INTRODUCTION, overview, *map(_section, OPERATORS.values()), POST, *steps, SOUPS]
     return "\n".join(sections)
 
 
-def _section(operator: Operator) -> str:
-    lines = [f"## {operator.name}", "", f"{operator.summary}.", ""]
-    lines += [f"Models: {models_of(operator)}. Source: {_linked(operator.paper)}.", ""]
+def _section(operator: Declared, deeper: str = "") -> str:
+    name = operator.name if isinstance(operator, Operator) else f"... | {operator.name}"
+    models = f"Models: {models_of(operator)}. " if isinstance(operator, Operator) else ""
+    lines = [f"##{deeper} {name}", "", f"{operator.summary}.", ""]
+    lines += [f"{models}Source: {_linked(operator.paper)}.", ""]
     if operator.notes:
         lines += [operator.notes, ""]
     if operator.parameters:

@@ -1,11 +1,19 @@
-"""All operators by name: the one list behind look-up, help, validation and tests."""
+"""All operators by name: the one list behind look-up, help, validation and tests.
+
+An operator may be followed by post-steps: `ties | lines` merges as `ties` does and scales what came
+out as `lines` says. Such a name is looked up as any other, and its post-steps' parameters carry
+their names: `lines_alpha`.
+"""
 
 from __future__ import annotations
 
-from evomerge.merging.operator import Operator
+from collections.abc import Iterator, Mapping
+
+from evomerge.errors import nearest
+from evomerge.merging.operator import Operator, PostStep
 from evomerge.merging.operators.arcee import ARCEE_FUSION
 from evomerge.merging.operators.linear import LINEAR
-from evomerge.merging.operators.lines import LINES
+from evomerge.merging.operators.lines import LINES, LINES_STEP
 from evomerge.merging.operators.magmax import MAGMAX
 from evomerge.merging.operators.model_stock import MODEL_STOCK
 from evomerge.merging.operators.nearswap import NEARSWAP
@@ -17,25 +25,57 @@ from evomerge.merging.operators.slerp import SLERP
 from evomerge.merging.operators.soup import UNIFORM_SOUP
 from evomerge.merging.operators.spherical import KARCHER, MULTISLERP
 from evomerge.merging.operators.task_vectors import TASK_VECTORS
+from evomerge.merging.post_steps import PIPE, followed
 
-OPERATORS: dict[str, Operator] = {
-    operator.name: operator
-    for operator in (
-        LINEAR,
-        UNIFORM_SOUP,
-        PASSTHROUGH,
-        SLERP,
-        NUSLERP,
-        MULTISLERP,
-        KARCHER,
-        *TASK_VECTORS,
-        LINES,
-        MAGMAX,
-        SCE,
-        MODEL_STOCK,
-        RAM,
-        RAMPLUS_TL,
-        ARCEE_FUSION,
-        NEARSWAP,
-    )
-}
+_PLAIN: tuple[Operator, ...] = (
+    LINEAR,
+    UNIFORM_SOUP,
+    PASSTHROUGH,
+    SLERP,
+    NUSLERP,
+    MULTISLERP,
+    KARCHER,
+    *TASK_VECTORS,
+    LINES,
+    MAGMAX,
+    SCE,
+    MODEL_STOCK,
+    RAM,
+    RAMPLUS_TL,
+    ARCEE_FUSION,
+    NEARSWAP,
+)
+
+POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP,)}
+
+
+class Operators(Mapping[str, Operator]):
+    """By name, followed by post-steps or not; the plain ones alone are listed and counted."""
+
+    def __init__(self) -> None:
+        self._known = {operator.name: operator for operator in _PLAIN}
+
+    def __getitem__(self, name: str) -> Operator:
+        if name not in self._known and PIPE in name:
+            operator, *steps = (part.strip() for part in name.split(PIPE))
+            chain = [POST_STEPS[step] for step in steps]
+            self._known[name] = followed(name, self._known[operator], chain)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (operator.name for operator in _PLAIN)
+
+    def __len__(self) -> int:
+        return len(_PLAIN)
+
+
+OPERATORS: Mapping[str, Operator] = Operators()
+
+
+def unknown(name: str) -> tuple[str, str]:
+    """What is wrong with a name that is no operator's, and the nearest one that is."""
+    operator, *steps = (part.strip() for part in name.split(PIPE))
+    if operator not in OPERATORS:
+        return f"unknown operator {operator!r}", nearest(operator, OPERATORS)
+    wrong = next(step for step in steps if step not in POST_STEPS)
+    return f"unknown post-step {wrong!r}", nearest(wrong, POST_STEPS)

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.documents import Misfit, refuse
-from evomerge.errors import Problem, nearest
+from evomerge.errors import Problem
 from evomerge.genes import AtLeast, Choice, Condition, Flag, Gene, OneOf, Value
-from evomerge.merging import OPERATORS
+from evomerge.merging import OPERATORS, unknown
 from evomerge.recipe import Merge
 from evomerge.search_spaces.config import count_problems
 from evomerge.search_spaces.merged_option import MergedOption, OptionConfig
@@ -56,8 +56,7 @@ class ContentsConfig(BaseModel):
             yield Misfit(("merges",), "nothing to choose from: name some, or leave the experts in")
         if self.choose == "several":
             if self.operator not in OPERATORS:
-                hint = nearest(self.operator, OPERATORS)
-                yield Misfit(("operator",), f"unknown operator {self.operator!r}", hint)
+                yield Misfit(("operator",), *unknown(self.operator))
                 return
             for name, varied in self.search.items():
                 for misfit in varied.range_misfits():

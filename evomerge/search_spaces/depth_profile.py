@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
-from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Real, Value
-from evomerge.merging import OPERATORS
+from evomerge.merging import OPERATORS, unknown
 from evomerge.recipe import Recipe
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
@@ -124,8 +124,7 @@ class DepthProfileConfig(SpaceConfig):
 
     def _misfits(self) -> Iterator[Misfit]:
         if self.operator not in OPERATORS:
-            hint = nearest(self.operator, OPERATORS)
-            yield Misfit(("operator",), f"unknown operator {self.operator!r}", hint)
+            yield Misfit(("operator",), *unknown(self.operator))
             return
         declared = {parameter.name: parameter for parameter in OPERATORS[self.operator].parameters}
         for name, curve in self.search.items():

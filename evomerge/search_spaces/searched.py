@@ -13,7 +13,7 @@ from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real, Value
-from evomerge.merging import OPERATORS
+from evomerge.merging import OPERATORS, unknown
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge
 from evomerge.records import Parameter
@@ -162,8 +162,7 @@ def operator_misfits(
 ) -> Iterator[Misfit]:
     """Everything that an operator has against what a file searches and fixes."""
     if operator not in OPERATORS:
-        hint = nearest(operator, OPERATORS)
-        yield Misfit(("operator",), f"unknown operator {operator!r}", hint)
+        yield Misfit(("operator",), *unknown(operator))
         return
     for name, searched in search.items():
         where = ("search", name)
