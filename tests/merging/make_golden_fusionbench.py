@@ -1,8 +1,9 @@
 """Writes golden/fusionbench.safetensors: what FusionBench computes for small families of models.
 
-Run it where fusion-bench 0.2.33 is installed: `python tests/merging/make_golden_fusionbench.py`. It
-is run by hand; the tests read the file that it has written. The models are ours, made from a seed:
-some methods look at whole models, so every case merges a whole family. The file holds
+Run it by hand where fusion-bench 0.2.33, accelerate and peft are installed:
+`python tests/merging/make_golden_fusionbench.py`; tests read what it has written, by
+golden_fusionbench.py. The models are ours, made from a seed: some methods look at whole models, so
+every case merges a whole family. The file holds
 
     in/{family}/{model}/{tensor}     the base and its experts
     out/{case}/{family}/{tensor}     what FusionBench makes of them
