@@ -508,6 +508,122 @@ def tiles_of(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return np.stack([start, np.minimum(start + _TILE, spans[span, 1])], 1), span
 
 
+# --- entries with factors of their own ------------------------------------------------------------
+
+
+@_kernel
+def _offsets(base: Any, sources: Any, start: int, origin: Any, taus: Any) -> None:
+    """A tile of the base, and of all task vectors, (num_sources, entries)."""
+    _load(base[0], base[1], start, origin)
+    for k in range(len(taus)):
+        tau = taus[k]
+        _load(sources[0, k], sources[3, k], start, tau)
+        for i in range(origin.size):
+            tau[i] -= origin[i]
+
+
+@_kernel
+def add_agreed_sum(
+    base: Any,
+    sources: Any,
+    thresholds: Any,
+    counted: Any,
+    least: Any,
+    scale: Any,
+    out: Any,
+    spans: Any,
+) -> Any:
+    """Write W_0 + scale T where enough masks say so, else W_0; whether all is finite is told.
+
+    T is the sum of the task vectors, and mask k is |tau_k| > thresholds[k] |T - tau_k|.
+
+    base, sources, out, spans: as of `add_task_vectors`.
+    thresholds, counted: (num_sources,) float32; a mask adds what its source is counted for.
+    least, scale: float32; the least sum of what is counted.
+    """
+    bad, nothing = 0, np.float32(-0.0)  # which leaves a zero its sign
+    tiles = np.empty((3, _TILE), np.float32)
+    buffers = np.empty((sources.shape[1], _TILE), np.float32)
+    for span in range(len(spans)):
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin, total, votes = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+            taus = buffers[:, :size]
+            _offsets(base, sources, start, origin, taus)
+            total[:] = 0
+            votes[:] = 0
+            for k in range(len(taus)):
+                tau = taus[k]
+                for i in range(size):
+                    total[i] += tau[i]
+            for k in range(len(taus)):
+                tau, threshold, one = taus[k], thresholds[k], counted[k]
+                for i in range(size):
+                    others = threshold * abs(total[i] - tau[i])
+                    votes[i] += one if abs(tau[i]) > others else np.float32(0)
+            for i in range(size):
+                origin[i] += scale * total[i] if votes[i] >= least else nothing
+            bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def add_owned(base: Any, sources: Any, owners: int, factors: Any, out: Any, spans: Any) -> Any:
+    """Write W_0 + factors[k] tau_k, k being the entry's owner; whether all is finite is told.
+
+    base, sources, out, spans: as of `add_task_vectors`.
+    owners: address of a uint8 for each entry: 1 + the owner's number, 0 where there is none.
+    factors: (num_sources,) float32.
+    """
+    bad = 0
+    tiles = np.empty((3, _TILE), np.float32)
+    for span in range(len(spans)):
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+            owner = carray(_pointer(owners + start), (size,), np.uint8)
+            _load(base[0], base[1], start, origin)
+            total[:] = np.float32(-0.0)
+            for k in range(sources.shape[1]):
+                _load(sources[0, k], sources[3, k], start, tau)
+                factor, number = factors[k], np.uint8(k + 1)
+                for i in range(size):
+                    moved = factor * (tau[i] - origin[i])
+                    total[i] = moved if owner[i] == number else total[i]
+            for i in range(size):
+                origin[i] += total[i]
+            bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def add_by_column(base: Any, sources: Any, factors: Any, out: Any, spans: Any) -> Any:
+    """Write W_0 + sum_k factors[k] tau_k, with a factor for each column; whether all is finite.
+
+    base, sources, out: as of `add_task_vectors`.
+    factors: (num_sources, width) float32.
+    spans: (num_spans, 2) int64, of whole rows.
+    """
+    bad, width = 0, factors.shape[1]
+    tiles = np.empty((3, _TILE), np.float32)
+    for span in range(len(spans)):
+        for row in range(spans[span, 0], spans[span, 1], width):
+            for column in range(0, width, _TILE):
+                size, start = min(_TILE, width - column), row + column
+                origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+                _load(base[0], base[1], start, origin)
+                total[:] = np.float32(-0.0)
+                for k in range(sources.shape[1]):
+                    _load(sources[0, k], sources[3, k], start, tau)
+                    factor = factors[k, column : column + size]
+                    for i in range(size):
+                        total[i] += factor[i] * (tau[i] - origin[i])
+                for i in range(size):
+                    origin[i] += total[i]
+                bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
 # --- counting sort --------------------------------------------------------------------------------
 
 

@@ -221,6 +221,7 @@ class Merger:
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
             depths=tuple(self._depth(name, effective) for name in group.names),
+            components=tuple(self.anatomy.places[name].component for name in group.origins),
             around=Surroundings(self.family, group, effective, device),
         )
 

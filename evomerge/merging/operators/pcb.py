@@ -1,0 +1,205 @@
+"""PCB: entries compete, within an expert and between experts, for their part of the merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.merging.offsets import offsets
+from evomerge.merging.operator import CHUNK, Block, Operator, Values, chunks
+from evomerge.merging.order import memory_bytes, values_at
+from evomerge.records import Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLOOR = 1e-12  # of the authors' code: the least divisor
+
+
+@dataclass
+class _Bounds:
+    """Two values for each source, the lower one first, (sources, 2) float32."""
+
+    values: NDArray[np.float32]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.values.nbytes
+
+    def like(self, taus: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds beside task vectors, each (sources, 1)."""
+        low, high = taus.new_tensor(self.values.T.tolist())
+        return low[:, None], high[:, None]
+
+
+@dataclass
+class _Prepared:
+    """The base, and what is added to it at the entries where anything is."""
+
+    base: Tensor  # (numel,)
+    base_bytes: int
+    index: Tensor  # (entries,) int32
+    shifts: Tensor  # (sources, entries) float32, of each source at a weight of 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        if self.index.device.type != "cpu":
+            return self.base_bytes + self.index.nbytes + self.shifts.nbytes
+        held = (self.index.numpy(), self.shifts.numpy())
+        return self.base_bytes + sum(map(_held_bytes, held))
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the large arrays elsewhere."""
+        import torch
+
+        if self.index.device.type == "cpu":
+            self.index = torch.from_numpy(move(self.index.numpy()))
+            shape = self.shifts.shape
+            self.shifts = torch.from_numpy(move(self.shifts.numpy().reshape(-1))).view(shape)
+
+
+def _held_bytes(array: NDArray[Any]) -> int:
+    return memory_bytes(array)
+
+
+def _scores(taus: Tensor, clip: _Bounds, competition: str) -> tuple[Tensor, Tensor]:
+    """Competition scores and clipped task vectors, each as taus, (sources, entries)."""
+    low, high = clip.like(taus)
+    sizes = taus.abs().clamp_(low, high)
+    clipped = taus.sign().mul_(sizes)
+    parts = _minmax(sizes, low, high)
+    within = parts.square().sub_(1).mul_(len(taus)).exp_()  # exp(n a^2), less a factor of all
+    signed = taus.sign().mul_(parts)
+    if competition == "pairs":
+        between = taus.new_zeros(taus.shape)
+        for other in signed:
+            between += (signed * other).tanh_()
+        return within.mul_(between), clipped
+    total = taus.new_zeros(taus.shape[1])
+    for one in taus if competition == "raw" else signed:
+        total += one
+    return within.mul_((taus * total).tanh_()), clipped
+
+
+def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values from low to high as shares of that way, in place; 0 where it has no length."""
+    import torch
+
+    length = high - low
+    shares = values.sub_(low).div_(torch.where(length > 0, length, torch.ones_like(length)))
+    return shares.clamp_(0, 1).mul_(length > 0)
+
+
+def _prepare(block: Block, values: Values) -> _Prepared:
+    import torch
+
+    share, ratio = cast("float", values["clip"]), cast("float", values["ratio"])
+    competition, around = cast("str", values["competition"]), block.around
+
+    def sizes() -> Iterator[Tensor]:
+        return (taus.abs() for taus in around.task_vectors())
+
+    clip = around.kept_for_model(
+        f"pcb clip {share}",
+        lambda: _Bounds(values_at(sizes, lambda n: _between(n, share, 1 - share))),
+    )
+
+    def scores() -> Iterator[Tensor]:
+        return (_scores(taus, clip, competition)[0] for taus in around.task_vectors())
+
+    balance = around.kept_for_model(
+        f"pcb balance {share} {ratio} {competition}",
+        lambda: _Bounds(values_at(scores, lambda n: _between(n, 1 - ratio, 1))),
+    )
+    base = cast("Tensor", block.base)
+    indices, shifts = [], []
+    for part in chunks(block.numel, len(block.sources)):
+        found, clipped = _scores(offsets(block, part), clip, competition)
+        low, high = balance.like(found)
+        beta = _minmax(found.clamp_(low, high), low, high)
+        total = beta.new_zeros(beta.shape[1])
+        for one in beta:
+            total += one
+        chosen = total.nonzero().view(-1)
+        indices.append((chosen + part.start).int())
+        shift = beta.mul_(clipped)[:, chosen]
+        shifts.append(shift.div_(total[chosen].clamp_(min=_FLOOR)))
+    index, shift = torch.cat(indices), torch.cat(shifts, 1)
+    return _Prepared(base, block.held_bytes(base), index, shift)
+
+
+def _between(size: int, low: float, high: float) -> tuple[int, int]:
+    """The authors' places of two shares in an ascending order of so many entries."""
+    first = min(int(size * low), size - 1)
+    return first, max(first, min(int(size * high - 1), size - 1))
+
+
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
+    """Write W_0 + sum_k w_k beta_k clip(tau_k) / sum_k beta_k."""
+    weights = cast("tuple[float, ...]", values["weight"])
+    out.copy_(prepared.base)
+    for start in range(0, len(prepared.index), CHUNK):
+        part = slice(start, start + CHUNK)
+        index = prepared.index[part].long()
+        merged = prepared.base[index].float()
+        for shift, weight in zip(prepared.shifts, weights, strict=True):
+            merged.add_(shift[part], alpha=weight)
+        out[index] = merged.to(out.dtype)
+
+
+PCB = Operator(
+    name="pcb",
+    paper="Du et al. 2024, Parameter competition balancing, https://arxiv.org/abs/2410.02396",
+    summary="Task vectors weighed entry by entry by how they compete within and between experts",
+    parameters=(
+        Parameter(
+            "weight", "real", 1.0, "factor of a task vector", low=-10, high=10, per_source=True
+        ),
+        Parameter(
+            "ratio",
+            "real",
+            0.05,
+            "share of the entries whose score counts, the highest",
+            low=0.0,
+            high=1.0,
+            phase="prepare",
+        ),
+        Parameter(
+            "clip",
+            "real",
+            0.01,
+            "share of magnitudes clipped at either end",
+            low=0.0,
+            high=0.49,
+            phase="prepare",
+        ),
+        Parameter(
+            "competition",
+            "choice",
+            "sum",
+            "between experts; see the notes",
+            options=("sum", "pairs", "raw"),
+            phase="prepare",
+        ),
+    ),
+    needs_base=True,
+    min_sources=1,
+    max_sources=None,
+    prepare=_prepare,
+    apply=_apply,
+    notes="With n experts, over the whole model: a = |tau_k| clipped to its quantiles `clip` and "
+    "1 - clip, and scaled to [0, 1]; s = sign(tau_k) a; the score is exp(n a^2) tanh(tau_k sum s), "
+    "and beta_k is the score, no lower than its (1 - ratio)-quantile, scaled to [0, 1]. Base + sum "
+    "w_k beta_k clip(tau_k) / sum beta_k. So where one expert counts alone it counts in full, and "
+    "most entries are the base's. What has no range scales to 0; the authors divide by zero "
+    "there. Their repository has three forms: with tanh(tau_k sum s) and 1 % clipped (the "
+    "default), with sum_j tanh(s_k s_j) and 1 % (`competition: pairs`, nearest to the paper), and "
+    "with tanh(tau_k sum tau) and 0.01 % (`competition: raw` with `clip: 0.0001`). Their searches "
+    "tune the weights, from 0.8 to 1.3. Another ratio reads all models twice more.",
+)
