@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.merging.operator import Block, chunks
+from evomerge.merging.order import memory_bytes
 from evomerge.merging.reads import Models, Told
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+TILE = 1024  # entries: places of sparse shifts are told apart in tiles of the kernels' size
+
 _PER_THREAD = 2**20  # entries that are worth a thread
+_AT_ONCE = 8  # sources: with more the compiler does not unroll the loop over them
 
 
 @dataclass
@@ -55,10 +59,20 @@ def add_agreed_sum(
         told, target = _told(fused, models), _target(fused, out)
         limits, counts = np.array(thresholds, np.float32), np.array(counted, np.float32)
         small, factor = np.float32(least), np.float32(scale)
+        each = told.each if len(limits) <= _AT_ONCE else ((), ())
 
         def run(spans: NDArray[np.int64]) -> Any:
             return fused.add_agreed_sum(
-                told.base, told.sources, limits, counts, small, factor, target, spans
+                each,
+                told.stored,
+                told.base,
+                told.sources,
+                limits,
+                counts,
+                small,
+                factor,
+                target,
+                spans,
             )
 
         return _each(run, _spans(out.numel()))
@@ -123,6 +137,63 @@ def add_by_column(models: Models, factors: NDArray[np.float32], out: Tensor) -> 
     return None
 
 
+@dataclass
+class Sparse:
+    """What is added to a base here and there, (sources, shifts), by tile.
+
+    starts: (tiles + 1,) int64, where each tile's shifts start; places: (shifts,) uint16, in the
+    tile; shifts: (sources, shifts) float32. As arrays, wherever the models are.
+    """
+
+    starts: NDArray[np.int64]
+    places: NDArray[np.uint16]
+    shifts: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, index: NDArray[np.int32], shifts: NDArray[np.float32], numel: int) -> Sparse:
+        """From ascending entries of a block of so many, (shifts,), and (sources, shifts)."""
+        starts = np.searchsorted(index, np.arange(0, numel + TILE, TILE))
+        return cls(starts, (index % TILE).astype(np.uint16), shifts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.starts.nbytes + memory_bytes(self.places) + memory_bytes(self.shifts)
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the large arrays elsewhere."""
+        self.places = move(self.places)
+        self.shifts = move(self.shifts.reshape(-1)).reshape(self.shifts.shape)
+
+
+def add_sparse(base: Tensor, sparse: Sparse, factors: Sequence[float], out: Tensor) -> bool | None:
+    """Write W_0 + sum_k factors[k] shifts[k]; returns as `add_agreed_sum`."""
+    import torch
+
+    models = Models(None, [base], [])
+    fused, numel = models.kernels_for(out), out.numel()
+    if fused is not None:
+        origin, target = _target(fused, base), _target(fused, out)
+        table = np.array(factors, np.float32)
+
+        def run(spans: NDArray[np.int64]) -> Any:
+            tiles = np.array([spans[0, 0] // TILE, -(-spans[0, 1] // TILE), numel])
+            return fused.add_sparse(
+                origin, sparse.starts, sparse.places, sparse.shifts, table, target, tiles
+            )
+
+        return _each(run, _spans(numel, align=TILE))
+    out.copy_(base)
+    tile_of = np.repeat(np.arange(len(sparse.starts) - 1), np.diff(sparse.starts))
+    index = torch.from_numpy(tile_of * TILE + sparse.places).to(base.device)
+    for part in chunks(len(index), len(factors)):
+        merged = base[index[part]].float()
+        for shift, factor in zip(sparse.shifts, factors, strict=True):
+            merged.add_(torch.from_numpy(shift[part]).to(base.device), alpha=factor)
+        out[index[part]] = merged.to(out.dtype)
+    return None
+
+
 def _told(fused: ModuleType, models: Models) -> Told:
     return models.told(fused, fused.ALL, len(models.sources))
 
@@ -131,10 +202,14 @@ def _target(fused: ModuleType, out: Tensor) -> NDArray[np.int64]:
     return np.array(fused.address_of(out), np.int64)
 
 
-def _spans(numel: int, width: int = 1) -> list[NDArray[np.int64]]:
-    """Equal shares of whole rows, one for each thread that torch would use."""
+def _spans(numel: int, width: int = 1, *, align: int = 1) -> list[NDArray[np.int64]]:
+    """Equal shares of whole rows (or tiles), one for each thread that torch would use."""
     import torch
 
+    if align > 1:
+        shares = _spans(-(-numel // align) * align, align)
+        shares[-1][0, 1] = numel
+        return shares
     rows = numel // width
     count = max(1, min(torch.get_num_threads(), numel // _PER_THREAD, rows))
     cuts = [rows * i // count * width for i in range(count + 1)]

@@ -186,16 +186,13 @@ def values_at(pieces: Pieces, places: Callable[[int], Sequence[int]]) -> NDArray
             counts = np.zeros((len(piece), 2 * _LEVELS), np.int64)
         total += piece.shape[1]
         for row, count in zip(piece, counts, strict=True):
-            count += np.bincount(_ascending(row) >> 16, minlength=2 * _LEVELS)
+            _count_upper(_ascending(row), count)
     wanted, before = np.array(places(total)), np.cumsum(counts, 1)
     upper = np.array([np.searchsorted(row, wanted, side="right") for row in before])
     lower_counts = np.zeros((*upper.shape, 2**16), np.int64)
     for piece in pieces():
         for row, levels, found in zip(piece, upper, lower_counts, strict=True):
-            keys = _ascending(row)
-            for level, count in zip(levels, found, strict=True):
-                there = keys[keys >> 16 == level] & 0xFFFF
-                count += np.bincount(there, minlength=2**16)
+            _count_lower(_ascending(row), levels.astype(np.uint32), found)
     first = np.take_along_axis(before - counts, upper, 1)
     lower = (np.cumsum(lower_counts, 2) <= (wanted - first)[:, :, None]).sum(2)
     keys = (upper << 16 | lower).astype(np.uint32)
@@ -211,14 +208,32 @@ def _ascending(values: Tensor) -> NDArray[np.uint32]:
 
 def _counts(pieces: Pieces) -> NDArray[np.int64]:
     """How many entries have each upper half."""
-    fused = kernels()
     counts = np.zeros(_LEVELS, np.int64)
     for piece in pieces():
-        if fused is None:
-            counts += np.bincount(_bits(piece) >> 16, minlength=_LEVELS)
-        else:
-            fused.count_upper(_bits(piece), counts)
+        _count_upper(_bits(piece), counts)
     return counts
+
+
+def _count_upper(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+    """As the kernel of that name."""
+    fused = kernels()
+    if fused is None:
+        counts += np.bincount(bits >> 16, minlength=len(counts))
+    else:
+        fused.count_upper(bits, counts)
+
+
+def _count_lower(
+    bits: NDArray[np.uint32], uppers: NDArray[np.uint32], counts: NDArray[np.int64]
+) -> None:
+    """As the kernel of that name."""
+    fused = kernels()
+    if fused is not None:
+        fused.count_lower(bits, uppers, counts)
+        return
+    for upper, count in zip(uppers, counts, strict=True):
+        there = bits[bits >> 16 == upper] & 0xFFFF
+        count += np.bincount(there, minlength=counts.shape[1])
 
 
 def _scatter_lower(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -77,42 +78,55 @@ def _owners(block: Block, kept: int, group: int, order: Sequence[int], *, dense:
 
     held = block.around.room(block.numel, np.uint8)
     held[:] = 0
+    own = _own_by_kernel(block) or partial(_own, block)
     for segment in block.segments:
         size = segment.stop - segment.start
-        whole = size - size % group
+        whole = segment.start + size - size % group
         step = max(1, CHUNK // group) * group
-        for start in range(segment.start, segment.start + whole, step):
-            part = slice(start, min(start + step, segment.start + whole))
-            _own_groups(block, part, min(kept, group), group, order, held)
-        if dense and whole < size:
-            part = slice(segment.start + whole, segment.stop)
-            _own_groups(block, part, size - whole, size - whole, order, held)
+        for start in range(segment.start, whole, step):
+            part = slice(start, min(start + step, whole))
+            for k in order:
+                own(k, kept, group, part, held[part])
+        if dense and whole < segment.stop:
+            tail, length = slice(whole, segment.stop), segment.stop - whole
+            for k in order:
+                own(k, length, length, tail, held[tail])
     there = torch.from_numpy(held)
     return _Owners(held, there.to(cast("Tensor", block.base).device))
 
 
-def _own_groups(
-    block: Block,
-    part: slice,
-    kept: int,
-    group: int,
-    order: Sequence[int],
-    held: NDArray[np.uint8],
+def _own_by_kernel(block: Block) -> Callable[[int, int, int, slice, NDArray[np.uint8]], None] | None:
+    """As `_own` of a block, if the kernels can go there."""
+    fused = Models(block.base, block.sources, []).kernels_for()
+    if fused is None:
+        return None
+    base, *sources = (
+        np.array(fused.address_of(model), np.int64)
+        for model in (cast("Tensor", block.base), *block.sources)
+    )
+
+    def own(k: int, kept: int, group: int, part: slice, owners: NDArray[np.uint8]) -> None:
+        span = np.array([part.start, part.stop], np.int64)
+        fused.own_groups(base, sources[k], np.uint8(k + 1), kept, group, owners, span)
+
+    return own
+
+
+def _own(
+    block: Block, k: int, kept: int, group: int, part: slice, owners: NDArray[np.uint8]
 ) -> None:
-    """The owners of a part of a tensor, whole groups; set."""
+    """Make a source the owner of the largest of each group that nobody owns, in whole groups."""
     base = cast("Tensor", block.base)[part].float()
-    owners = held[part].reshape(-1, group)
-    # Of equal magnitudes the first is larger; what is zero, or owned, is 0.
-    places = np.arange(group, 0, -1, dtype=np.uint64)
-    for k in order:
-        sizes = block.sources[k][part].float().sub(base).abs_().cpu().numpy()
-        keys = sizes.view(np.uint32).reshape(-1, group).astype(np.uint64)
-        free = (keys != 0) & (owners == 0)
+    sizes = block.sources[k][part].float().sub(base).abs_().cpu().numpy()
+    keys = sizes.view(np.uint32).reshape(-1, group).astype(np.uint64)
+    rows = owners.reshape(-1, group)
+    free = (keys != 0) & (rows == 0)
+    if kept < group:
+        # Of equal magnitudes the first is larger; what is zero, or owned, is 0.
+        places = np.arange(group, 0, -1, dtype=np.uint64)
         keys = np.where(free, (keys << np.uint64(17)) | places, np.uint64(0))
-        if kept < group:
-            least = np.partition(keys, group - kept, axis=1)[:, group - kept, None]
-            free &= keys >= least
-        owners[free] = k + 1
+        free &= keys >= np.partition(keys, group - kept, axis=1)[:, group - kept, None]
+    rows[free] = k + 1
 
 
 CABS = Operator(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.merging.entrywise import Sparse, add_sparse
 from evomerge.merging.offsets import offsets
-from evomerge.merging.operator import CHUNK, Block, Operator, Values, chunks
-from evomerge.merging.order import memory_bytes, values_at
+from evomerge.merging.operator import Block, Operator, Values, chunks
+from evomerge.merging.order import values_at
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -39,33 +40,20 @@ class _Bounds:
 
 @dataclass
 class _Prepared:
-    """The base, and what is added to it at the entries where anything is."""
+    """The base, and what each source adds to it at a weight of 1, at the entries where any does."""
 
     base: Tensor  # (numel,)
     base_bytes: int
-    index: Tensor  # (entries,) int32
-    shifts: Tensor  # (sources, entries) float32, of each source at a weight of 1
+    sparse: Sparse
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        if self.index.device.type != "cpu":
-            return self.base_bytes + self.index.nbytes + self.shifts.nbytes
-        held = (self.index.numpy(), self.shifts.numpy())
-        return self.base_bytes + sum(map(_held_bytes, held))
+        return self.base_bytes + self.sparse.nbytes
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
-        import torch
-
-        if self.index.device.type == "cpu":
-            self.index = torch.from_numpy(move(self.index.numpy()))
-            shape = self.shifts.shape
-            self.shifts = torch.from_numpy(move(self.shifts.numpy().reshape(-1))).view(shape)
-
-
-def _held_bytes(array: NDArray[Any]) -> int:
-    return memory_bytes(array)
+        self.sparse.spill(move)
 
 
 def _scores(taus: Tensor, clip: _Bounds, competition: str) -> tuple[Tensor, Tensor]:
@@ -127,11 +115,11 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         for one in beta:
             total += one
         chosen = total.nonzero().view(-1)
-        indices.append((chosen + part.start).int())
+        indices.append((chosen + part.start).int().cpu())
         shift = beta.mul_(clipped)[:, chosen]
-        shifts.append(shift.div_(total[chosen].clamp_(min=_FLOOR)))
-    index, shift = torch.cat(indices), torch.cat(shifts, 1)
-    return _Prepared(base, block.held_bytes(base), index, shift)
+        shifts.append(shift.div_(total[chosen].clamp_(min=_FLOOR)).cpu())
+    index, shift = torch.cat(indices).numpy(), torch.cat(shifts, 1).numpy()
+    return _Prepared(base, block.held_bytes(base), Sparse.of(index, shift, block.numel))
 
 
 def _between(size: int, low: float, high: float) -> tuple[int, int]:
@@ -140,17 +128,10 @@ def _between(size: int, low: float, high: float) -> tuple[int, int]:
     return first, max(first, min(int(size * high - 1), size - 1))
 
 
-def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
+def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
     """Write W_0 + sum_k w_k beta_k clip(tau_k) / sum_k beta_k."""
     weights = cast("tuple[float, ...]", values["weight"])
-    out.copy_(prepared.base)
-    for start in range(0, len(prepared.index), CHUNK):
-        part = slice(start, start + CHUNK)
-        index = prepared.index[part].long()
-        merged = prepared.base[index].float()
-        for shift, weight in zip(prepared.shifts, weights, strict=True):
-            merged.add_(shift[part], alpha=weight)
-        out[index] = merged.to(out.dtype)
+    return add_sparse(prepared.base, prepared.sparse, weights, out)
 
 
 PCB = Operator(
