@@ -93,7 +93,19 @@ def decaying() -> States:
     return {m: {name: value.float() for name, value in s.items()} for m, s in states.items()}
 
 
-FAMILIES: dict[str, Callable[[], States]] = {"ordinary": ordinary, "decaying": decaying}
+def rootless() -> States:
+    """Task vectors on a base of zeros: the only one on which FusionBench's own TALL masks are."""
+    base, *experts = ordinary().values()
+    zero = {name: torch.zeros_like(value) for name, value in base.items()}
+    moves = [{name: expert[name] - base[name] for name in base} for expert in experts]
+    return dict(zip(MODELS, (zero, *moves), strict=True))
+
+
+FAMILIES: dict[str, Callable[[], States]] = {
+    "ordinary": ordinary,
+    "decaying": decaying,
+    "rootless": rootless,
+}
 
 
 # --- what merges them -----------------------------------------------------------------------------
@@ -180,7 +192,73 @@ def opcm(states: States, alpha: float = 0.5) -> State:
     return dict(algorithm.run(Pool(states)).state_dict())
 
 
+def magmax(states: States, scale: float = 0.5) -> State:
+    """Maximum magnitude selection."""
+    from fusion_bench.method.magmax import magmax_merge
+
+    base, *experts = (as_modules(state) for state in states.values())
+    return dict(magmax_merge(base, experts, scaling_factor=scale).state_dict())
+
+
+def tall_masks(states: States, thresholds: list[float]) -> tuple[State, State, list[State]]:
+    """The base, the sum of the task vectors and all masks, by its copy of the authors' functions.
+
+    thresholds: one for each expert.
+    """
+    from fusion_bench.method.tall_mask.utils import generate_task_masks
+
+    base, taus = task_vectors(states)
+    total = {name: torch.stack([tau[name] for tau in taus]).sum(0) for name in base}
+    masks = [
+        {
+            name: generate_task_masks(
+                taus[k][name], expert[name], base[name], total[name], thresholds[k]
+            )
+            for name in base
+        }
+        for k, expert in enumerate(list(states.values())[1:])
+    ]
+    return base, total, masks
+
+
+def tall_mask(states: States, threshold: float) -> State:
+    """The first expert, recovered by its mask."""
+    base, total, masks = tall_masks(states, [threshold] * (len(states) - 1))
+    return {name: base[name] + masks[0][name] * total[name] for name in base}
+
+
+def tall_mask_own(states: States, threshold: float) -> State:
+    """The same by FusionBench's own function, which compares a weight with a task vector.
+
+    Its algorithm cannot be run: it refuses the parameters of modules beside plain tensors.
+    """
+    from fusion_bench.method.tall_mask.task_arithmetic import generate_task_masks
+
+    base, taus = task_vectors(states)
+    total = {name: sum(tau[name] for tau in taus) for name in base}
+    mask = generate_task_masks(total, taus[0], base, threshold)  # type: ignore[arg-type]
+    return {name: base[name] + mask[name] * total[name] for name in base}
+
+
+def consensus_ta(
+    states: States, thresholds: list[float], min_tasks: int, scale: float
+) -> State:
+    """The sum of the task vectors where so many masks are set."""
+    from fusion_bench.method.tall_mask import utils
+
+    base, total, masks = tall_masks(states, thresholds)
+    by_task = {str(k): mask for k, mask in enumerate(masks)}
+    utils.load_tall_mask = lambda *_: by_task  # in place of a file
+    found = utils.construct_consensus_mask(base, min_tasks, None)
+    agreed = utils.vector_to_state_dict(found, base)
+    return {name: base[name] + scale * agreed[name] * total[name] for name in base}
+
+
 METHODS: dict[str, Callable[..., State]] = {
+    "magmax": magmax,
+    "tall_mask": tall_mask,
+    "tall_mask_own": tall_mask_own,
+    "consensus_ta": consensus_ta,
     "iso_c": iso_c,
     "iso_cts": iso_cts,
     "tsv_m": tsv_m,
@@ -200,6 +278,29 @@ CASES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
     "opcm": ("opcm", {}, "abc", BOTH),
     "opcm_other_order": ("opcm", {"alpha": 0.2}, "cab", BOTH),
     "opcm_all": ("opcm", {"alpha": 0.9}, "ba", BOTH),
+    "magmax": ("magmax", {}, "abc", BOTH),
+    "magmax_scaled": ("magmax", {"scale": 0.8}, "cab", BOTH),
+    "tall_mask": ("tall_mask", {"threshold": 0.4}, "abc", BOTH),
+    "tall_mask_of_c": ("tall_mask", {"threshold": 1.2}, "cab", BOTH),
+    "tall_mask_own": ("tall_mask_own", {"threshold": 0.3}, "abc", ("rootless",)),
+    "consensus_ta": (
+        "consensus_ta",
+        {"thresholds": [0.2, 0.4, 0.6], "min_tasks": 2, "scale": 0.3},
+        "abc",
+        BOTH,
+    ),
+    "consensus_ta_one": (
+        "consensus_ta",
+        {"thresholds": [0.5, 0.3], "min_tasks": 1, "scale": 1.0},
+        "bc",
+        BOTH,
+    ),
+    "consensus_ta_all": (
+        "consensus_ta",
+        {"thresholds": [0.1, 0.1, 0.1], "min_tasks": 3, "scale": 0.7},
+        "abc",
+        BOTH,
+    ),
 }
 
 
