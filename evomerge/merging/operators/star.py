@@ -63,4 +63,9 @@ STAR = Operator(
     max_sources=None,
     prepare=_prepare,
     apply=apply_alpha,
+    notes="Base + alpha mean_k(star(tau_k)). star keeps the first r singular directions of a "
+    "matrix, r the first index whose cumulated singular values reach eta % of their sum, and scales "
+    "them so that their sum is what it was. Embeddings and heads are matrices too. Tensors that are "
+    "no matrices are averaged; the published code is given the matrices of linear layers alone. A "
+    "new eta costs no new decomposition, only products of matrices.",
 )
