@@ -131,12 +131,17 @@ def spectrum_of(gram: Tensor, where: str, least: float = 0.0) -> Spectrum:
     return Spectrum(values, vectors.flip(1))
 
 
-def gram_of(matrix: Matrix, rows: Callable[[slice], Tensor]) -> Tensor:
-    """X' X of a matrix X that comes in slices of float64 rows, as many as the matrix has."""
+def gram_of(
+    matrix: Matrix,
+    rows: Callable[[slice], Tensor],
+    others: Callable[[slice], Tensor] | None = None,
+) -> Tensor:
+    """X' X, or X' Y, of matrices that come in slices of float64 rows, as many as the matrix has."""
     total: Tensor | None = None
     for part in matrix.parts():
-        piece = rows(part)
-        total = piece.t() @ piece if total is None else total.addmm_(piece.t(), piece)
+        left = rows(part)
+        right = left if others is None else others(part)
+        total = left.t() @ right if total is None else total.addmm_(left.t(), right)
     return cast("Tensor", total)
 
 
@@ -211,4 +216,5 @@ def _inverse_root(gram: Tensor) -> Tensor:
     squares, vectors = torch.linalg.eigh(gram)
     kept = squares > NULL**2 * squares[-1].clamp(min=0)
     roots = torch.where(kept, squares.clamp(min=1e-300).rsqrt(), 0)
-    return vectors * roots @ vectors.t()
+    root: Tensor = vectors * roots @ vectors.t()
+    return root

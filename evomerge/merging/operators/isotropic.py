@@ -9,8 +9,8 @@ from evomerge.merging.offsets import Shifted, apply_alpha, empty_shift
 from evomerge.merging.operator import Block, Operator, Values
 from evomerge.merging.operators.averaged import average_others
 from evomerge.merging.spectra import (
+    NULL,
     Matrix,
-    Spectrum,
     gram_of,
     matrices_of,
     spectrum_of,
@@ -52,37 +52,35 @@ def _prepare_both(block: Block, values: Values) -> Shifted:
 def _write_both(block: Block, matrix: Matrix, values: Values, shift: Tensor) -> None:
     import torch
 
-    count = len(block.sources)
-    num_common, num_own = _directions(matrix.columns, count, cast("float", values["common"]))
+    num_common, num_own = _directions(
+        matrix.columns, len(block.sources), cast("float", values["common"])
+    )
     grams, crossed = _grams(block, matrix)
     gram = sum(crossed[1:], start=crossed[0])
-    whole = spectrum_of((gram + gram.t()) / 2, _named(block, matrix))
-    common = whole.top(num_common)
-    onto_common = common.vectors @ common.vectors.t()
+    common = spectrum_of((gram + gram.t()) / 2, _named(block, matrix)).top(num_common)
     sizes, rights = [common.values], [common.vectors]
-    # Left vectors are [A_1 ... A_T, A] times these: A is the sum of the task vectors A_k.
-    from_task, from_sum = [], common.coordinates
-    for own_gram, cross in zip(grams, crossed, strict=True):
-        if matrix.turned:  # upright, the common left vectors are on the right: A_k (I - V V')
-            away = torch.eye(matrix.columns).to(gram) - onto_common
-            left_gram, projected = away @ own_gram @ away, None
-        else:  # A_k - U U' A_k, where U' A_k = S^-1 V' A' A_k
+    # Left singular vectors, as what [A_1 ... A_T, A] is to be multiplied by.
+    from_task, from_sum = [], [common.coordinates]
+    for gram, cross in zip(grams, crossed, strict=True):
+        least = NULL * float(gram.trace()) ** 0.5  # below it nothing is left but rounding
+        if matrix.turned:  # the common left vectors are the right ones of A_k upright
+            away = torch.eye(matrix.columns).to(gram) - common.vectors @ common.vectors.t()
+            own = spectrum_of(away @ gram @ away, _named(block, matrix), least).top(num_own)
+            from_task.append(away @ own.coordinates)
+            from_sum.append(torch.zeros_like(own.coordinates))
+        else:  # A_k - U U' A_k, with U' A_k = S^-1 V' A' A_k
             inside = common.coordinates.t() @ cross
-            left_gram, projected = own_gram - inside.t() @ inside, common.coordinates @ inside
-        least = 1e-6 * float(own_gram.diagonal().sum()) ** 0.5  # nothing left but rounding
-        own = spectrum_of(left_gram, _named(block, matrix), least).top(num_own)
+            left = gram - inside.t() @ inside
+            own = spectrum_of(left, _named(block, matrix), least).top(num_own)
+            from_task.append(own.coordinates)
+            from_sum.append(-common.coordinates @ inside @ own.coordinates)
         sizes.append(own.values)
         rights.append(own.vectors)
-        if projected is None:
-            from_task.append(away @ own.coordinates)
-        else:
-            from_task.append(own.coordinates)
-            from_sum = torch.cat([from_sum, -(projected @ own.coordinates)], 1)
     joined = torch.cat(sizes)
     counted = len(joined) if values["mean_over"] == "directions" else matrix.columns
     size = joined.sum() / max(1, counted)
-    left = partial(_left_rows, block, matrix, common.rank, from_task, from_sum)
-    write_joined(matrix, left, size.expand(len(joined)), torch.cat(rights, 1), shift)
+    left_rows = partial(_left_rows, block, matrix, from_task, torch.cat(from_sum, 1))
+    write_joined(matrix, left_rows, size.expand(len(joined)), torch.cat(rights, 1), shift)
 
 
 def _grams(block: Block, matrix: Matrix) -> tuple[list[Tensor], list[Tensor]]:
@@ -104,22 +102,17 @@ def _grams(block: Block, matrix: Matrix) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _left_rows(
-    block: Block,
-    matrix: Matrix,
-    num_common: int,
-    from_task: list[Tensor],
-    from_sum: Tensor,
-    part: slice,
+    block: Block, matrix: Matrix, from_task: list[Tensor], from_sum: Tensor, part: slice
 ) -> Tensor:
     """Rows of all left singular vectors: the common ones, then those of one task after another."""
-    import torch
-
-    rows = [task_rows(block, matrix, k, part) for k in range(len(block.sources))]
-    own = torch.cat([a @ b for a, b in zip(rows, from_task, strict=True)], 1)
-    of_sum = sum(rows[1:], start=rows[0]) @ from_sum
-    if from_sum.shape[1] > num_common:
-        own += of_sum[:, num_common:]
-    return torch.cat([of_sum[:, :num_common], own], 1)
+    rows = [task_rows(block, matrix, source, part) for source in range(len(block.sources))]
+    left = sum(rows[1:], start=rows[0]) @ from_sum
+    start = left.shape[1] - sum(one.shape[1] for one in from_task)
+    for own, coordinates in zip(rows, from_task, strict=True):
+        stop = start + coordinates.shape[1]
+        left[:, start:stop] += own @ coordinates
+        start = stop
+    return left
 
 
 def _directions(count: int, tasks: int, common: float) -> tuple[int, int]:
@@ -176,8 +169,8 @@ ISO_C = Operator(
     max_sources=None,
     prepare=_prepare_common,
     apply=apply_alpha,
-    notes="Base + alpha mean(S) U V', with U S V' = sum tau_k, per matrix. Note that it is the sum, "
-    f"not the mean: alpha 1 moves as far as all experts together. {_ZERO}{_OTHERS}",
+    notes="Base + alpha mean(S) U V', with U S V' = sum tau_k, per matrix. Note that it is the "
+    f"sum, not the mean: alpha 1 moves as far as all experts together. {_ZERO}{_OTHERS}",
 )
 
 ISO_CTS = Operator(
@@ -202,11 +195,11 @@ ISO_CTS = Operator(
     max_sources=None,
     prepare=_prepare_both,
     apply=apply_alpha,
-    notes="Per matrix: the first k left singular vectors U of sum tau_j are common; each task adds "
-    "the first directions of (I - U U') tau_j; left and right vectors, joined, are made orthonormal "
-    "by their polar factors, and all sizes become their mean, times alpha. k is common min(m, n), "
-    "changed so that the rest divides by the number of experts: the published code rounds the rest "
-    "to the nearest multiple, half to even, and fails where that exceeds min(m, n) (7 directions, "
-    "2 experts, common 0); here it is then rounded down. It projects on the side of the outputs "
-    f"alone, as the paper's formula does. {_ZERO}{_OTHERS}",
+    notes="Per matrix: the first k left singular vectors U of sum tau_j are common; each task "
+    "adds the first directions of (I - U U') tau_j; left and right vectors, joined, are made "
+    "orthonormal by their polar factors, and all sizes become their mean, times alpha. k is "
+    "common min(m, n), changed so that the rest divides by the number of experts: the published "
+    "code rounds the rest to the nearest multiple, half to even, and fails where that exceeds "
+    "min(m, n) (7 directions, 2 experts, common 0); here it is then rounded down. It projects on "
+    f"the side of the outputs alone, as the paper's formula does. {_ZERO}{_OTHERS}",
 )

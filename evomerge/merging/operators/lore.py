@@ -72,13 +72,14 @@ def _improve(block: Block, matrix: Matrix, start: Tensor, thresholds: Sequence[T
     target, count = matrix.of(start), len(thresholds)
     moved = length = 0.0
     for part in matrix.parts():
-        change = 0
+        common = target[part].double()
+        changed = common.clone()
         for number, threshold in enumerate(thresholds):
             rest = _rest(block, matrix, number, start, part)
             length += float(rest.square().sum()) / count
-            change = change + (rest - rest @ threshold) / count
-        moved += float(change.square().sum())
-        target[part] = (target[part].double() + change).float()
+            changed += (rest - rest @ threshold) / count
+        moved += float((changed - common).square().sum())
+        target[part] = changed.float()
     return (moved / length) ** 0.5 if length else 0.0
 
 
@@ -130,12 +131,13 @@ LORE = Operator(
     apply=_apply,
     notes="theta_0 + lambda mean(w_i delta_i), with theta_0 and the delta_i that minimise sum "
     "|theta_0 + delta_i - theta_i|^2 + mu |delta_i|_* per matrix, found in turns from theta_0 = "
-    "mean(theta_i): delta_i = theta_i - theta_0 with its singular values less mu/2 (0 where that is "
-    "negative), theta_0 = mean(theta_i - delta_i). mu is in the units of singular values: where it "
-    "is twice the largest one of what experts differ by, the result is their mean, and it is the "
-    "mean, too, for lambda 1 and any mu when the turns have come to an end; what is to be searched "
-    "is lambda and the weights. Some texts and codes take mu itself as the threshold: give twice as "
-    "much here. The turns end when theta_0 moves by less than 1e-5 of what is left, or after "
-    "`rounds`; each decomposes every matrix of every expert, so this is by far the slowest operator "
-    "to prepare. Tensors that are no matrices are averaged; embeddings and heads are matrices.",
+    "mean(theta_i): delta_i = theta_i - theta_0 with its singular values less mu/2 (0 where that "
+    "is negative), theta_0 = mean(theta_i - delta_i). mu is in the units of singular values: "
+    "where it is twice the largest one of what experts differ by, the result is their mean, and "
+    "it is the mean, too, for lambda 1 and any mu when the turns have come to an end; what is to "
+    "be searched is lambda and the weights. Some texts and codes take mu itself as the "
+    "threshold: give twice as much here. The turns end when theta_0 moves by less than 1e-5 of "
+    "what is left, or after `rounds`; each decomposes every matrix of every expert, so this is "
+    "by far the slowest operator to prepare. Tensors that are no matrices are averaged; "
+    "embeddings and heads are matrices.",
 )

@@ -13,7 +13,7 @@ from evomerge.merging import passes
 from evomerge.merging.offsets import Shifted, empty_shift, offsets
 from evomerge.merging.operator import Block, Operator, Values, parts_of
 from evomerge.merging.reads import Models
-from evomerge.merging.spectra import Matrix, matrices_of, spectrum_of, task_rows
+from evomerge.merging.spectra import Matrix, gram_of, matrices_of, spectrum_of, task_rows
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -128,22 +128,22 @@ def _merge_matrix(block: Block, matrix: Matrix, alpha: float, shift: Tensor) -> 
     where = f"{block.names[matrix.number]}: the merged task vector"
     for part in matrix.parts():
         merged[part] = task_rows(block, matrix, 0, part).float()
+    before = partial(_rows, merged)
     for source in range(1, len(block.sources)):
-        gram, cross = 0, 0
-        for part in matrix.parts():
-            before = merged[part].double()
-            gram = gram + before.t() @ before
-            cross = cross + before.t() @ task_rows(block, matrix, source, part)
-        spectrum = spectrum_of(gram, where).top(matrix.columns)
-        held = spectrum.coordinates.t() @ cross @ spectrum.vectors  # U' tau V
+        own = partial(task_rows, block, matrix, source)
+        spectrum = spectrum_of(gram_of(matrix, before), where).top(matrix.columns)
+        held = spectrum.coordinates.t() @ gram_of(matrix, before, own) @ spectrum.vectors  # U'tau V
         lead = _leading(spectrum.values, alpha)
         removed = held.diagonal().diag()
         removed[:lead, :lead] = held[:lead, :lead]
         onto = spectrum.coordinates @ removed @ spectrum.vectors.t()
         for part in matrix.parts():
-            before = merged[part].double()
-            added = task_rows(block, matrix, source, part) - before @ onto
-            merged[part] = (before + added).float()
+            rows = before(part)
+            merged[part] = (rows + own(part) - rows @ onto).float()
+
+
+def _rows(upright: Tensor, part: slice) -> Tensor:
+    return upright[part].double()
 
 
 def _leading(values: Tensor, alpha: float) -> int:
@@ -189,13 +189,14 @@ OPCM = Operator(
     prepare=_prepare,
     apply=_apply,
     notes="Experts come in the order of the sources, and the order matters (the published code "
-    "shuffles it by default). Per matrix: with the singular vectors U, V of the merged task vector, "
-    "P = U' tau V without its diagonal and without its leading k x k block, k being the first index "
-    "whose cumulated share of the singular values exceeds alpha; U P V' is added. In the end the "
-    "merged task vector gets the experts' mean length, over the whole model as published (`length: "
-    "model`; the first block computes all others), within each tensor, or not at all: then it is "
-    "the paper's numerator. The published code does so after every expert, and takes it back before "
-    "the next one: the result is the same. Diagonal entries of directions whose singular value is "
-    "zero stay: which directions those are is an accident. Embeddings and tensors that are no "
-    "matrices are added unprojected, as in the published code, which projects linear layers alone.",
+    "shuffles it by default). Per matrix: with the singular vectors U, V of the merged task "
+    "vector, P = U' tau V without its diagonal and without its leading k x k block, k being the "
+    "first index whose cumulated share of the singular values exceeds alpha; U P V' is added. In "
+    "the end the merged task vector gets the experts' mean length, over the whole model as "
+    "published (`length: model`; the first block computes all others), within each tensor, or "
+    "not at all: then it is the paper's numerator. The published code does so after every "
+    "expert, and takes it back before the next one: the result is the same. Diagonal entries of "
+    "directions whose singular value is zero stay: which directions those are is an accident. "
+    "Embeddings and tensors that are no matrices are added unprojected, as in the published "
+    "code, which projects linear layers alone.",
 )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def _prepare(block: Block, values: Values) -> Shifted:
     """The mean of what is left of the task vectors; a new eta needs no new spectra."""
+    import torch
+
     prepared = empty_shift(block)
     average_others(block, prepared.shift)
     share, count = cast("float", values["eta"]) / 100, len(block.sources)
@@ -23,13 +25,14 @@ def _prepare(block: Block, values: Values) -> Shifted:
     for place, matrix in enumerate(matrices_of(block)):
         kept = [_cut(one.of_matrices[place], share) for one in spectra]
         target = matrix.of(prepared.shift)
+        joined = torch.cat([vectors for vectors, _ in kept], 1)
         for part in matrix.parts():
-            total = 0
-            for source, (vectors, scale) in enumerate(kept):
-                rows = task_rows(block, matrix, source, part).float()
-                # Onto the first right singular vectors: the sum of the first u s v'.
-                total = total + (rows @ vectors) @ (vectors.t() * (scale / count))
-            target[part] = total
+            # Onto the first right singular vectors: the sum of the first u s v'.
+            reduced = [
+                task_rows(block, matrix, source, part).float() @ vectors * (scale / count)
+                for source, (vectors, scale) in enumerate(kept)
+            ]
+            target[part] = torch.cat(reduced, 1) @ joined.t()
     return prepared
 
 
@@ -64,8 +67,8 @@ STAR = Operator(
     prepare=_prepare,
     apply=apply_alpha,
     notes="Base + alpha mean_k(star(tau_k)). star keeps the first r singular directions of a "
-    "matrix, r the first index whose cumulated singular values reach eta % of their sum, and scales "
-    "them so that their sum is what it was. Embeddings and heads are matrices too. Tensors that are "
-    "no matrices are averaged; the published code is given the matrices of linear layers alone. A "
-    "new eta costs no new decomposition, only products of matrices.",
+    "matrix, r the first index whose cumulated singular values reach eta % of their sum, and "
+    "scales them so that their sum is what it was. Embeddings and heads are matrices too. "
+    "Tensors that are no matrices are averaged; the published code is given the matrices of "
+    "linear layers alone. A new eta costs no new decomposition, only products of matrices.",
 )

@@ -120,6 +120,6 @@ SVD_TASK_ARITHMETIC = Operator(
     apply=_apply,
     notes="Base + lambda sum w_k low(tau_k); low keeps the int(rank min(m, n)) first singular "
     "directions of a matrix, at least 1, as they are: at rank 1 it is task arithmetic, without "
-    "normalising. Embeddings and heads are matrices too; all other tensors are kept whole. What is "
-    "prepared costs 4 bytes an entry and expert, in memory or in a file.",
+    "normalising. Embeddings and heads are matrices too; all other tensors are kept whole. What "
+    "is prepared costs 4 bytes an entry and expert, in memory or in a file.",
 )
