@@ -85,9 +85,7 @@ def add_agreed_sum(
     return None
 
 
-def add_owned(
-    models: Models, owners: Tensor, factors: Sequence[float], out: Tensor
-) -> bool | None:
+def add_owned(models: Models, owners: Tensor, factors: Sequence[float], out: Tensor) -> bool | None:
     """Write W_0 + factors[k] tau_k, k being the entry's owner; returns as `add_agreed_sum`.
 
     owners: (numel,) uint8, 1 + the owner's number, 0 where there is none.

@@ -512,9 +512,7 @@ def tiles_of(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 @_kernel
-def _add_agreed(
-    stored: Any, some: Any, start: int, least: Any, scale: Any, origin: Any
-) -> None:
+def _add_agreed(stored: Any, some: Any, start: int, least: Any, scale: Any, origin: Any) -> None:
     """A tile of `add_agreed_sum`, all sources in one loop."""
     addresses, _, _, thresholds, _, _, counted = some
     for i in range(origin.size):

@@ -70,6 +70,19 @@ class Around(Protocol):
         """
         ...
 
+    def blocks(self) -> Iterator[Block]:
+        """The whole models, one block after another, as they are when each is merged by itself.
+
+        Raises:
+            CandidateError: layers are rearranged, so that there are no such task vectors.
+        """
+        ...
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Of each tensor in the block: attention, mlp, norm, embedding, head or other."""
+        ...
+
 
 @dataclass(frozen=True)
 class Block:
@@ -78,7 +91,6 @@ class Block:
     names, shapes: of the tensors; base: shape (numel,), absent for operators that need none;
     sources: one tensor of shape (numel,) for each of source_names, in their own dtype.
     depths: of each tensor, its layer's place from 0 (first) to 1 (last); None outside the layers.
-    components: of each tensor, what it is part of in the base (see `Anatomy`).
     views: addresses of those of base and sources that are views of a model's own memory or file.
     around: what can be known beyond these entries.
     """
@@ -90,7 +102,6 @@ class Block:
     source_names: tuple[str, ...]
     mask_seed: int
     depths: tuple[float | None, ...]
-    components: tuple[str, ...]
     views: frozenset[int]
     around: Around
 

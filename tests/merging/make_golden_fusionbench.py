@@ -3,7 +3,7 @@
 Run it by hand where fusion-bench 0.2.33, accelerate and peft are installed:
 `python tests/merging/make_golden_fusionbench.py`; tests read what it has written, by
 golden_fusionbench.py. The models are ours, made from a seed: some methods look at whole models, so
-every case merges a whole family. The file holds
+every case merges a whole family, in float64. The file holds, in float32,
 
     in/{family}/{model}/{tensor}     the base and its experts
     out/{case}/{family}/{tensor}     what FusionBench makes of them
@@ -240,9 +240,7 @@ def tall_mask_own(states: States, threshold: float) -> State:
     return {name: base[name] + mask[name] * total[name] for name in base}
 
 
-def consensus_ta(
-    states: States, thresholds: list[float], min_tasks: int, scale: float
-) -> State:
+def consensus_ta(states: States, thresholds: list[float], min_tasks: int, scale: float) -> State:
     """The sum of the task vectors where so many masks are set."""
     from fusion_bench.method.tall_mask import utils
 
@@ -314,9 +312,11 @@ def main() -> None:
             stored |= {f"in/{family}/{model}/{name}": value for name, value in state.items()}
     for case, (method, parameters, experts, families) in CASES.items():
         for family in families:
-            states = {model: FAMILIES[family]()[model] for model in ("base", *experts)}
+            models = FAMILIES[family]()
+            # In float64, so that what a test finds is not the oracle's own rounding.
+            states = {m: {n: v.double() for n, v in models[m].items()} for m in ("base", *experts)}
             merged = METHODS[method](states, **parameters)
-            stored |= {f"out/{case}/{family}/{name}": value for name, value in merged.items()}
+            stored |= {f"out/{case}/{family}/{n}": value.float() for n, value in merged.items()}
     versions = {name: importlib.metadata.version(name) for name in ("fusion-bench", "torch")}
     save_file(
         {name: value.detach().contiguous().clone() for name, value in stored.items()},

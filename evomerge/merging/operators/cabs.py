@@ -95,7 +95,9 @@ def _owners(block: Block, kept: int, group: int, order: Sequence[int], *, dense:
     return _Owners(held, there.to(cast("Tensor", block.base).device))
 
 
-def _own_by_kernel(block: Block) -> Callable[[int, int, int, slice, NDArray[np.uint8]], None] | None:
+def _own_by_kernel(
+    block: Block,
+) -> Callable[[int, int, int, slice, NDArray[np.uint8]], None] | None:
     """As `_own` of a block, if the kernels can go there."""
     fused = Models(block.base, block.sources, []).kernels_for()
     if fused is None:
@@ -138,7 +140,9 @@ CABS = Operator(
         Parameter(
             "weight", "real", 1.0, "factor of a task vector", low=-10, high=10, per_source=True
         ),
-        Parameter("n", "integer", 64, "entries that an expert keeps of a group", low=1, high=_WIDEST),
+        Parameter(
+            "n", "integer", 64, "entries that an expert keeps of a group", low=1, high=_WIDEST
+        ),
         Parameter("m", "integer", 256, "entries of a group", low=1, high=_WIDEST),
         Parameter(
             "priority",

@@ -33,7 +33,9 @@ def _apply_first(prepared: Kept, values: Values, out: Tensor) -> bool | None:
     return add_agreed_sum(prepared.models, thresholds, first, 1.0, 1.0, out)
 
 
-_PAPER = "Wang et al. 2024, Localizing task information (TALL masks), https://arxiv.org/abs/2405.07813"
+_PAPER = (
+    "Wang et al. 2024, Localizing task information (TALL masks), https://arxiv.org/abs/2405.07813"
+)
 _MASK = (
     "A source's mask is |tau_k| > threshold |T - tau_k|, where T is the unscaled sum of all task "
     "vectors: what the others add there is less than what is left of the source. The paper tries "

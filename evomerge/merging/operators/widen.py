@@ -88,7 +88,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
 
 def _is_transposed(block: Block, number: int) -> bool:
     """Whether a matrix's rows, and not its columns, are what is weighed."""
-    return block.components[number] == "embedding"
+    return block.around.components[number] == "embedding"
 
 
 def _ranks(block: Block, k: int) -> _Ranks:
