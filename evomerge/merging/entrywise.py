@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +60,7 @@ def add_agreed_sum(
         told, target = _told(fused, models), _target(fused, out)
         limits, counts = np.array(thresholds, np.float32), np.array(counted, np.float32)
         small, factor = np.float32(least), np.float32(scale)
-        each = told.each if len(limits) <= _AT_ONCE else ((), ())
+        each = told.each if len(limits) <= _AT_ONCE else ((0,), (np.float32(0),))
 
         def run(spans: NDArray[np.int64]) -> Any:
             return fused.add_agreed_sum(
@@ -211,7 +212,7 @@ def _spans(numel: int, width: int = 1, *, align: int = 1) -> list[NDArray[np.int
     rows = numel // width
     count = max(1, min(torch.get_num_threads(), numel // _PER_THREAD, rows))
     cuts = [rows * i // count * width for i in range(count + 1)]
-    return [np.array([cut], np.int64) for cut in zip(cuts, cuts[1:], strict=False)]
+    return [np.array([cut], np.int64) for cut in pairwise(cuts)]
 
 
 def _each(run: Callable[[Any], Any], shares: Sequence[Any]) -> bool:

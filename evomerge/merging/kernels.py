@@ -568,7 +568,7 @@ def add_agreed_sum(
 
     T is the sum of the task vectors, and mask k is |tau_k| > thresholds[k] |T - tau_k|.
 
-    each: as of `add_task_vectors`; all sources at once, or those of no source where they are many.
+    each: as of `add_task_vectors`, for all sources at once; for one where they are too many.
     stored, base, sources, out, spans: as of `add_task_vectors`.
     thresholds, counted: (num_sources,) float32; a mask adds what its source is counted for.
     least, scale: float32; the least sum of what is counted.
@@ -586,7 +586,7 @@ def add_agreed_sum(
             size = min(_TILE, spans[span, 1] - start)
             origin = tiles[0, :size]
             _load(base[0], base[1], start, origin)
-            if len(each[0]) > 0:
+            if len(each[0]) == count:
                 _unify(stored, sources, start, buffers[:, :size], unified)
                 # What it has no use for is read from where something is.
                 some = _some(each, 0, 0, 0, source_at, threshold_at, threshold_at, counted_at)

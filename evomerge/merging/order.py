@@ -197,7 +197,8 @@ def values_at(pieces: Pieces, places: Callable[[int], Sequence[int]]) -> NDArray
     lower = (np.cumsum(lower_counts, 2) <= (wanted - first)[:, :, None]).sum(2)
     keys = (upper << 16 | lower).astype(np.uint32)
     bits = np.where(keys >> 31 == 1, keys ^ np.uint32(2**31), ~keys)
-    return bits.view(np.float32)
+    values: NDArray[np.float32] = bits.view(np.float32)
+    return values
 
 
 def _ascending(values: Tensor) -> NDArray[np.uint32]:

@@ -248,7 +248,8 @@ def consensus_ta(states: States, thresholds: list[float], min_tasks: int, scale:
     by_task = {str(k): mask for k, mask in enumerate(masks)}
     utils.load_tall_mask = lambda *_: by_task  # in place of a file
     found = utils.construct_consensus_mask(base, min_tasks, None)
-    agreed = utils.vector_to_state_dict(found, base)
+    like = {name: value.clone() for name, value in base.items()}  # it writes into it
+    agreed = utils.vector_to_state_dict(found, like)
     return {name: base[name] + scale * agreed[name] * total[name] for name in base}
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MOST_SOURCES = 255  # an owner's number is a byte
 _WIDEST = 2**16  # a place in a group has 16 bits of a key
 
+# Source, how many of a group, of so many entries, where, and the owners there.
+_Own = Callable[[int, int, int, slice, NDArray[np.uint8]], None]
+
 
 @dataclass
 class _Prepared:
@@ -78,7 +81,7 @@ def _owners(block: Block, kept: int, group: int, order: Sequence[int], *, dense:
 
     held = block.around.room(block.numel, np.uint8)
     held[:] = 0
-    own = _own_by_kernel(block) or partial(_own, block)
+    own: _Own = _own_by_kernel(block) or partial(_own, block)
     for segment in block.segments:
         size = segment.stop - segment.start
         whole = segment.start + size - size % group

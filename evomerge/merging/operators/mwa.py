@@ -36,8 +36,9 @@ def shares_of(
         raise CandidateError(f"mwa: no checkpoint has a metric above 0: {list(metric)}")
     with np.errstate(divide="ignore"):  # a metric of 0 has no share
         logs = (-penalty if lower_is_better else penalty) * np.log(values)
-    shares: NDArray[np.float64] = np.exp(logs - logs.max())
-    return shares / shares.sum()
+    powers = np.exp(logs - logs.max())
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
 
 
 def _apply(prepared: Sources, values: Values, out: Tensor) -> bool | None:

@@ -118,8 +118,9 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         indices.append((chosen + part.start).int().cpu())
         shift = beta.mul_(clipped)[:, chosen]
         shifts.append(shift.div_(total[chosen].clamp_(min=_FLOOR)).cpu())
-    index, shift = torch.cat(indices).numpy(), torch.cat(shifts, 1).numpy()
-    return _Prepared(base, block.held_bytes(base), Sparse.of(index, shift, block.numel))
+    index, found_shifts = torch.cat(indices).numpy(), torch.cat(shifts, 1).numpy()
+    sparse = Sparse.of(index, found_shifts, block.numel)
+    return _Prepared(base, block.held_bytes(base), sparse)
 
 
 def _between(size: int, low: float, high: float) -> tuple[int, int]:
