@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.merging.operator import Block, chunks
+from evomerge.merging.operator import CHUNK, Block, chunks
 from evomerge.merging.order import memory_bytes
 from evomerge.merging.reads import Models, Told
 
@@ -138,10 +138,10 @@ def add_by_column(models: Models, factors: NDArray[np.float32], out: Tensor) -> 
 
 @dataclass
 class Sparse:
-    """What is added to a base here and there, (sources, shifts), by tile.
+    """What each source adds to a base here and there, by tile.
 
-    starts: (tiles + 1,) int64, where each tile's shifts start; places: (shifts,) uint16, in the
-    tile; shifts: (sources, shifts) float32. As arrays, wherever the models are.
+    starts: (sources, tiles + 1) int64, where each tile's shifts start; places: (shifts,) uint16, in
+    the tile; shifts: (shifts,) float32, source by source.
     """
 
     starts: NDArray[np.int64]
@@ -149,10 +149,24 @@ class Sparse:
     shifts: NDArray[np.float32]
 
     @classmethod
-    def of(cls, index: NDArray[np.int32], shifts: NDArray[np.float32], numel: int) -> Sparse:
-        """From ascending entries of a block of so many, (shifts,), and (sources, shifts)."""
-        starts = np.searchsorted(index, np.arange(0, numel + TILE, TILE))
-        return cls(starts, (index % TILE).astype(np.uint16), shifts)
+    def of(
+        cls, found: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]], numel: int
+    ) -> Sparse:
+        """Of each source pieces of ascending entries, and shifts there, in a block of so many."""
+        sizes = [sum(len(index) for index, _ in pieces) for pieces in found]
+        places, shifts = np.empty(sum(sizes), np.uint16), np.empty(sum(sizes), np.float32)
+        starts = np.empty((len(found), -(-numel // TILE) + 1), np.int64)
+        filled = 0
+        for own, pieces in zip(starts, found, strict=True):
+            counts = np.zeros(len(own) - 1, np.int64)
+            own[0] = filled
+            for index, shift in pieces:
+                part = slice(filled, filled + len(index))
+                places[part], shifts[part] = index % TILE, shift
+                counts += np.bincount(index // TILE, minlength=len(counts))
+                filled += len(index)
+            own[1:] = own[0] + np.cumsum(counts)
+        return cls(starts, places, shifts)
 
     @property
     def nbytes(self) -> int:
@@ -161,12 +175,11 @@ class Sparse:
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
-        self.places = move(self.places)
-        self.shifts = move(self.shifts.reshape(-1)).reshape(self.shifts.shape)
+        self.places, self.shifts = move(self.places), move(self.shifts)
 
 
 def add_sparse(base: Tensor, sparse: Sparse, factors: Sequence[float], out: Tensor) -> bool | None:
-    """Write W_0 + sum_k factors[k] shifts[k]; returns as `add_agreed_sum`."""
+    """Write W_0 + sum_k factors[k] shifts of k; returns as `add_agreed_sum`."""
     import torch
 
     models = Models(None, [base], [])
@@ -182,14 +195,19 @@ def add_sparse(base: Tensor, sparse: Sparse, factors: Sequence[float], out: Tens
             )
 
         return _each(run, _spans(numel, align=TILE))
-    out.copy_(base)
-    tile_of = np.repeat(np.arange(len(sparse.starts) - 1), np.diff(sparse.starts))
-    index = torch.from_numpy(tile_of * TILE + sparse.places).to(base.device)
-    for part in chunks(len(index), len(factors)):
-        merged = base[index[part]].float()
-        for shift, factor in zip(sparse.shifts, factors, strict=True):
-            merged.add_(torch.from_numpy(shift[part]).to(base.device), alpha=factor)
-        out[index[part]] = merged.to(out.dtype)
+    step = CHUNK // TILE
+    for first in range(0, sparse.starts.shape[1] - 1, step):
+        part = slice(first * TILE, min((first + step) * TILE, numel))
+        merged = base[part].float()
+        merged = merged.clone() if merged.data_ptr() == base[part].data_ptr() else merged
+        for starts, factor in zip(sparse.starts, factors, strict=True):
+            own = starts[first : first + step + 1]
+            span = slice(own[0], own[-1])
+            tiles = np.repeat(np.arange(len(own) - 1), np.diff(own))
+            index = torch.from_numpy(tiles * TILE + sparse.places[span]).to(base.device)
+            shifts = torch.from_numpy(np.asarray(sparse.shifts[span])).to(base.device)
+            merged.index_add_(0, index, shifts, alpha=factor)
+        out[part].copy_(merged)
     return None
 
 

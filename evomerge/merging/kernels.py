@@ -667,11 +667,12 @@ def add_by_column(base: Any, sources: Any, factors: Any, out: Any, spans: Any) -
 def add_sparse(
     base: Any, starts: Any, places: Any, shifts: Any, factors: Any, out: Any, tiles: Any
 ) -> Any:
-    """Write W_0 + sum_k factors[k] shifts[k], the shifts being sparse; whether not all is finite.
+    """Write W_0 + sum_k factors[k] shifts of k, which are sparse; whether not all is finite.
 
     base, out: as of `add_task_vectors`.
-    starts: (tiles + 1,) int64, where each tile's shifts start; places: (shifts,) uint16, in it.
-    shifts: (num_sources, shifts) float32. factors: (num_sources,) float32.
+    starts: (num_sources, tiles + 1) int64, where each tile's shifts start.
+    places: (shifts,) uint16, in the tile; shifts: (shifts,) float32, source by source.
+    factors: (num_sources,) float32.
     tiles: first, the one after the last, and the entry after the last.
     """
     bad, buffer = 0, np.empty(_TILE, np.float32)
@@ -680,9 +681,9 @@ def add_sparse(
         origin = buffer[: min(_TILE, tiles[2] - start)]
         _load(base[0], base[1], start, origin)
         for k in range(len(factors)):
-            factor, shift = factors[k], shifts[k]
-            for j in range(starts[tile], starts[tile + 1]):
-                origin[places[j]] += factor * shift[j]
+            factor = factors[k]
+            for j in range(starts[k, tile], starts[k, tile + 1]):
+                origin[places[j]] += factor * shifts[j]
         bad |= _store(origin, out[0], out[1], start)
     return bad
 

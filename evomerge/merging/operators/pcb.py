@@ -85,8 +85,6 @@ def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _prepare(block: Block, values: Values) -> _Prepared:
-    import torch
-
     share, ratio = cast("float", values["clip"]), cast("float", values["ratio"])
     competition, around = cast("str", values["competition"]), block.around
 
@@ -106,7 +104,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         lambda: _Bounds(values_at(scores, lambda n: _between(n, 1 - ratio, 1))),
     )
     base = cast("Tensor", block.base)
-    indices, shifts = [], []
+    pieces: list[list[Any]] = [[] for _ in block.sources]
     for part in chunks(block.numel, len(block.sources)):
         found, clipped = _scores(offsets(block, part), clip, competition)
         low, high = balance.like(found)
@@ -114,13 +112,12 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         total = beta.new_zeros(beta.shape[1])
         for one in beta:
             total += one
-        chosen = total.nonzero().view(-1)
-        indices.append((chosen + part.start).int().cpu())
-        shift = beta.mul_(clipped)[:, chosen]
-        shifts.append(shift.div_(total[chosen].clamp_(min=_FLOOR)).cpu())
-    index, found_shifts = torch.cat(indices).numpy(), torch.cat(shifts, 1).numpy()
-    sparse = Sparse.of(index, found_shifts, block.numel)
-    return _Prepared(base, block.held_bytes(base), sparse)
+        total.clamp_(min=_FLOOR)
+        for own, one, tau in zip(pieces, beta, clipped, strict=True):
+            index = one.nonzero().view(-1)
+            shift = one[index].mul_(tau[index]).div_(total[index])
+            own.append((index.cpu().numpy() + part.start, shift.cpu().numpy()))
+    return _Prepared(base, block.held_bytes(base), Sparse.of(pieces, block.numel))
 
 
 def _between(size: int, low: float, high: float) -> tuple[int, int]:
