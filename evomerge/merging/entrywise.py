@@ -5,17 +5,17 @@ As in passes.py, the numba kernels do it where they can go, else torch chunk by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.merging.operator import CHUNK, Block, chunks
+from evomerge.merging.operator import Block, chunks
 from evomerge.merging.order import memory_bytes
 from evomerge.merging.reads import Models, Told
 
@@ -140,42 +140,61 @@ def add_by_column(models: Models, factors: NDArray[np.float32], out: Tensor) -> 
 class Sparse:
     """What each source adds to a base here and there, by tile.
 
-    starts: (sources, tiles + 1) int64, where each tile's shifts start; places: (shifts,) uint16, in
-    the tile; shifts: (shifts,) float32, source by source.
+    starts, stops: (sources, tiles) int64, where each tile's shifts are.
+    places: (shifts,) uint16, in the tile; shifts: (shifts,) float32.
+    pieces: the tile after each piece; a source's shifts in a piece lie end to end.
     """
 
     starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
     places: NDArray[np.uint16]
     shifts: NDArray[np.float32]
-
-    @classmethod
-    def of(
-        cls, found: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]], numel: int
-    ) -> Sparse:
-        """Of each source pieces of ascending entries, and shifts there, in a block of so many."""
-        sizes = [sum(len(index) for index, _ in pieces) for pieces in found]
-        places, shifts = np.empty(sum(sizes), np.uint16), np.empty(sum(sizes), np.float32)
-        starts = np.empty((len(found), -(-numel // TILE) + 1), np.int64)
-        filled = 0
-        for own, pieces in zip(starts, found, strict=True):
-            counts = np.zeros(len(own) - 1, np.int64)
-            own[0] = filled
-            for index, shift in pieces:
-                part = slice(filled, filled + len(index))
-                places[part], shifts[part] = index % TILE, shift
-                counts += np.bincount(index // TILE, minlength=len(counts))
-                filled += len(index)
-            own[1:] = own[0] + np.cumsum(counts)
-        return cls(starts, places, shifts)
+    pieces: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.starts.nbytes + memory_bytes(self.places) + memory_bytes(self.shifts)
+        held = memory_bytes(self.places) + memory_bytes(self.shifts)
+        return self.starts.nbytes + self.stops.nbytes + held
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
         self.places, self.shifts = move(self.places), move(self.shifts)
+
+
+class SparseWriter:
+    """Collects sparse shifts, piece by piece, in memory that grows without being copied."""
+
+    def __init__(self) -> None:
+        self._places, self._shifts = bytearray(), bytearray()
+        self._filled = 0
+        self._stops: list[NDArray[np.int64]] = []
+        self._counts: list[NDArray[np.int64]] = []
+
+    def add(
+        self, found: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]], size: int
+    ) -> None:
+        """Go on with the next `size` entries, whole tiles but for the last.
+
+        found: of each source, the entries among them that it shifts, ascending, and the shifts.
+        """
+        counts = []
+        for index, shift in found:
+            counts.append(np.bincount(index // TILE, minlength=-(-size // TILE)))
+            self._places += (index % TILE).astype(np.uint16).tobytes()
+            self._shifts += shift.astype(np.float32).tobytes()
+        self._counts.append(np.array(counts, np.int64))
+        stops = self._filled + np.cumsum(self._counts[-1]).reshape(self._counts[-1].shape)
+        self._stops.append(stops)
+        self._filled = int(stops[-1, -1])
+
+    def written(self) -> Sparse:
+        """All of it; nothing can be added any more."""
+        stops = np.concatenate(self._stops, 1)
+        places = np.frombuffer(self._places, np.uint16)
+        shifts = np.frombuffer(self._shifts, np.float32)
+        pieces = tuple(accumulate(counts.shape[1] for counts in self._counts))
+        return Sparse(stops - np.concatenate(self._counts, 1), stops, places, shifts, pieces)
 
 
 def add_sparse(base: Tensor, sparse: Sparse, factors: Sequence[float], out: Tensor) -> bool | None:
@@ -191,21 +210,27 @@ def add_sparse(base: Tensor, sparse: Sparse, factors: Sequence[float], out: Tens
         def run(spans: NDArray[np.int64]) -> Any:
             tiles = np.array([spans[0, 0] // TILE, -(-spans[0, 1] // TILE), numel])
             return fused.add_sparse(
-                origin, sparse.starts, sparse.places, sparse.shifts, table, target, tiles
+                origin,
+                sparse.starts,
+                sparse.stops,
+                sparse.places,
+                sparse.shifts,
+                table,
+                target,
+                tiles,
             )
 
         return _each(run, _spans(numel, align=TILE))
-    step = CHUNK // TILE
-    for first in range(0, sparse.starts.shape[1] - 1, step):
-        part = slice(first * TILE, min((first + step) * TILE, numel))
+    for first, last in pairwise([0, *sparse.pieces]):
+        part = slice(first * TILE, min(last * TILE, numel))
         merged = base[part].float()
         merged = merged.clone() if merged.data_ptr() == base[part].data_ptr() else merged
-        for starts, factor in zip(sparse.starts, factors, strict=True):
-            own = starts[first : first + step + 1]
-            span = slice(own[0], own[-1])
-            tiles = np.repeat(np.arange(len(own) - 1), np.diff(own))
-            index = torch.from_numpy(tiles * TILE + sparse.places[span]).to(base.device)
-            shifts = torch.from_numpy(np.asarray(sparse.shifts[span])).to(base.device)
+        bounds = zip(sparse.starts[:, first:last], sparse.stops[:, first:last], strict=True)
+        for (starts, stops), factor in zip(bounds, factors, strict=True):
+            own = slice(starts[0], stops[-1])
+            tiles = np.repeat(np.arange(last - first), stops - starts)
+            index = torch.from_numpy(tiles * TILE + sparse.places[own]).to(base.device)
+            shifts = torch.from_numpy(sparse.shifts[own]).to(base.device)
             merged.index_add_(0, index, shifts, alpha=factor)
         out[part].copy_(merged)
     return None

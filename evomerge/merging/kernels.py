@@ -665,13 +665,20 @@ def add_by_column(base: Any, sources: Any, factors: Any, out: Any, spans: Any) -
 
 @_kernel
 def add_sparse(
-    base: Any, starts: Any, places: Any, shifts: Any, factors: Any, out: Any, tiles: Any
+    base: Any,
+    starts: Any,
+    stops: Any,
+    places: Any,
+    shifts: Any,
+    factors: Any,
+    out: Any,
+    tiles: Any,
 ) -> Any:
     """Write W_0 + sum_k factors[k] shifts of k, which are sparse; whether not all is finite.
 
     base, out: as of `add_task_vectors`.
-    starts: (num_sources, tiles + 1) int64, where each tile's shifts start.
-    places: (shifts,) uint16, in the tile; shifts: (shifts,) float32, source by source.
+    starts, stops: (num_sources, tiles) int64, where each tile's shifts are.
+    places: (shifts,) uint16, in the tile; shifts: (shifts,) float32.
     factors: (num_sources,) float32.
     tiles: first, the one after the last, and the entry after the last.
     """
@@ -682,7 +689,7 @@ def add_sparse(
         _load(base[0], base[1], start, origin)
         for k in range(len(factors)):
             factor = factors[k]
-            for j in range(starts[k, tile], starts[k, tile + 1]):
+            for j in range(starts[k, tile], stops[k, tile]):
                 origin[places[j]] += factor * shifts[j]
         bad |= _store(origin, out[0], out[1], start)
     return bad

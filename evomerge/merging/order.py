@@ -194,7 +194,9 @@ def values_at(pieces: Pieces, places: Callable[[int], Sequence[int]]) -> NDArray
         for row, levels, found in zip(piece, upper, lower_counts, strict=True):
             _count_lower(_ascending(row), levels.astype(np.uint32), found)
     first = np.take_along_axis(before - counts, upper, 1)
-    lower = (np.cumsum(lower_counts, 2) <= (wanted - first)[:, :, None]).sum(2)
+    lower = np.zeros_like(upper)
+    for place, target in np.ndenumerate(wanted - first):
+        lower[place] = np.searchsorted(np.cumsum(lower_counts[place]), target, side="right")
     keys = (upper << 16 | lower).astype(np.uint32)
     bits = np.where(keys >> 31 == 1, keys ^ np.uint32(2**31), ~keys)
     values: NDArray[np.float32] = bits.view(np.float32)

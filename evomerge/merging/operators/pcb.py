@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.merging.entrywise import Sparse, add_sparse
+from evomerge.merging.entrywise import TILE, Sparse, SparseWriter, add_sparse
 from evomerge.merging.offsets import offsets
-from evomerge.merging.operator import Block, Operator, Values, chunks
+from evomerge.merging.operator import CHUNK, Block, Operator, Values
 from evomerge.merging.order import values_at
 from evomerge.records import Parameter
 
@@ -104,8 +104,10 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         lambda: _Bounds(values_at(scores, lambda n: _between(n, 1 - ratio, 1))),
     )
     base = cast("Tensor", block.base)
-    pieces: list[list[Any]] = [[] for _ in block.sources]
-    for part in chunks(block.numel, len(block.sources)):
+    writer = SparseWriter()
+    step = max(1, CHUNK // len(block.sources) // TILE) * TILE
+    for start in range(0, block.numel, step):
+        part = slice(start, min(start + step, block.numel))
         found, clipped = _scores(offsets(block, part), clip, competition)
         low, high = balance.like(found)
         beta = _minmax(found.clamp_(low, high), low, high)
@@ -113,11 +115,15 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         for one in beta:
             total += one
         total.clamp_(min=_FLOOR)
-        for own, one, tau in zip(pieces, beta, clipped, strict=True):
-            index = one.nonzero().view(-1)
-            shift = one[index].mul_(tau[index]).div_(total[index])
-            own.append((index.cpu().numpy() + part.start, shift.cpu().numpy()))
-    return _Prepared(base, block.held_bytes(base), Sparse.of(pieces, block.numel))
+        places = [one.nonzero().view(-1) for one in beta]
+        writer.add(
+            (
+                (index.cpu().numpy(), one[index].mul_(tau[index]).div_(total[index]).cpu().numpy())
+                for index, one, tau in zip(places, beta, clipped, strict=True)
+            ),
+            part.stop - part.start,
+        )
+    return _Prepared(base, block.held_bytes(base), writer.written())
 
 
 def _between(size: int, low: float, high: float) -> tuple[int, int]:
