@@ -68,8 +68,9 @@ def test_groups_are_shared_out_as_the_paper_says(rows, nm, priority, tail, store
     np.testing.assert_array_equal(found["x"].float().numpy(), np.float32(expected))
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (64, 256), (200, 256)])
-def test_long_tensors_and_the_kernels_are_as_numpy(n, m):
+def test_long_tensors_and_the_kernels_are_as_numpy(n, m, tied):
     generator = torch.Generator().manual_seed(m)
     states = {
         model: {
@@ -78,6 +79,8 @@ def test_long_tensors_and_the_kernels_are_as_numpy(n, m):
         }
         for model in ("base", *EXPERTS)
     }
+    if tied:
+        states = {m: {n: x.round() for n, x in state.items()} for m, state in states.items()}
     one = merged(states, n=n, m=m)
     with mock.patch("evomerge.merging.reads.kernels", return_value=None):
         other = merged(states, n=n, m=m)

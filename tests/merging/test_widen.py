@@ -121,6 +121,15 @@ def test_vectors_are_merged_by_how_far_they_moved(above):
     np.testing.assert_allclose(value["layers.0.norm.weight"].numpy(), expected, atol=1e-6)
 
 
+def test_columns_that_moved_alike_rank_by_their_place():
+    """Forty columns that are copies of three."""
+    tensors = [t[:, [0, 1, 2, 1] * 10] for t in normal(4, 3, seed=9)]
+    value = merged(models_of({"layers.0.mlp.weight": tensors}), above=1.2)
+    base, *experts = (t.double().tolist() for t in tensors)
+    expected = torch.tensor(widen(base, experts, 1.2, 1.0))
+    torch.testing.assert_close(value["layers.0.mlp.weight"], expected, atol=1e-6, rtol=1e-6)
+
+
 def test_columns_without_length_and_columns_that_did_not_move():
     """The authors get NaN of the first; rounding must not rank the second."""
     base, a, b = normal(6, 8, count=3, seed=4)
