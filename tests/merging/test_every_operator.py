@@ -32,6 +32,7 @@ TRIALS = {
     "passthrough": [{}, {"scale": -0.7}],
 }
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
+CASES += [("ties | lines", {}), ("dare_linear | lines | lines", {"lines2_beta": 0.9})]
 MODELS = ("base", "a", "b", "c")
 
 
