@@ -56,6 +56,7 @@ TRIALS = {
 # Operators for which the order of the sources matters.
 SEQUENTIAL = {"cabs", "layer_swap", "opcm", "tall_mask"}
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
+CASES += [("ties | lines", {}), ("dare_linear | lines | lines", {"lines2_beta": 0.9})]
 MODELS = ("base", "a", "b", "c")
 
 
