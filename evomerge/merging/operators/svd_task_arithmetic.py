@@ -25,40 +25,48 @@ class Parts:
     """A tensor to start from, and what is added to it, each with a weight of its own.
 
     models: first the start, then one task vector for each source, (numel,) float32.
-    held_bytes: what the start costs.
+    arrays: the last of these tensors, as far as they are ours and on a CPU.
+    held_bytes: what all others cost.
     """
 
     models: Models
-    added: list[NDArray[Any]]  # the task vectors, where they are arrays
+    arrays: list[NDArray[Any]]
     held_bytes: int
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        on_device = 0 if self.added else sum(one.nbytes for one in self.models.sources[1:])
-        return self.held_bytes + on_device + sum(map(memory_bytes, self.added))
+        return self.held_bytes + sum(map(memory_bytes, self.arrays))
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
         import torch
 
-        self.added = [move(array) for array in self.added]
-        if self.added:
-            tensors = [self.models.sources[0], *map(torch.from_numpy, self.added)]
-            self.models = Models(None, tensors, self.models.segments)
+        self.arrays = [move(array) for array in self.arrays]
+        tensors = list(self.models.sources)
+        tensors[len(tensors) - len(self.arrays) :] = map(torch.from_numpy, self.arrays)
+        self.models = Models(None, tensors, self.models.segments)
 
 
-def room_for_parts(block: Block, start: Tensor, held_bytes: int) -> Parts:
-    """Room for one task vector of each source, in memory or, on a CPU, in a file."""
+def room_for_parts(block: Block, start: Tensor | None) -> Parts:
+    """Room for one task vector of each source, in memory or, on a CPU, in a file.
+
+    start: what they are added to; None for room for that, too.
+    """
     import torch
 
-    rooms: list[NDArray[Any]] = []
-    if start.device.type == "cpu":
-        rooms = [block.around.room(block.numel, np.float32) for _ in block.sources]
-        added = [torch.from_numpy(room) for room in rooms]
+    device, count = block.sources[0].device, len(block.sources) + (start is None)
+    arrays: list[NDArray[Any]] = []
+    held = block.held_bytes(start)
+    if device.type == "cpu":
+        arrays = [block.around.room(block.numel, np.float32) for _ in range(count)]
+        tensors = [torch.from_numpy(array) for array in arrays]
     else:
-        added = [start.new_empty(block.numel, dtype=torch.float32) for _ in block.sources]
-    return Parts(Models(None, [start, *added], [slice(0, block.numel)]), rooms, held_bytes)
+        tensors = [torch.empty(block.numel, device=device) for _ in range(count)]
+        held += sum(tensor.nbytes for tensor in tensors)
+    if start is not None:
+        tensors.insert(0, start)
+    return Parts(Models(None, tensors, [slice(0, block.numel)]), arrays, held)
 
 
 def apply_parts(prepared: Parts, weights: list[float], out: Tensor) -> bool | None:
@@ -69,8 +77,7 @@ def apply_parts(prepared: Parts, weights: list[float], out: Tensor) -> bool | No
 def _prepare(block: Block, values: Values) -> Parts:
     """The first directions of each task vector; a new rank needs no new spectra."""
     base = cast("Tensor", block.base)
-    start = small_as_float(base)
-    prepared = room_for_parts(block, start, block.held_bytes(start))
+    prepared = room_for_parts(block, small_as_float(base))
     share = cast("float", values["rank"])
     for source, spectra in enumerate(spectra_of(block)):
         low = prepared.models.sources[1 + source]
