@@ -63,17 +63,15 @@ def _write_both(block: Block, matrix: Matrix, values: Values, shift: Tensor) -> 
     from_task, from_sum = [], [common.coordinates]
     for gram, cross in zip(grams, crossed, strict=True):
         least = NULL * float(gram.trace()) ** 0.5  # below it nothing is left but rounding
+        inside = common.coordinates.t() @ cross  # U' A_k = S^-1 V' A' A_k
         if matrix.turned:  # the common left vectors are the right ones of A_k upright
             away = torch.eye(matrix.columns).to(gram) - common.vectors @ common.vectors.t()
-            own = spectrum_of(away @ gram @ away, _named(block, matrix), least).top(num_own)
-            from_task.append(away @ own.coordinates)
-            from_sum.append(torch.zeros_like(own.coordinates))
-        else:  # A_k - U U' A_k, with U' A_k = S^-1 V' A' A_k
-            inside = common.coordinates.t() @ cross
-            left = gram - inside.t() @ inside
-            own = spectrum_of(left, _named(block, matrix), least).top(num_own)
-            from_task.append(own.coordinates)
-            from_sum.append(-common.coordinates @ inside @ own.coordinates)
+            left, held = away @ gram @ away, torch.zeros_like(inside)
+        else:  # A_k - U U' A_k
+            left, held = gram - inside.t() @ inside, inside
+        own = spectrum_of(left, _named(block, matrix), least).top(num_own)
+        from_task.append(own.coordinates)
+        from_sum.append(-common.coordinates @ held @ own.coordinates)
         sizes.append(own.values)
         rights.append(own.vectors)
     joined = torch.cat(sizes)
