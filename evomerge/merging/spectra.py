@@ -21,7 +21,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.errors import CandidateError
-from evomerge.merging.operator import Block, chunks
+from evomerge.merging.offsets import offsets
+from evomerge.merging.operator import Block, chunks, parts_of
 from evomerge.merging.order import memory_bytes
 
 if TYPE_CHECKING:
@@ -73,6 +74,13 @@ def others_of(block: Block) -> list[slice]:
     """Where all other tensors lie."""
     taken = {matrix.number for matrix in matrices_of(block)}
     return [segment for number, segment in enumerate(block.segments) if number not in taken]
+
+
+def average_others(block: Block, shift: Tensor) -> None:
+    """Write the mean task vector of all tensors that are no matrices."""
+    for segment in others_of(block):
+        for part in parts_of(segment, len(block.sources)):
+            shift[part] = offsets(block, part).mean(0)
 
 
 def task_rows(block: Block, matrix: Matrix, source: int, part: slice) -> Tensor:

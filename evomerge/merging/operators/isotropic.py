@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.offsets import Shifted, apply_alpha, empty_shift
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.operators.averaged import average_others
 from evomerge.merging.spectra import (
     NULL,
     Matrix,
+    average_others,
     gram_of,
     matrices_of,
     spectrum_of,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.operator import Block, Operator, Values, parts_of
-from evomerge.merging.operators.svd_task_arithmetic import Parts, apply_parts, room_for_parts
+from evomerge.merging.parts import Parts, apply_parts, room_for_parts
 from evomerge.merging.spectra import Matrix, gram_of, matrices_of, others_of, spectrum_of
 from evomerge.records import Parameter
 
