@@ -40,6 +40,7 @@ TRIALS = {
 }
 SEQUENTIAL = {"opcm"}  # operators for which the order of the sources matters
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
+CASES += [("ties | lines", {}), ("dare_linear | lines | lines", {"lines2_beta": 0.9})]
 MODELS = ("base", "a", "b", "c")
 
 
