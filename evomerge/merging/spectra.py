@@ -5,8 +5,8 @@ one (an embedding) no copy is made. Its singular values and right vectors are th
 eigenvectors of its Gram matrix, which is as small as its shorter side, in float64; left vectors are
 its rows times right vectors, divided by the values, wherever they are needed. An eigenvalue comes
 out with an error of about 1e-16 of the largest, so a singular value of 1e-3 of the largest has ten
-digits. This is several times faster than a decomposition in float32, and more accurate down to
-1e-8.
+digits. This is faster than a decomposition in float32 (45 against 78 ms for 1536 x 576 on one core,
+and all the more for an embedding), and more accurate down to 1e-8.
 
 Directions whose singular value is less than NULL of the largest are no directions: which vectors a
 library returns there is an accident (a task vector of a LoRA has hundreds of them). They are left
@@ -232,8 +232,8 @@ def _inverse_root(gram: Tensor) -> Tensor:
 def _eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, rising, and eigenvectors.
 
-    On a CPU numpy's, on one thread: several wait for each other in a loop, thousands of times. That
-    gains a third on an idle machine, and took up to fifty times as long on one with other work.
+    On a CPU numpy's, on one thread: several wait for each other in a loop, thousands of times, which
+    gained little on an idle machine and took seven times as long on a busy one.
     """
     import numpy as np
     import torch

@@ -335,6 +335,20 @@ def test_spectra_are_made_once_for_all_operators_and_values(cache_bytes):
     assert counted(merger, states, "lore", mu=1, rounds=2, weight=0.3)[0] == 0
 
 
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e10])
+def test_small_singular_values_are_accurate_too(size):
+    """Values that are known, down to 1e-5 of the largest; below 1e-6 there are none."""
+    known = 10.0 ** -torch.linspace(0, 5, 11).double()
+    known = torch.cat([known, torch.tensor([1e-9, 0]).double()])
+    matrix = size * (rotation(1, 40)[:, :13] * known) @ rotation(2, 13).t()
+    spectrum = spectra.spectrum_of(matrix.t() @ matrix, "x")
+    torch.testing.assert_close(spectrum.values[:11] / size, known[:11], rtol=1e-5, atol=0)
+    assert spectrum.rank == 11
+    top = spectrum.top(4)
+    left = matrix @ top.coordinates
+    torch.testing.assert_close(left.t() @ left, torch.eye(4).double(), atol=1e-8, rtol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("operator", "parameters"), TRIALS)
 def test_what_is_not_finite_is_refused_by_name(operator, parameters, bad):
