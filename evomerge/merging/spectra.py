@@ -232,8 +232,8 @@ def _inverse_root(gram: Tensor) -> Tensor:
 def _eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, rising, and eigenvectors.
 
-    On a CPU numpy's, on one thread: several wait for each other in a loop, thousands of times, which
-    gained little on an idle machine and took seven times as long on a busy one.
+    On a CPU numpy's, on one thread: several wait for each other in a loop, thousands of times. That
+    gained little on an idle machine, and took seven times as long on a busy one.
     """
     import numpy as np
     import torch
