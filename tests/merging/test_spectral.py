@@ -14,6 +14,7 @@ from tiny_states import merger_of, recipe_of
 
 from evomerge.errors import CandidateError
 from evomerge.merging import spectra
+from evomerge.merging.operators.isotropic import _directions
 
 SHAPES = [(8, 5), (4, 9), (6, 6), (2, 7), (30, 3)]
 # All of them, as the invariants try them; none changes what has no base but its zeros.
@@ -253,6 +254,21 @@ def test_iso_cts_has_a_flat_spectrum_and_rounds_down_where_there_are_no_more(sha
     taus = [normal(k, *shape) for k in range(2)]
     values = torch.linalg.svdvals(merged(taus, "iso_cts", common=0))
     torch.testing.assert_close(values, values.mean().expand(len(values)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "tasks", "common", "nearest", "down"),
+    [
+        (768, 8, 0.8, (616, 19), (616, 19)),  # 614 asked for, 154 / 8 = 19.25
+        (10, 4, 0.8, (10, 0), (10, 0)),  # 2 / 4, half to even
+        (10, 4, 0.7, (6, 1), (10, 0)),  # 3 / 4: fewer in common than asked for
+        (7, 2, 0.0, (1, 3), (1, 3)),  # 7 / 2 would be 4
+        (5, 1, 1.0, (5, 0), (5, 0)),
+    ],
+)
+def test_iso_cts_divides_what_is_not_common(count, tasks, common, nearest, down):
+    assert _directions(count, tasks, common, "nearest") == nearest
+    assert _directions(count, tasks, common, "down") == down
 
 
 @pytest.mark.parametrize("shape", SHAPES)

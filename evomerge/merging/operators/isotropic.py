@@ -53,7 +53,10 @@ def _write_both(block: Block, matrix: Matrix, values: Values, shift: Tensor) -> 
     import torch
 
     num_common, num_own = _directions(
-        matrix.columns, len(block.sources), cast("float", values["common"])
+        matrix.columns,
+        len(block.sources),
+        cast("float", values["common"]),
+        cast("str", values["rounding"]),
     )
     grams, crossed = _grams(block, matrix)
     gram = sum(crossed[1:], start=crossed[0])
@@ -113,13 +116,16 @@ def _left_rows(
     return left
 
 
-def _directions(count: int, tasks: int, common: float) -> tuple[int, int]:
-    """How many directions are common, and how many each task has: the rest, divided evenly.
+def _directions(count: int, tasks: int, common: float, rounding: str) -> tuple[int, int]:
+    """How many of `count` directions are common, and how many each task has: the rest, divided.
 
     As published, the rest is rounded to the nearest multiple of the tasks, half to even; never to
     more than there are, which the published code fails on.
     """
-    own = min(round((count - int(count * common)) / tasks), count // tasks)
+    rest = count - int(count * common)
+    own = rest // tasks
+    if rounding == "nearest":
+        own = min(round(rest / tasks), count // tasks)
     return count - own * tasks, own
 
 
@@ -186,6 +192,14 @@ ISO_CTS = Operator(
             high=1,
             phase="prepare",
         ),
+        Parameter(
+            "rounding",
+            "choice",
+            "nearest",
+            "of the directions that a task has, where the rest does not divide evenly",
+            options=("nearest", "down"),
+            phase="prepare",
+        ),
         _MEAN_OVER,
     ),
     needs_base=True,
@@ -196,8 +210,9 @@ ISO_CTS = Operator(
     notes="Per matrix: the first k left singular vectors U of sum tau_j are common; each task "
     "adds the first directions of (I - U U') tau_j; left and right vectors, joined, are made "
     "orthonormal by their polar factors, and all sizes become their mean, times alpha. k is "
-    "common min(m, n), changed so that the rest divides by the number of experts: the published "
-    "code rounds the rest to the nearest multiple, half to even, and fails where that exceeds "
-    "min(m, n) (7 directions, 2 experts, common 0); here it is then rounded down. It projects on "
-    f"the side of the outputs alone, as the paper's formula does. {_ZERO}{_OTHERS}",
+    "common min(m, n), changed so that the rest divides by the number of experts T: the "
+    "published code rounds rest / T to the nearest number, half to even, which may leave fewer "
+    "than k in common, and fails where it leaves less than none (7 directions, 2 experts, common "
+    "0): then it is rounded down here. `rounding: down` never leaves fewer than k. It projects "
+    f"on the side of the outputs alone, as the paper's formula does. {_ZERO}{_OTHERS}",
 )
