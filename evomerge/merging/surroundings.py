@@ -149,9 +149,10 @@ class Surroundings:
     def blocks(self) -> Iterator[Block]:
         """As the protocol says."""
         self._check_layers(self.effective.sources)
+        in_place = replace(self.effective, layers=None, depth=None)
         for group in self.family.groups:
             if not group.copied:
-                yield replace(self, group=group).block()
+                yield replace(self, group=group, effective=in_place).block()
 
     @property
     def components(self) -> tuple[str, ...]:

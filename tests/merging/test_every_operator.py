@@ -47,7 +47,7 @@ TRIALS = {
     "widen": [{}, {"above": 0.5, "score": 0.7}],
     "star": [{}, {"eta": 80}, {"eta": 0}],
     "iso_c": [{}, {"mean_over": "directions"}],
-    "iso_cts": [{}, {"common": 0.4}, {"common": 0, "mean_over": "directions"}],
+    "iso_cts": [{}, {"common": 0.4}, {"common": 0, "mean_over": "directions", "rounding": "down"}],
     "tsv_m": [{}, {"rank": 0.7}],
     "opcm": [{}, {"alpha": 0.2, "length": "tensor"}, {"alpha": 1, "length": "none"}],
     "lore": [{}, {"mu": 1, "rounds": 4, "lambda": 0.5}],

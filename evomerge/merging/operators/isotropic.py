@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.offsets import Shifted, apply_alpha, empty_shift
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.operators.averaged import average_others
 from evomerge.merging.spectra import (
     NULL,
     Matrix,
+    average_others,
     gram_of,
     matrices_of,
     spectrum_of,
@@ -53,7 +53,10 @@ def _write_both(block: Block, matrix: Matrix, values: Values, shift: Tensor) -> 
     import torch
 
     num_common, num_own = _directions(
-        matrix.columns, len(block.sources), cast("float", values["common"])
+        matrix.columns,
+        len(block.sources),
+        cast("float", values["common"]),
+        cast("str", values["rounding"]),
     )
     grams, crossed = _grams(block, matrix)
     gram = sum(crossed[1:], start=crossed[0])
@@ -63,17 +66,15 @@ def _write_both(block: Block, matrix: Matrix, values: Values, shift: Tensor) -> 
     from_task, from_sum = [], [common.coordinates]
     for gram, cross in zip(grams, crossed, strict=True):
         least = NULL * float(gram.trace()) ** 0.5  # below it nothing is left but rounding
+        inside = common.coordinates.t() @ cross  # U' A_k = S^-1 V' A' A_k
         if matrix.turned:  # the common left vectors are the right ones of A_k upright
             away = torch.eye(matrix.columns).to(gram) - common.vectors @ common.vectors.t()
-            own = spectrum_of(away @ gram @ away, _named(block, matrix), least).top(num_own)
-            from_task.append(away @ own.coordinates)
-            from_sum.append(torch.zeros_like(own.coordinates))
-        else:  # A_k - U U' A_k, with U' A_k = S^-1 V' A' A_k
-            inside = common.coordinates.t() @ cross
-            left = gram - inside.t() @ inside
-            own = spectrum_of(left, _named(block, matrix), least).top(num_own)
-            from_task.append(own.coordinates)
-            from_sum.append(-common.coordinates @ inside @ own.coordinates)
+            left, held = away @ gram @ away, torch.zeros_like(inside)
+        else:  # A_k - U U' A_k
+            left, held = gram - inside.t() @ inside, inside
+        own = spectrum_of(left, _named(block, matrix), least).top(num_own)
+        from_task.append(own.coordinates)
+        from_sum.append(-common.coordinates @ held @ own.coordinates)
         sizes.append(own.values)
         rights.append(own.vectors)
     joined = torch.cat(sizes)
@@ -115,13 +116,16 @@ def _left_rows(
     return left
 
 
-def _directions(count: int, tasks: int, common: float) -> tuple[int, int]:
-    """How many directions are common, and how many each task has: the rest, divided evenly.
+def _directions(count: int, tasks: int, common: float, rounding: str) -> tuple[int, int]:
+    """How many of `count` directions are common, and how many each task has: the rest, divided.
 
     As published, the rest is rounded to the nearest multiple of the tasks, half to even; never to
     more than there are, which the published code fails on.
     """
-    own = min(round((count - int(count * common)) / tasks), count // tasks)
+    rest = count - int(count * common)
+    own = rest // tasks
+    if rounding == "nearest":
+        own = min(round(rest / tasks), count // tasks)
     return count - own * tasks, own
 
 
@@ -188,6 +192,14 @@ ISO_CTS = Operator(
             high=1,
             phase="prepare",
         ),
+        Parameter(
+            "rounding",
+            "choice",
+            "nearest",
+            "of the directions that a task has, where the rest does not divide evenly",
+            options=("nearest", "down"),
+            phase="prepare",
+        ),
         _MEAN_OVER,
     ),
     needs_base=True,
@@ -198,8 +210,9 @@ ISO_CTS = Operator(
     notes="Per matrix: the first k left singular vectors U of sum tau_j are common; each task "
     "adds the first directions of (I - U U') tau_j; left and right vectors, joined, are made "
     "orthonormal by their polar factors, and all sizes become their mean, times alpha. k is "
-    "common min(m, n), changed so that the rest divides by the number of experts: the published "
-    "code rounds the rest to the nearest multiple, half to even, and fails where that exceeds "
-    "min(m, n) (7 directions, 2 experts, common 0); here it is then rounded down. It projects on "
-    f"the side of the outputs alone, as the paper's formula does. {_ZERO}{_OTHERS}",
+    "common min(m, n), changed so that the rest divides by the number of experts T: the "
+    "published code rounds rest / T to the nearest number, half to even, which may leave fewer "
+    "than k in common, and fails where it leaves less than none (7 directions, 2 experts, common "
+    "0): then it is rounded down here. `rounding: down` never leaves fewer than k. It projects "
+    f"on the side of the outputs alone, as the paper's formula does. {_ZERO}{_OTHERS}",
 )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.operator import Block, Operator, Values, parts_of
-from evomerge.merging.operators.svd_task_arithmetic import Parts, apply_parts, room_for_parts
+from evomerge.merging.parts import Parts, apply_parts, room_for_parts
 from evomerge.merging.spectra import Matrix, gram_of, matrices_of, others_of, spectrum_of
 from evomerge.records import Parameter
 
@@ -21,9 +21,8 @@ def _prepare(block: Block, values: Values) -> Parts:
     """The common model, and each source's difference."""
     import torch
 
-    start = torch.empty(block.numel, dtype=torch.float32, device=block.sources[0].device)
-    prepared = room_for_parts(block, start, start.nbytes)
-    _, *deltas = prepared.models.sources
+    prepared = room_for_parts(block, None)
+    start, *deltas = prepared.models.sources
     for segment in block.segments:
         for part in parts_of(segment, len(block.sources)):
             start[part] = torch.stack([source[part].float() for source in block.sources]).mean(0)

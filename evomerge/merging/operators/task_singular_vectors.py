@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.merging.offsets import Shifted, apply_alpha, empty_shift
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.operators.averaged import average_others
 from evomerge.merging.spectra import (
     Matrix,
     Spectrum,
+    average_others,
     matrices_of,
     spectra_of,
     task_rows,
