@@ -115,6 +115,7 @@ def open_recipe_models(
         allow_pickle=allow_pickle_weights,
         tokenizer=recipe.tokenizer,
         chat_template=recipe.chat_template,
+        matches=recipe.matches,
         progress=progress,
     )
     checkpoints = family.checkpoints

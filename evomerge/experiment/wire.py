@@ -154,6 +154,7 @@ def open_models(
         "base",
         allow_pickle=config.allow_pickle_weights,
         tokenizer=config.tokenizer,
+        matches=config.matches,
         progress=progress,
     )
     checkpoints = family.checkpoints
@@ -305,6 +306,7 @@ def worker_spec(
         dtype=config.dtype,
         allow_pickle=config.allow_pickle_weights,
         tokenizer=config.tokenizer,
+        matches=config.matches,
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
         demand=demand,
@@ -314,7 +316,11 @@ def worker_spec(
 def make_template(config: ExperimentConfig, models: Models) -> Recipe:
     """What all recipes of the run share; masks have the run's seed."""
     sources = {
-        name: ModelSource(path=resolve(path), sha256=models.checkpoints[name].sha256())
+        name: ModelSource(
+            path=resolve(path),
+            sha256=models.checkpoints[name].sha256(),
+            match=config.matches.get(name),
+        )
         for name, path in config.models().items()
     }
     return Recipe(
