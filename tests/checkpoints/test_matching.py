@@ -368,3 +368,121 @@ def test_nothing_moves_by_the_identity() -> None:
     axes = matched.axes_of(checkpoint)
     same = matched.reordered(checkpoint, axes, identity(axes))
     assert not any(same.is_made(name) for name in same.names)
+
+
+# --- where it is used -----------------------------------------------------------------------------
+
+
+def markov_chains(generator: torch.Generator, length: int = 12) -> Tensor:
+    """Sequences of a language of 16 tokens, of which each tells which come next."""
+    likely = torch.randn(16, 16, generator=torch.Generator().manual_seed(5))
+    steps = [torch.randint(0, 16, (32,), generator=generator)]
+    for _ in range(length):
+        row = torch.softmax(3 * likely[steps[-1]], 1)
+        steps.append(torch.multinomial(row, 1, generator=generator)[:, 0])
+    return torch.stack(steps, 1)
+
+
+def trained_llama(seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(100):
+        tokens = markov_chains(generator)
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_separately_trained_transformers_merge_with_less_loss_after_matching() -> None:
+    models = [trained_llama(seed) for seed in (1, 2)]
+    model = models[0]
+    config = {**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    one, other = (
+        Checkpoint(name, {n: t.detach().clone() for n, t in m.state_dict().items()}, config=config)
+        for name, m in zip(("base", "b"), models, strict=True)
+    )
+    tokens = markov_chains(torch.Generator().manual_seed(99))
+
+    def loss_of(state: dict[str, Tensor]) -> float:
+        model.load_state_dict(state)
+        with torch.no_grad():
+            return float(model(tokens, labels=tokens).loss)
+
+    def mean(second: Checkpoint) -> float:
+        return loss_of({n: (one.tensor(n) + second.tensor(n)) / 2 for n in one.names})
+
+    found, _ = matched.matched(other, one, matched.Match(model="base"))
+    alone = loss_of(stored(other))
+    assert abs(loss_of(stored(found)) - alone) < TOLERANCE
+    before, after = mean(other) - alone, mean(found) - alone
+    assert before > 0.1
+    assert after < before / 2
+
+
+AXES = {f"layers.{i}.weight": ["units"] for i in (0, 1)} | {"head.weight": ["units"]}
+
+
+def test_a_search_over_a_model_with_and_without_matching_goes_on_as_if_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two entries of one model: the weights say how much of each is used."""
+    from toys import Toy, outcome_of
+
+    from evomerge.experiment import run as runs
+    from evomerge.experiment.wire import wire
+
+    monkeypatch.setattr(runs, "write_pictures", lambda *_: None)
+    to = {"model": "base", "axes": AXES}
+    experts = {"left": {"path": "memory:left", "match": to}, "right": "memory:right"}
+    toy = Toy("random", keys={"experts": experts})
+    assert toy.config().models()["left"] == "memory:left"
+    whole = outcome_of(toy.run(tmp_path / "whole", budget=8))
+    toy.run(tmp_path / "parts", budget=4)
+    frozen = (tmp_path / "parts" / "experiment.yaml").read_text()
+    assert "matches:" in frozen
+    assert outcome_of(toy.run(tmp_path / "parts", budget=8))["digest"] == whole["digest"]
+    matched_once, plain = wire(toy.config(), toy.given()), wire(Toy().config(), toy.given())
+    assert "matches" not in matched_once.identity
+    assert matched_once.identity != plain.identity
+    assert any("hidden units moved" in text for text in matched_once.warnings)
+
+
+def test_an_experiments_match_is_checked_before_a_model_is_read(tmp_path: Path) -> None:
+    from toys import Toy
+
+    def refused(entry: Any) -> str:
+        keys = {"experts": {"left": entry, "right": "memory:right"}}
+        with pytest.raises(ConfigurationError) as caught:
+            Toy(keys=keys).config()
+        return str(caught.value)
+
+    assert "experts.left.match: no model 'bse'" in refused({"path": "x", "match": "bse"})
+    assert "did you mean 'match'" in refused({"path": "x", "mach": "base"})
+    assert "experts.left: has no `path`" in refused({"match": "base"})
+
+
+def test_merge_takes_matches() -> None:
+    import evomerge
+
+    states = {"base": network(), "b": network(seed=1)}
+    merged = evomerge.merge(
+        {"b": states["b"]}, "linear", base=states["base"], matches={"b": "base"}
+    )
+    family = open_family(states, "base", matches={"b": "base"}).checkpoints
+    torch.testing.assert_close(merged, stored(family["b"]))
+    with pytest.raises(ConfigurationError, match=r"matches\.c: no such model"):
+        evomerge.merge({"b": states["b"]}, "linear", base=states["base"], matches={"c": "base"})
