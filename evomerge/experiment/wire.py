@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.family import open_family
@@ -31,6 +33,7 @@ from evomerge.fitness.contamination import contamination_warning
 from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
+from evomerge.merging.adapter_sources import check_adapters
 from evomerge.merging.costs import Costs
 from evomerge.merging.module import tokenizer_of
 from evomerge.pools.placement import Demand
@@ -221,6 +224,8 @@ def wire(
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
+    if wrong := check_adapters(_some_recipes(space), models.checkpoints):
+        raise ConfigurationError(wrong)
     space = limited(space, costs, limits)
     if estimator.needs_genes and not space.genes:
         what = "needs a space whose genomes are lists of numbers"
@@ -264,6 +269,14 @@ def wire(
             demand_for(models.checkpoints, template, space, costs, config.threads_per_worker),
         ),
     )
+
+
+def _some_recipes(space: SearchSpace) -> Iterator[Recipe]:
+    """What a space makes: of its designs, and of some random points."""
+    generator = np.random.default_rng(0)
+    for genome in (*space.designs(), *(space.sample(generator) for _ in range(16))):
+        if not space.violations(genome):
+            yield space.decode(genome)
 
 
 def facts_of(

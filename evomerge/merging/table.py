@@ -14,6 +14,8 @@ from evomerge.merging.operator import Operator, PostStep
 from evomerge.merging.operators.arcee import ARCEE_FUSION
 from evomerge.merging.operators.linear import LINEAR
 from evomerge.merging.operators.lines import LINES, LINES_STEP
+from evomerge.merging.operators.lora import LORA_CONCAT, LORA_SVD
+from evomerge.merging.operators.lora_lego import LORA_LEGO
 from evomerge.merging.operators.magmax import MAGMAX
 from evomerge.merging.operators.model_stock import MODEL_STOCK
 from evomerge.merging.operators.nearswap import NEARSWAP
@@ -44,6 +46,9 @@ _PLAIN: tuple[Operator, ...] = (
     RAMPLUS_TL,
     ARCEE_FUSION,
     NEARSWAP,
+    LORA_CONCAT,
+    LORA_SVD,
+    LORA_LEGO,
 )
 
 POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP,)}
