@@ -19,7 +19,7 @@ from evomerge.checkpoints.adapters import Adapted
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import ConfigurationError
+from evomerge.errors import CandidateError, ConfigurationError
 from evomerge.experiment.recipes import open_recipe_models
 from evomerge.merging.materialise import Merger
 from evomerge.merging.operators import lora as lora_operators
@@ -115,8 +115,10 @@ def test_svd_is_the_nearest_matrix_of_its_rank(
     names: str, base: str, rank: int, folder: Path
 ) -> None:
     def expected(_: str, changes: dict[str, Array]) -> Array:
-        u, s, v = np.linalg.svd(sum(WEIGHTS[k] * p for k, p in changes.items()))
-        nearest: Array = (u[:, : len(s)] * s)[:, :rank] @ v[:rank]
+        u, s, v = np.linalg.svd(
+            sum(WEIGHTS[k] * p for k, p in changes.items()), full_matrices=False
+        )
+        nearest: Array = (u * s)[:, :rank] @ v[:rank]
         return nearest
 
     check(recipe_of(folder, "lora_svd", names, base, weight=weights_of(names), rank=rank), expected)
@@ -283,14 +285,16 @@ def test_trained_biases_are_merged_as_by_task_arithmetic(operator: str, folder: 
 
 
 def test_layers_that_are_moved_bring_their_factors(folder: Path) -> None:
-    def swapped(operator: str) -> dict[str, torch.Tensor]:
+    def stacked(operator: str, slots: Any) -> dict[str, torch.Tensor]:
         plain = recipe_of(folder, operator, "a c", weight=weights_of("a c"))
-        slots = [{"layer": 1}, {"layer": 1, "layers": {"a": 0}}]
         return merged(Recipe.model_validate({**plain.model_dump(), "slots": slots}))
 
-    dense = swapped("task_arithmetic")
-    for name, tensor in swapped("lora_concat").items():
+    slots = [{"layer": 1}, {"layer": 0}, {"layer": 1}]
+    dense = stacked("task_arithmetic", slots)
+    for name, tensor in stacked("lora_concat", slots).items():
         torch.testing.assert_close(tensor, dense[name], atol=TOLERANCE, rtol=0)
+    with pytest.raises(CandidateError, match="'a' gives another layer than the base"):
+        stacked("lora_concat", [{"layer": 1}, {"layer": 1, "layers": {"a": 0}}])
 
 
 def test_post_steps_follow(folder: Path) -> None:
