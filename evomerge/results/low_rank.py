@@ -107,10 +107,8 @@ def concatenated(
 
 def own_rank(effective: Effective, checkpoints: Mapping[str, Checkpoint]) -> int | None:
     """The rank of a merge that has one by its operator's definition, else None."""
-    operator, rank = (
-        effective.operator.partition("|")[0].strip(),
-        dict(effective.values).get("rank"),
-    )
+    operator = effective.operator.partition("|")[0].strip()
+    rank = dict(effective.values).get("rank")
     if operator not in ("lora_svd", "lora_lego") or not isinstance(rank, int):
         return None
     found = (adapted_beneath(checkpoints[source]) for source in effective.sources)

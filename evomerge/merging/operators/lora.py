@@ -130,7 +130,7 @@ def write_product(base: Tensor, left: Tensor, right: Tensor, columns: int, out: 
 
     upright, result = base.view(-1, columns), out.view(-1, columns)
     for rows in chunks(len(upright), columns):
-        result[rows].copy_(torch.addmm(upright[rows].float(), left[rows], right))
+        result[rows].copy_(upright[rows].to(torch.float32, copy=True).addmm_(left[rows], right))
 
 
 def weights_of(values: Values, like: Tensor, name: str = "weight") -> Tensor:
