@@ -198,7 +198,7 @@ def search(
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
         options: other keys of an experiment file: designs, warm_start, limits, in_flight, cohort,
-            pool, dtype, ...
+            pool, dtype, ...; and `matches`, as for `merge`.
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.

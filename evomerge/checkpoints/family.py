@@ -14,6 +14,7 @@ from evomerge.checkpoints.chat_template import chosen_template, with_chat_templa
 from evomerge.checkpoints.folder import has_adapter_too, is_adapter
 from evomerge.checkpoints.heads import settle_heads
 from evomerge.checkpoints.matched import match_models
+from evomerge.checkpoints.matching import Matching
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.prefixes import match_prefixes
 from evomerge.checkpoints.vocabulary import align_vocabularies
@@ -47,6 +48,7 @@ def open_family(
     tokenizer: str | TokenizerSpec | None = None,
     chat_template: str | None = None,
     matches: Mapping[str, str | Match] | None = None,
+    matchings: Mapping[str, Matching] | None = None,
     progress: Progress | None = None,
 ) -> Family:
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
@@ -59,6 +61,7 @@ def open_family(
             all models have the same.
         chat_template: of the merged model, if another than its tokenizer's; or `auto`.
         matches: by name, the model whose hidden units' order it is brought into.
+        matchings: what was found of these elsewhere; the others are looked for.
         progress: told of the matching of units, and of the aligning of tokens.
 
     Raises:
@@ -90,7 +93,7 @@ def open_family(
     checkpoints, matched = match_prefixes({name: checkpoints[name] for name in sources}, base)
     notes += matched
     if matches:  # before rows of one model's tokens stand in another
-        checkpoints, told = match_models(checkpoints, matches, progress)
+        checkpoints, told = match_models(checkpoints, matches, progress, matchings)
         notes += told
     template: str | None = None
     if chat_template is not None:  # before all models have the output's small files

@@ -38,6 +38,7 @@ def match_models(
     checkpoints: Mapping[str, Checkpoint],
     matches: Mapping[str, str | Match],
     progress: Progress | None = None,
+    known: Mapping[str, Matching] | None = None,
 ) -> tuple[dict[str, Checkpoint], list[str]]:
     """The models with the hidden units of some in others' order, and what was done.
 
@@ -45,6 +46,7 @@ def match_models(
         checkpoints: by name, by the base's tensor names.
         matches: which are to be matched, to which.
         progress: told of readings and of the search.
+        known: what was found for some of them elsewhere, and is taken as it is.
 
     Raises:
         ConfigurationError: a model that there is not, or that is matched to itself or to one that
@@ -57,7 +59,9 @@ def match_models(
     problems: list[Problem] = []
     for name, to in wanted.items():
         try:
-            found[name], note = matched(checkpoints[name], checkpoints[to.model], to, progress)
+            found[name], note = matched(
+                checkpoints[name], checkpoints[to.model], to, progress, (known or {}).get(name)
+            )
             notes.append(note)
         except EvomergeError as error:
             problems += [Problem(f"model {name}: match", str(p)) for p in error.problems]
@@ -97,8 +101,30 @@ def axes_of(checkpoint: Checkpoint, given: Mapping[str, Any] | None = None) -> A
     return chain_axes(checkpoint)
 
 
+class Matched(Derived):
+    """A model in the order of another one's hidden units, and the matching that says it."""
+
+    def __init__(self, origin: Checkpoint, axes: Axes, matching: Matching) -> None:
+        tensors, change = _reordering(origin, axes, matching.permutations)
+        super().__init__(origin, tensors, change=change)
+        self.matching = matching
+
+
+def matching_beneath(checkpoint: Checkpoint) -> Matching | None:
+    """The matching of a model that is matched, whatever it is seen through; else None."""
+    while not isinstance(checkpoint, Matched):
+        if not isinstance(checkpoint, Derived):
+            return None
+        checkpoint = checkpoint.origin
+    return checkpoint.matching
+
+
 def matched(
-    model: Checkpoint, target: Checkpoint, to: Match, progress: Progress | None = None
+    model: Checkpoint,
+    target: Checkpoint,
+    to: Match,
+    progress: Progress | None = None,
+    known: Matching | None = None,
 ) -> tuple[Checkpoint, str]:
     """A model in the order of another one's hidden units, and what to tell of it.
 
@@ -110,16 +136,24 @@ def matched(
         raise ModelError(Problem(model.where, what))
     axes = axes_of(model, to.axes)
     _check_same(model, target, axes)
-    found = _found(model, target, axes, progress)
+    found = _found(model, target, axes, progress) if known is None else known
     note = (
         f"{model.name}: {found.moved:.0%} of its hidden units moved to be in the order of "
         f"{target.name}'s; cosine of the weights {found.before:.3f} before, {found.after:.3f} after"
     )
-    return reordered(model, axes, found.permutations), note
+    return Matched(model, axes, found), note
 
 
 def reordered(model: Checkpoint, axes: Axes, permutations: Permutations) -> Checkpoint:
     """A model that computes the same with its hidden units in another order."""
+    tensors, change = _reordering(model, axes, permutations)
+    return Derived(model, tensors, change=change)
+
+
+def _reordering(
+    model: Checkpoint, axes: Axes, permutations: Permutations
+) -> tuple[dict[str, str | Made], Any]:
+    """The tensors in another order, and what says which order it is."""
     tensors: dict[str, str | Made] = {name: name for name in model.names}
     for name, along in axes.tensors.items():
         if any(index_along(spaces, permutations) is not None for spaces in along):
@@ -128,7 +162,7 @@ def reordered(model: Checkpoint, axes: Axes, permutations: Permutations) -> Chec
     digest = hashlib.sha256()
     for space in sorted(permutations):
         digest.update(canonical_json([space, permutations[space].tolist()]).encode())
-    return Derived(model, tensors, change={"units": digest.hexdigest()})
+    return tensors, {"units": digest.hexdigest()}
 
 
 def _make(

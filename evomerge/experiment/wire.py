@@ -13,6 +13,7 @@ import numpy as np
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.family import open_family
+from evomerge.checkpoints.matched import matching_beneath
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
@@ -320,6 +321,11 @@ def worker_spec(
         allow_pickle=config.allow_pickle_weights,
         tokenizer=config.tokenizer,
         matches=config.matches,
+        matchings={
+            name: matching
+            for name, checkpoint in models.checkpoints.items()
+            if (matching := matching_beneath(checkpoint)) is not None
+        },
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
         demand=demand,

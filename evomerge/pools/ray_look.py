@@ -92,6 +92,7 @@ def _models(pickled: bytes) -> dict[str, str]:
             allow_pickle=spec.allow_pickle,
             tokenizer=spec.tokenizer,
             matches=spec.matches,
+            matchings=spec.matchings,
         )
     except EvomergeError as error:
         told = {problem.where: str(problem) for problem in error.problems}

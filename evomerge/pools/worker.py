@@ -28,6 +28,7 @@ from evomerge.records import Failure, Job, Outcome, Responses
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from evomerge.checkpoints.matching import Matching
     from evomerge.checkpoints.open import Checkpoint
     from evomerge.merging.resident import Resident
     from evomerge.protocols import Task
@@ -47,6 +48,7 @@ class WorkerSpec:
     dtype: of the model that is measured; None keeps the base's own.
     tokenizer: whose tokens it has; None where all models have the same.
     matches: name -> the model whose hidden units' order it is brought into.
+    matchings: name -> that order, as it was found once for all workers.
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
     device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
@@ -65,6 +67,7 @@ class WorkerSpec:
     allow_pickle: bool = False
     tokenizer: str | TokenizerSpec | None = None
     matches: Mapping[str, str | Match] = field(default_factory=dict)
+    matchings: Mapping[str, Matching] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     device: str = "cpu"
@@ -105,6 +108,7 @@ class Worker:
             allow_pickle=spec.allow_pickle,
             tokenizer=spec.tokenizer,
             matches=spec.matches,
+            matchings=spec.matchings,
         ).checkpoints
         _compare(checkpoints, spec.sha256)
         model = Resident.open(
