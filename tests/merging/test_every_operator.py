@@ -34,6 +34,7 @@ TRIALS = {
     "lora_lego": [{}, {"rank": 2}, {"rank": 2, "keep_norms": False, "keep_variance": False}],
 }
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
+CASES += [("ties | lines", {}), ("dare_linear | lines | lines", {"lines2_beta": 0.9})]
 MODELS = ("base", "a", "b", "c")
 
 
