@@ -130,16 +130,23 @@ def adapter_in_memory(
     return Adapted(name, base, Adapter(memory, settings, Checkpoint("adapter", stored), tensors))
 
 
-def as_adapter(model: Checkpoint, base: Checkpoint) -> Adapted:
-    """A model as an adapter of full rank: matrices change by (W - W_0) I, other tensors whole."""
+def as_adapter(model: Checkpoint, base: Checkpoint, rank: int | None = None) -> Adapted:
+    """A model as an adapter: what is no matrix is replaced.
+
+    rank: of which the nearest changes are; by default they are exact, (W - W_0) I.
+    """
     factors: dict[str, Factors] = {}
     replaced = {}
     for name in base.names:
         own, origin = model.tensor(name), base.tensor(name)
-        if own.ndim == 2:
-            factors[name] = (torch.eye(own.shape[1]), own.float() - origin.float(), 1.0)
-        else:
+        if own.ndim != 2:
             replaced[name] = own
+            continue
+        delta = own.float() - origin.float()
+        factors[name] = (torch.eye(own.shape[1]), delta, 1.0)
+        if rank is not None:
+            u, s, v = torch.linalg.svd(delta, full_matrices=False)
+            factors[name] = (v[:rank], u[:, :rank] * s[:rank], 1.0)
     return adapter_in_memory(model.name, base, factors, replaced)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.checkpoints import matched
+from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.axes import Axes, Units, chain_axes
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.matching import Permutations, identity, match
@@ -119,6 +120,26 @@ def test_a_transformer_in_another_order_computes_the_same_and_is_found_again(kin
     back = matched.reordered(copy, axes, found.permutations)
     for name in checkpoint.names:
         assert torch.equal(back.tensor(name), checkpoint.tensor(name)), name
+
+
+def test_a_model_with_other_tokens_is_matched_by_all_else() -> None:
+    _, checkpoint = tiny("llama")
+    axes = matched.axes_of(checkpoint)
+    state = stored(matched.reordered(checkpoint, axes, shuffled(axes)))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in state:
+            state[name] = torch.cat([state[name], torch.zeros(4, 16)])
+    larger = Checkpoint("m", state, config={**checkpoint.config, "vocab_size": 44})
+    found, _ = matched.matched(larger, checkpoint, matched.Match(model="llama"))
+    for name in checkpoint.names:
+        rows = checkpoint.shape(name)[0]
+        assert torch.equal(found.tensor(name)[:rows], checkpoint.tensor(name)), name
+
+
+def test_an_adapter_is_not_matched() -> None:
+    _, base = tiny("llama")
+    with pytest.raises(ModelError, match="is an adapter, a change of its base"):
+        matched.matched(as_adapter(base, base), base, matched.Match(model="llama"))
 
 
 def test_unrelated_transformers_come_nearer_and_compute_the_same() -> None:

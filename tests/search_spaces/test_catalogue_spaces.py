@@ -136,7 +136,7 @@ def test_samples_are_merged_and_run(path: Path, tiny_zoo: Path) -> None:
     }
     operator = OPERATORS.get(getattr(config, "operator", ""))
     if operator is not None and operator.needs_adapters:
-        checkpoints |= {n: as_adapter(checkpoints[n], checkpoints["base"]) for n in experts}
+        checkpoints |= {n: as_adapter(checkpoints[n], checkpoints["base"], 8) for n in experts}
     anatomy = anatomy_of(checkpoints["base"])
     models = {name: ModelSource(path=str(tiny_zoo / name)) for name in checkpoints}
     template = Recipe.of_valid(**{**dict(template_of(experts)), "models": models})
