@@ -82,6 +82,19 @@ class Around(Protocol):
         """
         ...
 
+    def blocks(self) -> Iterator[Block]:
+        """The whole models, one block after another, as they are when each is merged by itself.
+
+        Raises:
+            CandidateError: layers are rearranged, so that there are no such task vectors.
+        """
+        ...
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Of each tensor in the block: attention, mlp, norm, embedding, head or other."""
+        ...
+
 
 @dataclass(frozen=True)
 class Block:

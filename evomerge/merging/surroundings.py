@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -20,7 +20,7 @@ from evomerge.errors import CandidateError, ConfigurationError, ModelError, Prob
 from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import Effective, Group, groups_of
 from evomerge.merging.cache import Cache
-from evomerge.merging.operator import Kept, chunks
+from evomerge.merging.operator import Block, Kept, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
 from evomerge.protocols import Progress
 
@@ -155,6 +155,57 @@ class Surroundings:
         """As the protocol says."""
         self._check_layers(self.effective.sources)
         return self.family.task_vectors(self.effective.sources, "reading task vectors")
+
+    def blocks(self) -> Iterator[Block]:
+        """As the protocol says."""
+        self._check_layers(self.effective.sources)
+        in_place = replace(self.effective, layers=None, depth=None)
+        for group in self.family.groups:
+            if not group.copied:
+                yield replace(self, group=group, effective=in_place).block()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """As the protocol says."""
+        places = self.family.anatomy.places
+        return tuple(places[origin].component for origin in self.group.origins)
+
+    def block(self) -> Block:
+        """What operators read."""
+        family, group, effective, device = self.family, self.group, self.effective, self.device
+        layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
+        flats = [family.flat(family.base, group.origins).to(device)]
+        flats += [
+            family.flat(source, group.origins, layer).to(device)
+            for source, layer in zip(effective.sources, layers, strict=True)
+        ]
+        models = (family.base, *effective.sources)
+        shape = family.checkpoints[family.base].shape
+        return Block(
+            names=group.names,
+            shapes=tuple(shape(name) for name in group.origins),
+            base=flats[0],
+            sources=tuple(flats[1:]),
+            views=frozenset(
+                flat.data_ptr()
+                for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
+                if device.type == "cpu" and family.is_view(model, group.origins, layer)
+            ),
+            source_names=effective.sources,
+            mask_seed=effective.mask_seed,
+            depths=tuple(self._depth(name) for name in group.names),
+            around=self,
+        )
+
+    def _depth(self, name: str) -> float | None:
+        """How deep in the model a tensor's layer lies, from 0 to 1."""
+        if self.effective.depth is not None:
+            return self.effective.depth
+        anatomy = self.family.anatomy
+        place = anatomy.places.get(name)  # none where layers are rearranged and it is the same
+        if place is None or place.layer is None:
+            return None
+        return place.layer / max(1, anatomy.num_layers - 1)
 
     def _check_layers(
         self,

@@ -21,6 +21,7 @@ from evomerge.search_spaces.limits import Limited
 TRIES = 60  # points at which a gene is changed before it is called dead
 NUMERIC_TRIES = 12  # of them, with real tensors, once for each way in which recipes differ
 SIDE = 24  # of the square tensors that operators are tried on
+LAYERS = 8  # of these models: where layers are cut, and what grows with depth, is seen in them
 
 
 def check_genes(space: SearchSpace, progress: Progress | None = None) -> None:
@@ -164,7 +165,7 @@ def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:
 
 
 def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
-    """What a merge makes of random models with two layers and a head."""
+    """What a merge makes of random models with some layers and a head."""
     from evomerge.merging.materialise import Merger
 
     names = tuple(sorted({recipe.base, *(merge.sources or ())}))
@@ -183,7 +184,7 @@ def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
 
 @lru_cache(maxsize=8)
 def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
-    """Models of a few random tensors, by name; one of them has hardly moved.
+    """Models of a few random tensors, by name; one tensor has hardly moved.
 
     Some operators have another rule for what hardly moves.
     """
@@ -195,7 +196,7 @@ def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
         draw = torch.Generator().manual_seed(number)
         state = {
             tensor: torch.randn(SIDE, SIDE, generator=draw)
-            for tensor in ("layers.0.weight", "layers.1.weight", "head.weight")
+            for tensor in (*(f"layers.{layer}.weight" for layer in range(LAYERS)), "head.weight")
         }
         first = first or state
         if number:
