@@ -13,6 +13,7 @@ from torch import Tensor
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import (
     Effective,
     Group,
@@ -92,6 +93,14 @@ class Merger:
     def _planned(
         self, recipe: Recipe, plan: dict[Group, Effective | None]
     ) -> Mapping[Group, Effective | None]:
+        needy = {
+            (effective.operator, effective.sources): None
+            for effective in plan.values()
+            if effective is not None and operator_of(effective).needs_adapters
+        }
+        for operator, sources in needy:
+            if problems := no_adapters(operator, sources, self.checkpoints):
+                raise ConfigurationError(problems)
         self._plan, self._recipe = plan, recipe
         self.family.cache.next_candidate()
         return plan

@@ -54,6 +54,18 @@ class Around(Protocol):
         """The same for what is computed from the whole models; it is never thrown away."""
         ...
 
+    def factors(self, source: str) -> tuple[tuple[Tensor, Tensor, float] | None, ...]:
+        """A source's low-rank changes of the block's tensors, one for each of them.
+
+        A (r, columns), B (rows, r), in float32 on the CPU, and a factor: the tensor as it is stored
+        changes by factor * B @ A. None where the source has no such change.
+
+        Raises:
+            ConfigurationError: the source is no adapter.
+            CandidateError: it gives another layer than the base.
+        """
+        ...
+
     def whole_model(self, source: str) -> Magnitudes:
         """The order of the magnitudes of a source's task vector over the whole model.
 
@@ -181,6 +193,7 @@ class Operator(Declared):
     accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
     says that nobody looked. It raises CandidateError where the parameters make no
     model.
+    needs_adapters: whether the sources must be LoRA adapters of the base.
     """
 
     needs_base: bool
@@ -188,6 +201,7 @@ class Operator(Declared):
     max_sources: int | None
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
+    needs_adapters: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

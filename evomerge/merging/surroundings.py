@@ -13,9 +13,11 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from evomerge.checkpoints.adapters import stored_factors
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import CandidateError, ModelError, Problem
+from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem
+from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import Effective, Group, groups_of
 from evomerge.merging.cache import Cache
 from evomerge.merging.operator import Block, Kept, chunks
@@ -136,6 +138,14 @@ class Surroundings:
         found: Kept = self.family.cache.get(key, make, always=True)
         return found
 
+    def factors(self, source: str) -> tuple[tuple[Tensor, Tensor, float] | None, ...]:
+        """As the protocol says."""
+        checkpoint = self.family.checkpoints[source]
+        if problems := no_adapters(self.effective.operator, [source], self.family.checkpoints):
+            raise ConfigurationError(problems)
+        self._check_layers([source], doing="adds an adapter's change to the layer that it is of")
+        return tuple(stored_factors(checkpoint, name) for name in self.group.origins)
+
     def whole_model(self, source: str) -> Magnitudes:
         """As the protocol says."""
         self._check_layers([source], "; rank within each tensor instead (trim: tensor)")
@@ -197,8 +207,14 @@ class Surroundings:
             return None
         return place.layer / max(1, anatomy.num_layers - 1)
 
-    def _check_layers(self, sources: Sequence[str], instead: str = "") -> None:
-        """Refuse to speak of whole task vectors where layers are not one beside the other."""
+    def _check_layers(
+        self,
+        sources: Sequence[str],
+        instead: str = "",
+        *,
+        doing: str = "looks at whole task vectors",
+    ) -> None:
+        """Refuse to speak of task vectors where layers are not one beside the other."""
         family, effective = self.family, self.effective
         for source in sources:
             unlike = ""
@@ -210,6 +226,5 @@ class Surroundings:
                     unlike = "gives another layer than the base here"
             if unlike:
                 raise CandidateError(
-                    f"{effective.operator} looks at whole task vectors, and {source!r} "
-                    f"{unlike}{instead}"
+                    f"{effective.operator} {doing}, and {source!r} {unlike}{instead}"
                 )

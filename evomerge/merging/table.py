@@ -17,6 +17,8 @@ from evomerge.merging.operators.isotropic import ISO_C, ISO_CTS
 from evomerge.merging.operators.layer_swap import LAYER_SWAP
 from evomerge.merging.operators.linear import LINEAR
 from evomerge.merging.operators.lines import LINES, LINES_STEP
+from evomerge.merging.operators.lora import LORA_CONCAT, LORA_SVD
+from evomerge.merging.operators.lora_lego import LORA_LEGO
 from evomerge.merging.operators.lore import LORE
 from evomerge.merging.operators.magmax import MAGMAX
 from evomerge.merging.operators.model_stock import MODEL_STOCK
@@ -56,6 +58,9 @@ _PLAIN: tuple[Operator, ...] = (
     RAMPLUS_TL,
     ARCEE_FUSION,
     NEARSWAP,
+    LORA_CONCAT,
+    LORA_SVD,
+    LORA_LEGO,
     LAYER_SWAP,
     MWA,
     CONSENSUS_TA,

@@ -7,9 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
-from evomerge.checkpoints.open import open_checkpoint
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, Problem
+from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.protocols import Progress, SearchSpace
 from evomerge.recipe import Merge, ModelSource, Recipe
@@ -166,7 +168,10 @@ def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
     """What a merge makes of random models with some layers and a head."""
     from evomerge.merging.materialise import Merger
 
-    checkpoints = _random_models(tuple(sorted({recipe.base, *(merge.sources or ())})))
+    names = tuple(sorted({recipe.base, *(merge.sources or ())}))
+    checkpoints = _random_models(names)
+    if OPERATORS[merge.operator or ""].needs_adapters:
+        checkpoints = _random_adapters(names, recipe.base)
     merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
     tried = Recipe.of_valid(
         base=recipe.base,
@@ -198,3 +203,13 @@ def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
             state["layers.1.weight"] = first["layers.1.weight"] + 1e-4 * state["layers.1.weight"]
         made[name] = open_checkpoint(state, name=name)
     return made
+
+
+@lru_cache(maxsize=8)
+def _random_adapters(names: tuple[str, ...], base: str) -> dict[str, Checkpoint]:
+    """The same as adapters of the base, of the largest rank."""
+    models = _random_models(names)
+    return {
+        name: models[name] if name == base else as_adapter(models[name], models[base])
+        for name in names
+    }

@@ -30,6 +30,8 @@ TRIALS = {
     "ramplus_tl": [{}, {"epsilon": 0.5, "alpha": 2}],
     "nearswap": [{}, {"t": 0.2}],
     "passthrough": [{}, {"scale": -0.7}],
+    "lora_svd": [{}, {"rank": 1}],
+    "lora_lego": [{}, {"rank": 2}, {"rank": 2, "keep_norms": False, "keep_variance": False}],
     "layer_swap": [
         {},
         {"bottom": 0.4, "top": 0.3, "transition": 0.7, "blend": "linear", "outside": "mean"},
@@ -76,7 +78,7 @@ def family_of(tensors):
 
 def merged(states, operator, **parameters):
     recipe = recipe_of(states, operator, sources_of(operator), **parameters)
-    return dict(merger_of(states).tensors(recipe))
+    return dict(merger_of(states, operator=operator).tensors(recipe))
 
 
 @st.composite
@@ -178,7 +180,7 @@ def test_the_order_of_sources_matters_only_where_it_is_said(operator):
     states = family_of([[torch.randn(5, 4, generator=generator) for _ in range(4)]])
     sources = sources_of(operator)
     one, other = (
-        dict(merger_of(states).tensors(recipe_of(states, operator, order)))
+        dict(merger_of(states, operator=operator).tensors(recipe_of(states, operator, order)))
         for order in (sources, sources[::-1])
     )
     for name, value in one.items():
