@@ -50,6 +50,7 @@ from evomerge.records import Job, Outcome
 PROMISE_MS = 5.0  # of the driver, per candidate
 PROMISE_BUSY = 0.95
 ITEMS = tuple(range(24))
+GENERATIONS = 3
 SETTLE_S = 400.0  # for Ray's actors to come
 
 
@@ -147,7 +148,8 @@ def simulated(options: argparse.Namespace) -> None:
             made = crew()
             times = Times(made.clock, lambda made=made: made.done_s)
             pool = Dispatcher(made, clock=made.clock)
-            figures = whole_driver(pool, times, workers, options.each * workers, window)
+            candidates = GENERATIONS * options.each * workers
+            figures = whole_driver(pool, times, workers, candidates, window)
             show(workers, name, figures)
 
 

@@ -96,20 +96,22 @@ def run_search(
     started = time.monotonic() - search.ledger.seconds_spent()
     on_replayed(replay(search, budget, time.monotonic() - started))
     complete: set[int] = set()  # cohorts that ask for nothing more
+    paid: list[Cohort] = []
     between_cohorts = True  # what is under way is finished and told before a budget ends it
     while True:
-        if between_cohorts and (why := why_stop(budget, search, time.monotonic() - started)):
-            return why
-        between_cohorts = False
-        while ask_more(search):  # workers have something to do while the rest is asked for
-            submit(search, measurer, within_budget(search, budget)[-1:], complete)
-            if room(search) > 0 and measurer.is_busy:
-                measurer.collect(search.open[0].index, wait_s=0)
-        if not search.open:
-            return "the searcher has nothing more to ask"
-        paid = within_budget(search, budget)
-        if not paid:
-            return beyond(budget)  # the next cohort stays asked, for a longer run
+        if between_cohorts:
+            if why := why_stop(budget, search, time.monotonic() - started):
+                return why
+            while ask_more(search):  # workers have something to do while the rest is asked for
+                submit(search, measurer, within_budget(search, budget)[-1:], complete)
+                if room(search) > 0 and measurer.is_busy:
+                    measurer.collect(search.open[0].index, wait_s=0)
+            if not search.open:
+                return "the searcher has nothing more to ask"
+            paid = within_budget(search, budget)
+            if not paid:
+                return beyond(budget)  # the next cohort stays asked, for a longer run
+            between_cohorts = False
         submit(search, measurer, paid, complete)
         head = paid[0]
         if measurer.waiting(head.index):
