@@ -70,6 +70,24 @@ class Around(Protocol):
         """
         ...
 
+    def statistics(self, kind: str, source: str | None = None) -> tuple[Tensor | None, ...]:
+        """Of a source, or of the base: one for each tensor of the block, None where there is none.
+
+        kind: see `evomerge.merging.calibration.statistics`. They may be views of a mapped file.
+
+        Raises:
+            ConfigurationError: there are no calibration texts.
+        """
+        ...
+
+    def statistics_norm(self, kind: str, source: str) -> float:
+        """The L2 norm of all of a source's statistics of a kind.
+
+        Raises:
+            ConfigurationError: there are no calibration texts.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Block:
@@ -130,11 +148,23 @@ def parts_of(segment: slice, width: int = 1) -> Iterator[slice]:
         yield slice(segment.start + part.start, segment.start + part.stop)
 
 
+Whose = Literal["base", "sources"]
+Collects = Callable[[Values], tuple[tuple[str, Whose], ...]]
+
+
+def collects_nothing(values: Values) -> tuple[tuple[str, Whose], ...]:
+    """For what is computed from the weights alone."""
+    del values
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """What people are told of an operator or a post-step.
 
     needs: what beside the weights it is computed from.
+    collects(values): which kinds of statistics of whom it will ask for, so that they can be
+        collected beforehand.
     place: what the result depends on besides: nothing, a tensor's own name, its layer's depth.
     notes: for the reference: the formula, and where others compute something else.
     """
@@ -144,6 +174,7 @@ class Declared:
     summary: str
     parameters: tuple[Parameter, ...]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
+    collects: Collects = collects_nothing
     place: Literal["nothing", "name", "depth", "both"] = "nothing"
     notes: str = ""
 

@@ -15,19 +15,28 @@ from torch import Tensor
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import CandidateError, ModelError, Problem
+from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem
 from evomerge.merging.blocks import Effective, Group, groups_of
 from evomerge.merging.cache import Cache
+from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.operator import Kept, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
 from evomerge.protocols import Progress
+
+
+def no_texts(operator: str) -> Problem:
+    """What is said where an operator looks at data and there are none."""
+    what = f"{operator} looks at what models do with texts, and there are none"
+    hint = "`calibration: {texts: FILE.txt}` in an experiment, `--calibration FILE` for a recipe"
+    return Problem("calibration", what, hint)
 
 
 class Family:
     """Models that are merged with each other, and what is kept of them from merge to merge.
 
     checkpoints: by the names that recipes use; anatomy: the base's; once: whether each tensor is
-    merged just once, so that nothing is worth keeping; progress: told of readings of whole models.
+    merged just once, so that nothing is worth keeping; progress: told of readings of whole models;
+    statistics: what was collected from calibration texts, if there are any.
     """
 
     def __init__(
@@ -39,7 +48,9 @@ class Family:
         *,
         once: bool = False,
         progress: Progress | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
+        self.statistics = statistics
         self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self.groups = groups_of(checkpoints, anatomy, base)
         self.cache, self.once = cache, once
@@ -145,6 +156,26 @@ class Surroundings:
         """As the protocol says."""
         self._check_layers(self.effective.sources)
         return self.family.task_vectors(self.effective.sources, "reading task vectors")
+
+    def statistics(self, kind: str, source: str | None = None) -> tuple[Tensor | None, ...]:
+        """As the protocol says."""
+        family, layers, layer = self.family, self.effective.layers, None
+        model = family.base if source is None else source
+        if layers is not None:
+            layer = layers[0 if source is None else 1 + self.effective.sources.index(source)]
+        found = self._collected.of(kind, model)
+        of_each = [found.get(family.name(origin, layer)) for origin in self.group.origins]
+        return tuple(None if one is None else one.to(self.device) for one in of_each)
+
+    def statistics_norm(self, kind: str, source: str) -> float:
+        """As the protocol says."""
+        return self._collected.norm(kind, source)
+
+    @property
+    def _collected(self) -> Statistics:
+        if self.family.statistics is None:
+            raise ConfigurationError(no_texts(self.effective.operator))
+        return self.family.statistics
 
     def _check_layers(self, sources: Sequence[str], instead: str = "") -> None:
         """Refuse to speak of whole task vectors where layers are not one beside the other."""

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 
 from evomerge.errors import nearest
 from evomerge.merging.operator import Operator, PostStep
+from evomerge.merging.operators.aim import AIM_STEP
 from evomerge.merging.operators.arcee import ARCEE_FUSION
+from evomerge.merging.operators.fisher import FISHER
 from evomerge.merging.operators.linear import LINEAR
 from evomerge.merging.operators.lines import LINES, LINES_STEP
 from evomerge.merging.operators.magmax import MAGMAX
@@ -20,6 +22,7 @@ from evomerge.merging.operators.nearswap import NEARSWAP
 from evomerge.merging.operators.nuslerp import NUSLERP
 from evomerge.merging.operators.passthrough import PASSTHROUGH
 from evomerge.merging.operators.ram import RAM, RAMPLUS_TL
+from evomerge.merging.operators.regmean import REGMEAN
 from evomerge.merging.operators.sce import SCE
 from evomerge.merging.operators.slerp import SLERP
 from evomerge.merging.operators.soup import UNIFORM_SOUP
@@ -44,9 +47,11 @@ _PLAIN: tuple[Operator, ...] = (
     RAMPLUS_TL,
     ARCEE_FUSION,
     NEARSWAP,
+    FISHER,
+    REGMEAN,
 )
 
-POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP,)}
+POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_STEP)}
 
 
 class Operators(Mapping[str, Operator]):

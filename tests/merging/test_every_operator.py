@@ -30,6 +30,8 @@ TRIALS = {
     "ramplus_tl": [{}, {"epsilon": 0.5, "alpha": 2}],
     "nearswap": [{}, {"t": 0.2}],
     "passthrough": [{}, {"scale": -0.7}],
+    "fisher": [{}, {"normalize": True, "labels": "data"}],
+    "regmean": [{}, {"alpha": 1.0}, {"alpha": 0.0}],
 }
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
 MODELS = ("base", "a", "b", "c")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
+from evomerge.merging.calibration.stand_in import StandIn
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
 
@@ -20,7 +21,8 @@ States = Mapping[str, Mapping[str, Tensor]]
 
 def merger_of(states: States, cache_bytes: int = 2**24) -> Merger:
     checkpoints = {name: open_checkpoint(state, name=name) for name, state in states.items()}
-    return Merger(checkpoints, anatomy_of(checkpoints["base"]), "base", cache_bytes)
+    anatomy, statistics = anatomy_of(checkpoints["base"]), StandIn(checkpoints)
+    return Merger(checkpoints, anatomy, "base", cache_bytes, statistics=statistics)
 
 
 def recipe_of(
