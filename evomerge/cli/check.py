@@ -52,6 +52,14 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
             console.print(
                 f"limit of {name}: {in_short(limit)}; the base: {in_short(of_base[name])}"
             )
+    if parts.worker.calibration is not None:
+        from evomerge.experiment.calibration import recipes_of, told, wanted
+
+        checkpoints, base = parts.models.checkpoints, parts.template.base
+        recipes = recipes_of(parts.space, parts.config.seed)
+        needed = wanted(recipes, checkpoints, parts.models.anatomy, base)
+        for line in told(parts.worker.calibration, needed, checkpoints, base):
+            console.print(line)
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     if genes:

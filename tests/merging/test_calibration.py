@@ -216,8 +216,8 @@ def test_what_cannot_be_read_is_said(tmp_path):
     }
     with pytest.raises(ConfigurationError, match="has no tokenizer"):
         Collected(Calibration(texts=("w2 w3",)), states, "base").of("gram", "a")
+    given = {**models, "a": states["a"]}
     with pytest.raises(ModelError, match="no transformers folder"):
-        given = {**models, "a": states["a"]}
         Collected(Calibration(texts=("w2 w3",)), given, "base").of("gram", "a")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ConfigurationError, match="no JSON"):

@@ -201,7 +201,7 @@ def test_without_texts_it_is_said_what_to_write(operator):
     states = {name: {"x.weight": torch.ones(2, 2)} for name in ("base", "a")}
     checkpoints = {name: open_checkpoint(state, name=name) for name, state in states.items()}
     merger = Merger(checkpoints, anatomy_of(checkpoints["base"]), "base")
-    with pytest.raises(ConfigurationError, match="calibration: .*looks at what models do"):
+    with pytest.raises(ConfigurationError, match=r"calibration: .*looks at what models do"):
         dict(merger.tensors(recipe_of(states, operator)))
 
 

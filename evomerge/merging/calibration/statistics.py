@@ -150,6 +150,8 @@ class Collected:
         return self._opened[kind, model]
 
     def _collect(self, kind: str, model: str, folder: Path) -> None:
+        from transformers.utils import logging as transformers_logging
+
         checkpoint, sequences = self._checkpoints[model], self.tokens(model)
         if checkpoint.path is None or not checkpoint.config:
             what = "is no transformers folder: what happens inside it cannot be seen"
@@ -160,6 +162,7 @@ class Collected:
                 self.progress(f"reading texts for {kind} of {model}", done, total)
 
         report(0, len(sequences))
+        transformers_logging.disable_progress_bar()  # there is one already
         with computing_on(self.calibration.threads), staged_folder(folder) as staged:
             module = module_of(checkpoint, torch.float32).eval().requires_grad_(False)
             norm = 0.0
