@@ -109,9 +109,30 @@ class Merger:
             hint = "the calibration.json beside the recipe, or in the folder of its run"
             raise ConfigurationError(Problem("calibration", what, hint))
 
+    def _check_whole(self, plan: Mapping[Group, Effective | None]) -> None:
+        """Refuse what is defined for whole models alone, where other places are merged otherwise.
+
+        Raises:
+            ConfigurationError: naming the operator.
+        """
+        merged = [one for one in plan.values() if one is not None]
+        whole = [one for one in merged if operator_of(one).whole]
+        if not whole:
+            return
+        name = whole[0].operator
+        numbers = {self.family.num_layers[source] for source in whole[0].sources}
+        if len({replace(one, branch_scale=1.0) for one in merged}) > 1:
+            what = f"{name} merges layer after layer: it is defined where all is merged alike"
+        elif whole[0].layers is not None or numbers != {self.anatomy.num_layers}:
+            what = f"{name} merges layer after layer, and layers are rearranged here"
+        else:
+            return
+        raise ConfigurationError(Problem("operator", what, "regmean can stand anywhere"))
+
     def _planned(
         self, recipe: Recipe, plan: dict[Group, Effective | None]
     ) -> Mapping[Group, Effective | None]:
+        self._check_whole(plan)
         self._plan, self._recipe = plan, recipe
         self.family.cache.next_candidate()
         return plan

@@ -80,6 +80,14 @@ class Around(Protocol):
         """
         ...
 
+    def in_turn(self, alpha: float) -> tuple[Tensor, ...]:
+        """The block's tensors, float32, of the sources' RegMean++ over the whole model.
+
+        Raises:
+            ConfigurationError: there are no calibration texts, or the models cannot be run.
+        """
+        ...
+
     def statistics_norm(self, kind: str, source: str) -> float:
         """The L2 norm of all of a source's statistics of a kind.
 
@@ -194,6 +202,7 @@ class Declared:
 class Operator(Declared):
     """A way to merge tensors.
 
+    whole: defined only where the whole model is merged alike, its layers in their places.
     prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
     apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
     accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
@@ -206,6 +215,7 @@ class Operator(Declared):
     max_sources: int | None
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

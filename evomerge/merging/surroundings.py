@@ -51,6 +51,7 @@ class Family:
         statistics: Statistics | None = None,
     ) -> None:
         self.statistics = statistics
+        self._in_turn: tuple[tuple[tuple[str, ...], float], Mapping[str, Tensor]] | None = None
         self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self.groups = groups_of(checkpoints, anatomy, base)
         self.cache, self.once = cache, once
@@ -101,6 +102,16 @@ class Family:
                 yield torch.stack([other[piece].float() - origin for other in others])
             if self._progress is not None:
                 self._progress(doing, done, sum(sizes))
+
+    def in_turn(
+        self, statistics: Statistics, sources: tuple[str, ...], alpha: float
+    ) -> Mapping[str, Tensor]:
+        """The whole model's RegMean++; the last one is kept, since all blocks ask for it."""
+        if self._in_turn is None or self._in_turn[0] != (sources, alpha):
+            self._in_turn = None  # before the next one takes its memory
+            made = statistics.in_turn(self.anatomy, sources, alpha, self.cache.room)
+            self._in_turn = (sources, alpha), made
+        return self._in_turn[1]
 
     def ranked(self, source: str) -> Magnitudes:
         """The order of the magnitudes of a whole task vector, which is never thrown away."""
@@ -166,6 +177,11 @@ class Surroundings:
         found = self._collected.of(kind, model)
         of_each = [found.get(family.name(origin, layer)) for origin in self.group.origins]
         return tuple(None if one is None else one.to(self.device) for one in of_each)
+
+    def in_turn(self, alpha: float) -> tuple[Tensor, ...]:
+        """As the protocol says."""
+        found = self.family.in_turn(self._collected, self.effective.sources, alpha)
+        return tuple(found[name].to(self.device) for name in self.group.origins)
 
     def statistics_norm(self, kind: str, source: str) -> float:
         """As the protocol says."""

@@ -23,6 +23,7 @@ from evomerge.merging.operators.nuslerp import NUSLERP
 from evomerge.merging.operators.passthrough import PASSTHROUGH
 from evomerge.merging.operators.ram import RAM, RAMPLUS_TL
 from evomerge.merging.operators.regmean import REGMEAN
+from evomerge.merging.operators.regmean_plusplus import REGMEAN_PLUSPLUS
 from evomerge.merging.operators.sce import SCE
 from evomerge.merging.operators.slerp import SLERP
 from evomerge.merging.operators.soup import UNIFORM_SOUP
@@ -49,6 +50,7 @@ _PLAIN: tuple[Operator, ...] = (
     NEARSWAP,
     FISHER,
     REGMEAN,
+    REGMEAN_PLUSPLUS,
 )
 
 POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_STEP)}

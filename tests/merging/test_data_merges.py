@@ -196,7 +196,84 @@ def test_rearranged_layers_bring_their_own_statistics(tmp_path):
         )
 
 
-@pytest.mark.parametrize("operator", ["fisher", "regmean", "ties | aim"])
+def solved(weights, grams, alpha):
+    """The formula as it stands in the paper, in float64."""
+    grams = [alpha * g + (1 - alpha) * np.diag(np.diag(g)) for g in grams]
+    right = sum(g @ w.T for g, w in zip(grams, weights, strict=True))
+    return np.linalg.solve(sum(grams), right).T
+
+
+def regmean_plusplus_by_hand(tmp_path, models, read, alpha):
+    """Whole models, merged up to a layer, with the expert's own layer there, on its texts."""
+    states = {m: {n: models[m].tensor(n).double() for n in models[m].names} for m in models}
+    merged = {n: (states["a"][n] + states["b"][n]) / 2 for n in states["a"]}
+    for layer in range(2):
+        prefix, grams = f"model.layers.{layer}.", {}
+        for m in "ab":
+            module = module_in(tmp_path / m)
+            own = {n: states[m][n] if n.startswith(prefix) else merged[n] for n in merged}
+            module.load_state_dict(own)
+            seen = inputs_of(module, [ids_of(text) for text in read[m]])
+            grams[m] = {n: (x.T @ x / len(x)).numpy() for n, x in seen.items()}
+        for name in grams["a"]:
+            if name.startswith(prefix):
+                weights = [states[m][f"{name}.weight"].numpy() for m in "ab"]
+                found = solved(weights, [grams[m][name] for m in "ab"], alpha)
+                merged[f"{name}.weight"] = torch.from_numpy(found)
+    return merged
+
+
+def test_regmean_plusplus_is_layer_after_layer_what_merged_prefixes_make(tmp_path):
+    models = family(tmp_path, ["base", "a", "b"])
+    read = {name: texts(30, seed=i) for i, name in enumerate("ab")}
+    merger = calibrated_merger(models, Calibration(of=read))
+    ours = dict(merger.tensors(recipe_of(models, "regmean_plusplus", alpha=0.8)))
+    theirs = regmean_plusplus_by_hand(tmp_path, models, read, 0.8)
+    plain = dict(merger.tensors(recipe_of(models, "regmean", alpha=0.8)))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name].double(), value, atol=2e-4, rtol=2e-3)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not torch.allclose(ours[name], plain[name], atol=1e-2)
+
+
+def test_the_first_layer_of_regmean_plusplus_is_regmeans_where_embeddings_are_the_same(tmp_path):
+    models = family(tmp_path, ["base", "a"])
+    module = module_in(tmp_path / "a").float()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "embed" not in name:
+                parameter.mul_(1.3)
+    module.save_pretrained(tmp_path / "b")
+    models["b"] = open_checkpoint(tmp_path / "b", name="b")
+    merger = calibrated_merger(models, Calibration(texts=texts(30)))
+    in_turn, plain = (
+        dict(merger.tensors(recipe_of(models, operator, alpha=0.9)))
+        for operator in ("regmean_plusplus", "regmean")
+    )
+    for name, value in plain.items():
+        if name.startswith("model.layers.0."):
+            torch.testing.assert_close(in_turn[name], value, atol=1e-4, rtol=1e-4)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.allclose(in_turn[name], plain[name], atol=1e-3)
+
+
+def test_regmean_plusplus_is_refused_where_it_is_not_defined(tmp_path):
+    models = family(tmp_path, ["base", "a", "b"])
+    merger = calibrated_merger(models, Calibration(texts=texts(4)))
+    recipe = recipe_of(models, "regmean_plusplus")
+    for change in (
+        {"slots": [{"layer": 1}, {"layer": 0}]},
+        {"outside": {"head": {"operator": "linear"}}},
+        {"slots": [{"layer": 0}, {"layer": 1, "merges": {"mlp": {"parameters": {"alpha": 0.1}}}}]},
+    ):
+        other = type(recipe).model_validate({**recipe.model_dump(), **change})
+        with pytest.raises(ConfigurationError, match="regmean_plusplus merges layer after layer"):
+            merger.plan(other)
+    slots = [{"layer": 0}, {"layer": 1, "branch_scale": 0.5}]
+    merger.plan(type(recipe).model_validate({**recipe.model_dump(), "slots": slots}))
+
+
+@pytest.mark.parametrize("operator", ["fisher", "regmean", "regmean_plusplus", "ties | aim"])
 def test_without_texts_it_is_said_what_to_write(operator):
     states = {name: {"x.weight": torch.ones(2, 2)} for name in ("base", "a")}
     checkpoints = {name: open_checkpoint(state, name=name) for name, state in states.items()}

@@ -31,6 +31,7 @@ TRIALS = {
     "nearswap": [{}, {"t": 0.2}],
     "passthrough": [{}, {"scale": -0.7}],
     "fisher": [{}, {"normalize": True, "labels": "data"}],
+    "regmean_plusplus": [{}, {"alpha": 1.0}],
     "regmean": [{}, {"alpha": 1.0}, {"alpha": 0.0}],
 }
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]

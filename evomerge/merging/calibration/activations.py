@@ -121,14 +121,18 @@ def forward(module: nn.Module, ids: Tensor, *, head: bool = True) -> Any:
     return module(input_ids=ids, **options)
 
 
-class _Adding:
-    """Adds to the sum of one input; counts its rows, since a router may send each row elsewhere."""
+class MeanOf:
+    """Adds to the sum of one input; counts its rows, since a router may send each row elsewhere.
+
+    kind: `gram`, whose total has the shape (in, in), or `mean`, of |x|: (in,).
+    """
 
     def __init__(self, kind: str, total: Tensor) -> None:
         self._kind, self._total = kind, total
         self._rows = 0
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Take what a layer reads."""
         del layer
         x = args[0].detach().reshape(-1, args[0].shape[-1]).float()  # (rows, width)
         self._rows += len(x)
@@ -154,7 +158,7 @@ def sum_inputs(
 
     kind: `gram` or `mean`; sums: with an entry for each input, under the first of its names.
     """
-    adding = {one.reader: _Adding(kind, sums.tensors[one.names[0]]) for one in inputs}
+    adding = {one.reader: MeanOf(kind, sums.tensors[one.names[0]]) for one in inputs}
     heads = {id(layer) for layer in (getattr(module, "lm_head", None),) if layer is not None}
     head = any(id(layer) in heads for layer in adding)
     done = 0

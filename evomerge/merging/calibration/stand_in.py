@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
+from evomerge.merging.calibration.in_turn import Room
+from evomerge.merging.operators.regmean import mean_of, regression
 
 
 class StandIn:
@@ -32,6 +35,20 @@ class StandIn:
                 x = torch.randn(2 * shape[1], shape[1], generator=draw)
                 found[name] = x.T @ x / len(x) if kind == "gram" else x.abs().mean(dim=0)
         return found
+
+    def in_turn(
+        self, anatomy: Anatomy, sources: tuple[str, ...], alpha: float, room: Room
+    ) -> Mapping[str, Tensor]:
+        """As of `Statistics`, from `gram` alone."""
+        del anatomy, room
+        grams = [self.of("gram", source) for source in sources]
+        merged = {}
+        for name in self._checkpoints[sources[0]].names:
+            tensors = [self._checkpoints[source].tensor(name) for source in sources]
+            known = [gram[name] for gram in grams if name in gram]
+            made = regression(tensors, known).merged(alpha) if known else mean_of(tensors)
+            merged[name] = made
+        return merged
 
     def norm(self, kind: str, model: str) -> float:
         """As of `Statistics`."""

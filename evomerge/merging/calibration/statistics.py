@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.input_scales import says_scales
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.staging import staged_folder
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.files import cache_folder, disk_errors, fsync
 from evomerge.merging.calibration.activations import linear_inputs, sum_inputs
 from evomerge.merging.calibration.gradients import LABELS, floating_shapes, sum_squares
+from evomerge.merging.calibration.in_turn import Room, merged_in_turn
 from evomerge.merging.calibration.sums import Sums
 from evomerge.merging.calibration.texts import Calibration, check_models
+from evomerge.merging.input_scales import apply_scales
 from evomerge.merging.module import module_of, tokenizer_of
 from evomerge.protocols import Progress
 from evomerge.recipe import canonical_json
@@ -58,6 +62,15 @@ class Statistics(Protocol):
 
     def norm(self, kind: str, model: str) -> float:
         """The L2 norm of all of them together."""
+        ...
+
+    def in_turn(
+        self, anatomy: Anatomy, sources: tuple[str, ...], alpha: float, room: Room
+    ) -> Mapping[str, Tensor]:
+        """All floating tensors of the sources' RegMean++ (see in_turn.py), float32.
+
+        anatomy: the base's; room: where arrays are kept.
+        """
         ...
 
 
@@ -105,6 +118,30 @@ class Collected:
         """As the protocol says."""
         return self._found(kind, model)[1]
 
+    def in_turn(
+        self, anatomy: Anatomy, sources: tuple[str, ...], alpha: float, room: Room
+    ) -> Mapping[str, Tensor]:
+        """As the protocol says.
+
+        Raises:
+            ConfigurationError: the models are no transformers folders with one list of layers.
+        """
+        origin = self._checkpoints[self._base]
+        sequences = {source: self.tokens(source) for source in sources}
+        if says_scales(origin.config):
+            what = "scales its layers' inputs: layers cannot be run one by one"
+            raise ConfigurationError(Problem(origin.where, what, "regmean can"))
+
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress("merging layer after layer", done, total)
+
+        with computing_on(self.calibration.threads), torch.no_grad():
+            module = _module_of(origin)
+            return merged_in_turn(
+                module, self._checkpoints, anatomy, self._base, sequences, alpha, room, report
+            )
+
     def tokens(self, model: str) -> list[list[int]]:
         """What a model reads: each text's first tokens, of texts that have two.
 
@@ -150,21 +187,15 @@ class Collected:
         return self._opened[kind, model]
 
     def _collect(self, kind: str, model: str, folder: Path) -> None:
-        from transformers.utils import logging as transformers_logging
-
         checkpoint, sequences = self._checkpoints[model], self.tokens(model)
-        if checkpoint.path is None or not checkpoint.config:
-            what = "is no transformers folder: what happens inside it cannot be seen"
-            raise ModelError(Problem(checkpoint.where, what))
 
         def report(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(f"reading texts for {kind} of {model}", done, total)
 
         report(0, len(sequences))
-        transformers_logging.disable_progress_bar()  # there is one already
         with computing_on(self.calibration.threads), staged_folder(folder) as staged:
-            module = module_of(checkpoint, torch.float32).eval().requires_grad_(False)
+            module = _module_of(checkpoint)
             norm = 0.0
             if kind.startswith("fisher_"):
                 shapes = floating_shapes(checkpoint)
@@ -199,6 +230,22 @@ class Collected:
         if bad:
             what = f"what is collected there is not finite, first of {bad[0]}"
             raise ModelError(Problem(checkpoint.where, what))
+
+
+def _module_of(checkpoint: Checkpoint) -> nn.Module:
+    """A model in float32, without gradients, its layers' inputs scaled where its config says so.
+
+    Raises:
+        ModelError: it is no transformers folder, or transformers cannot make it.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    if checkpoint.path is None or not checkpoint.config:
+        what = "is no transformers folder: what happens inside it cannot be seen"
+        raise ModelError(Problem(checkpoint.where, what))
+    transformers_logging.disable_progress_bar()  # there is one already
+    module = module_of(checkpoint, torch.float32).eval().requires_grad_(False)
+    return apply_scales(module) if says_scales(checkpoint.config) else module
 
 
 def _opened(folder: Path) -> tuple[dict[str, Tensor], float]:

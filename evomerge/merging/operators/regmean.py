@@ -117,9 +117,17 @@ def _collects(values: Values) -> tuple[tuple[str, Whose], ...]:
     return (("gram", "sources"),)
 
 
-def _prepare(block: Block, values: Values) -> _Prepared:
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean, in float32."""
     import torch
 
+    mean = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor in tensors:
+        mean += tensor.float()
+    return mean.div_(len(tensors))
+
+
+def _prepare(block: Block, values: Values) -> _Prepared:
     del values
     grams = [block.around.statistics("gram", name) for name in block.source_names]
     parts: list[tuple[slice, Regression | _Mean]] = []
@@ -130,10 +138,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
         if len(known) == len(own):
             parts.append((segment, regression([flat.view(shape) for flat in flats], known)))
         else:
-            mean = torch.zeros_like(flats[0], dtype=torch.float32)
-            for flat in flats:
-                mean += flat.float()
-            parts.append((segment, _Mean(mean.div_(len(flats)))))
+            parts.append((segment, _Mean(mean_of(flats))))
     return _Prepared(parts)
 
 
