@@ -124,6 +124,10 @@ def windows(workers: int, each: int) -> dict[str, dict[str, Any]]:
     whole = each * workers
     return {
         f"generations of {whole:,}": {"in_flight": whole, "cohort": whole},
+        f"the same in parts of {max(1, workers // 4):,}": {
+            "in_flight": whole,
+            "cohort": max(1, workers // 4),
+        },
         f"a window of {2 * workers:,}": {"in_flight": 2 * workers, "cohort": max(1, workers // 16)},
     }
 

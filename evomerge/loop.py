@@ -95,20 +95,22 @@ def run_search(
     """
     started = time.monotonic() - search.ledger.seconds_spent()
     on_replayed(replay(search, budget, time.monotonic() - started))
+    complete: set[int] = set()  # cohorts that ask for nothing more
     between_cohorts = True  # what is under way is finished and told before a budget ends it
     while True:
         if between_cohorts and (why := why_stop(budget, search, time.monotonic() - started)):
             return why
         between_cohorts = False
-        fill_window(search)
+        while ask_more(search):  # workers have something to do while the rest is asked for
+            submit(search, measurer, within_budget(search, budget)[-1:], complete)
+            if room(search) > 0 and measurer.is_busy:
+                measurer.collect(search.open[0].index, wait_s=0)
         if not search.open:
             return "the searcher has nothing more to ask"
         paid = within_budget(search, budget)
         if not paid:
             return beyond(budget)  # the next cohort stays asked, for a longer run
-        for cohort in paid:
-            if not measurer.waiting(cohort.index):
-                measurer.submit(cohort.index, search.estimator.requests(cohort))
+        submit(search, measurer, paid, complete)
         head = paid[0]
         if measurer.waiting(head.index):
             measurer.collect(head.index)
@@ -197,20 +199,36 @@ def unanswered(search: Search, budget: Budget) -> dict[CandidateId, int]:
     return {id_: count for id_, count in lacking.items() if count}
 
 
-def fill_window(search: Search) -> None:
-    """Ask for as many candidates as may be in flight, and commit them."""
-    while (room := search.in_flight - sum(len(c.candidates) for c in search.open)) > 0:
-        count = min(room, search.cohort_size)
-        genomes = search.searcher.ask(count)
-        if not genomes:
-            return
-        candidates = [
-            make_candidate(search.space, search.num_asked + number, genome)
-            for number, genome in enumerate(genomes)
-        ]
-        search.ledger.asked(search.num_cohorts, count, candidates)
-        open_cohort(search, candidates)
-        notify(search.observers, "asked", candidates)
+def room(search: Search) -> int:
+    """How many more candidates may be in flight."""
+    return search.in_flight - sum(len(cohort.candidates) for cohort in search.open)
+
+
+def ask_more(search: Search) -> bool:
+    """Ask for one cohort more, if the window has room for it, and commit it; whether it did."""
+    count = min(room(search), search.cohort_size)
+    genomes = search.searcher.ask(count) if count > 0 else []
+    if not genomes:
+        return False
+    candidates = [
+        make_candidate(search.space, search.num_asked + number, genome)
+        for number, genome in enumerate(genomes)
+    ]
+    search.ledger.asked(search.num_cohorts, count, candidates)
+    open_cohort(search, candidates)
+    notify(search.observers, "asked", candidates)
+    return True
+
+
+def submit(
+    search: Search, measurer: Measurer, cohorts: Sequence[Cohort], complete: set[int]
+) -> None:
+    """Send what cohorts ask for; those that ask for nothing that is not there are complete."""
+    for cohort in cohorts:
+        if cohort.index not in complete and not measurer.waiting(cohort.index):
+            measurer.submit(cohort.index, search.estimator.requests(cohort))
+            if not measurer.waiting(cohort.index):
+                complete.add(cohort.index)
 
 
 def make_candidate(space: SearchSpace, id_: CandidateId, genome: Genome) -> Candidate:

@@ -55,6 +55,7 @@ class Measurer:
         self._cohorts: dict[int, int] = {}  # job under way -> the cohort that it is for
         self._carriers: dict[tuple[str, str], dict[ItemId, int]] = {}  # what is under way, and how
         self._awaited: defaultdict[int, set[int]] = defaultdict(set)  # cohort -> jobs
+        self._waiters: defaultdict[int, set[int]] = defaultdict(set)  # job -> cohorts
         self._held: list[tuple[int, Outcome]] = []  # failures whose cohort's turn has not come
         self._next_job = 0
 
@@ -71,7 +72,7 @@ class Measurer:
             items = []
             for item in measurements.missing(fingerprint, request.task, request.items):
                 if item in carriers:
-                    self._awaited[cohort].add(carriers[item])
+                    self._await(cohort, carriers[item])
                 elif (fingerprint, request.task, item) not in new:
                     items.append(item)
                     new.add((fingerprint, request.task, item))
@@ -80,14 +81,20 @@ class Measurer:
         for candidate, wanted in jobs.items():
             self._submit(cohort, candidate, wanted)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether jobs are under way."""
+        return bool(self._cohorts)
+
     def waiting(self, cohort: int) -> bool:
         """Whether something that the cohort asked for has neither come nor failed."""
         return bool(self._awaited.get(cohort))
 
-    def collect(self, head: int) -> None:
+    def collect(self, head: int, wait_s: float = COLLECT_S) -> None:
         """Wait a moment for outcomes and commit them.
 
         head: the cohort whose turn it is; failures of later ones are kept back.
+        wait_s: how long at most.
 
         Raises:
             NoWorkersLeft: nothing can be measured any more.
@@ -99,7 +106,7 @@ class Measurer:
             notify(self._observers, "measured", outcome)
         if due:
             return
-        outcomes = [checked(o, self._columns) for o in self._pool.collect(COLLECT_S)]
+        outcomes = [checked(o, self._columns) for o in self._pool.collect(wait_s)]
         # What arrived together is made durable together: the disk costs more than the driver.
         recorded = []
         with self._ledger.together() if len(outcomes) > 1 else nullcontext():
@@ -110,9 +117,8 @@ class Measurer:
                     recorded.append(outcome)
                 else:
                     self._held.append((cohort, outcome))
-                    for other, jobs in self._awaited.items():
-                        if other < cohort:
-                            jobs.discard(outcome.job.id)  # it has to ask for itself
+                    for other in [c for c in self._waiters[outcome.job.id] if c < cohort]:
+                        self._release(other, outcome.job.id)  # it has to ask for itself
         for outcome in recorded:  # not before it is durable, nor while others wait for the file
             notify(self._observers, "measured", outcome)
 
@@ -137,7 +143,7 @@ class Measurer:
         job = Job(self._next_job, candidate, recipe, items)
         self._next_job += 1
         self._cohorts[job.id] = cohort
-        self._awaited[cohort].add(job.id)
+        self._await(cohort, job.id)
         for task, ids in items.items():
             carriers = self._carriers.setdefault((recipe.fingerprint, task), {})
             carriers.update(dict.fromkeys(ids, job.id))
@@ -159,10 +165,20 @@ class Measurer:
 
     def _settle(self, job: Job) -> None:
         """Nobody waits for a job any more."""
-        for jobs in self._awaited.values():
-            jobs.discard(job.id)
-        for done in [other for other, jobs in self._awaited.items() if not jobs]:
-            del self._awaited[done]
+        for cohort in list(self._waiters[job.id]):
+            self._release(cohort, job.id)
+        del self._waiters[job.id]
+
+    def _await(self, cohort: int, job: int) -> None:
+        self._awaited[cohort].add(job)
+        self._waiters[job].add(cohort)
+
+    def _release(self, cohort: int, job: int) -> None:
+        """A cohort waits for a job no longer."""
+        self._waiters[job].discard(cohort)
+        self._awaited[cohort].discard(job)
+        if not self._awaited[cohort]:
+            del self._awaited[cohort]
 
     def _candidate(self, candidate: CandidateId) -> Candidate:
         return self._ledger.candidates[candidate]

@@ -111,11 +111,12 @@ class MapPareto:
             None,
             description="nested: what each objective counts when a pair is merged; default equal",
         )
-        compromises: int = Field(
-            100,
+        compromises: int | None = Field(
+            None,
             ge=4,
             le=10_000,
-            description="compromises between the objectives, whose optima are the predicted front",
+            description="compromises between the objectives, whose optima are the predicted front; "
+            "default four for each point of a round, 100 at most",
         )
         steps: int = Field(
             60, ge=1, le=100_000, description="of L-BFGS-B at most, towards those optima, twice"
@@ -126,6 +127,7 @@ class MapPareto:
 
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.in_flight = self.options.population
+        self._compromises = self.options.compromises or min(100, max(16, 4 * self.population))
         self._num_genes = len(space.genes)
         self._num_objectives = len(facts.objectives)
         self._check()
@@ -247,7 +249,7 @@ class MapPareto:
 
         chart, count = self._chart, self.options.population
         points, models, scales = self._fit_chart(chart)
-        pool = sobol(max(POOL, count, self.options.compromises), chart.dimensions, self._generator)
+        pool = sobol(max(POOL, count, self._compromises), chart.dimensions, self._generator)
         if not models:
             return (
                 pool[:count]
@@ -297,7 +299,7 @@ class MapPareto:
         aims = [Aim(model, 1.0, optimism) for model in models]
         if len(models) == 1:
             aims.append(Aim(models[0], 0.0, 1.0))
-        size = self.options.compromises
+        size = self._compromises
         best = points[non_dominated(_predict(models, points))][:size]
         start = np.vstack([best, pool])
         return predicted_front(aims, start, size, self.options.steps, self._generator, near)

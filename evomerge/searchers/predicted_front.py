@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evomerge.pareto import non_dominated
 from evomerge.searchers.quadratic import Quadratic
-from evomerge.searchers.surrogate_front import sobol
+from evomerge.searchers.surrogate_front import shifted_sobol
 
 Array = NDArray[np.float64]
 
@@ -78,7 +78,8 @@ def predicted_front(
 
 def _weights(num_aims: int, size: int, generator: np.random.Generator) -> Array:
     """Each aim alone, and evenly spread over the simplex; the largest is 1. (size, aims)."""
-    spread = -np.log(np.maximum(sobol(max(size - num_aims, 0), num_aims, generator), 1e-12))
+    points = shifted_sobol(max(size - num_aims, 0), num_aims, generator)
+    spread = -np.log(np.maximum(points, 1e-12))
     weights = np.vstack([np.eye(num_aims), spread])[:size]
     return np.asarray(np.maximum(weights / weights.max(axis=1, keepdims=True), LEAST))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,23 @@ def sobol(count: int, dimensions: int, generator: np.random.Generator) -> Array:
         return np.empty((0, dimensions))
     power = max(count - 1, 0).bit_length()
     return np.asarray(qmc.Sobol(dimensions, rng=generator).random_base2(power)[:count])
+
+
+def shifted_sobol(count: int, dimensions: int, generator: np.random.Generator) -> Array:
+    """The same points at each call but for a random shift around the torus: a tenth of the time.
+
+    Cranley and Patterson 1976, https://doi.org/10.1137/0713071.
+    """
+    points = _plain_sobol(count, dimensions) + generator.random(dimensions)
+    return np.asarray(points % 1.0)
+
+
+@cache
+def _plain_sobol(count: int, dimensions: int) -> Array:
+    from scipy.stats import qmc
+
+    power = max(count - 1, 0).bit_length()
+    return np.asarray(qmc.Sobol(dimensions, scramble=False).random_base2(power)[:count])
 
 
 def relevance(values: Array, num_terms: int) -> Array:
@@ -79,7 +97,7 @@ def most_volume(
     best = np.vstack([values, front]).max(axis=0)
     low = front.min(axis=0)
     reference = low - 0.1 * np.where(best > low, best - low, 1.0)
-    probes = reference + (best - reference) * sobol(PROBES, values.shape[1], generator)
+    probes = reference + (best - reference) * shifted_sobol(PROBES, values.shape[1], generator)
     probes = probes[~_below(probes, front).any(axis=0)]
     below = _below(probes, values)
     chosen: list[int] = []
@@ -107,22 +125,22 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
     scales: (objectives,), what counts as much in one objective as in another. A point that is
     chosen counts as measured with the model's own misfit, which takes one rank of its covariance.
     """
-    chosen: list[int] = []
     slopes = [model.slopes(pool) for model in models]
-    covariances = [model.covariance.copy() for model in models]
+    # C r of every point; a measured point takes (C r_m)(C r_m)' / (r_m C r_m + misfit) from C.
+    along = [row @ model.covariance for row, model in zip(slopes, models, strict=True)]
+    variances = [np.einsum("ij,ij->i", a, row) for a, row in zip(along, slopes, strict=True)]
     taken = np.zeros(len(pool), dtype=bool)
+    chosen: list[int] = []
     for _ in range(min(count, len(pool))):
-        total = np.zeros(len(pool))
-        for row, covariance, scale in zip(slopes, covariances, scales, strict=True):
-            total += np.einsum("ij,ij->i", row @ covariance, row) / scale**2
+        total = sum(one / scale**2 for one, scale in zip(variances, scales, strict=True))
         following = int(np.argmax(np.where(taken, -np.inf, total)))
         chosen.append(following)
         taken[following] = True
-        for row, covariance, model in zip(slopes, covariances, models, strict=True):
-            along = covariance @ row[following]
-            covariance -= np.outer(along, along) / (
-                float(row[following] @ along) + max(model.misfit, 1e-12)
-            )
+        for k, model in enumerate(models):
+            shared = along[k] @ slopes[k][following]
+            scaled = shared / (shared[following] + max(model.misfit, 1e-12))
+            along[k] -= np.outer(scaled, along[k][following])
+            variances[k] -= scaled * shared
     return np.array(chosen, dtype=np.int64)
 
 

@@ -35,6 +35,7 @@ TRIALS = {
     "regmean": [{}, {"alpha": 1.0}, {"alpha": 0.0}],
 }
 CASES = [(name, trial) for name in OPERATORS for trial in TRIALS.get(name, [{}])]
+CASES += [("ties | lines", {}), ("dare_linear | lines | lines", {"lines2_beta": 0.9})]
 MODELS = ("base", "a", "b", "c")
 
 

@@ -43,7 +43,9 @@ def searched(operator):
 
 
 @pytest.mark.parametrize(
-    "operator", [o for o in OPERATORS.values() if searched(o)], ids=lambda operator: operator.name
+    "operator",
+    [o for o in (*OPERATORS.values(), OPERATORS["ties | lines"]) if searched(o)],
+    ids=lambda operator: operator.name,
 )
 def test_every_real_parameter_is_a_gene_and_all_others_are_fixed(operator):
     fixed = {p.name: p.default for p in operator.parameters if p.kind not in ("real",)}

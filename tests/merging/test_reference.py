@@ -37,7 +37,7 @@ def test_the_document_is_what_the_command_prints(evomerge):
 def test_the_document_knows_every_operator_and_parameter():
     sections = reference.markdown().split("\n## ")
     titles = [section.splitlines()[0] for section in sections[1:]]
-    assert titles == [*OPERATORS, "Greedy soup"]
+    assert titles == [*OPERATORS, "Post-steps", "Greedy soup"]
     for section, operator in zip(sections[1:], OPERATORS.values(), strict=False):
         assert operator.summary in section
         for parameter in operator.parameters:

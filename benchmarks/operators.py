@@ -1,0 +1,394 @@
+"""What every operator gives, as it comes and with its own parameters searched, and what it costs.
+
+    python benchmarks/operators.py run --family tiny --out runs/operators
+    python benchmarks/operators.py run --family smollm2 --out runs/operators [--part 0/2]
+    python benchmarks/operators.py cost --family smollm2 --out runs/operators
+    python benchmarks/operators.py show --out runs/operators
+
+`run`: three experts and three skills. The operator at its defaults, and a search of 60 candidates
+(TPE) over its numbers, in the ranges below: a weight for each expert where it has weights. All
+candidates answer the same search items; the best few answer fresh ones, and the best of those, with
+the operator as it comes, the holdout. Errors are standard errors over holdout items; the gain is
+the paired difference. `cost`: the first merge of a fresh worker, which prepares, then candidates
+with new coefficients (parameters that are prepared stay as they are), the least of five, one
+thread; what is kept; the most memory beyond what was there before. `run` and `cost` go on where
+they were stopped; `show` prints the tables as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from merging import PeakMemory
+from numpy.typing import NDArray
+
+from evomerge.documents import Document
+from evomerge.experiment.config import parse_experiment
+from evomerge.experiment.run import open_ledger
+from evomerge.experiment.wire import Parts, wire
+from evomerge.files import catalogue_folder
+from evomerge.ledger import LEDGER, Ledger
+from evomerge.loop import Search, run_search
+from evomerge.measurement import Measurer, requests_for
+from evomerge.merging import OPERATORS
+from evomerge.merging.materialise import Merger
+from evomerge.pareto import best_first
+from evomerge.pools import make_pool
+from evomerge.recipe import Recipe
+from evomerge.records import Budget, Candidate, Parameter
+
+CANDIDATES = 60
+FINALISTS = 5
+FRESH, HELD_OUT = 10_000, 10_001  # the numbers of the cohorts that answer those items
+TURNS = 5
+CHAINS = ("task_arithmetic | lines", "ties | lines", "task_arithmetic | aim", "ties | aim")
+RANGES: dict[str, tuple[float, float]] = {  # of parameters, where nothing else is said
+    "weight": (0.0, 1.5),
+    "lambda": (0.2, 2.0),
+    "density": (0.05, 1.0),
+}
+OWN: dict[str, dict[str, tuple[float, float] | None]] = {}  # of one operator's; None: not searched
+
+
+@dataclass(frozen=True)
+class Family:
+    """Three experts of one base, the skills that they have, and how many items are asked."""
+
+    experts: tuple[str, ...]
+    tasks: Mapping[str, Any]
+    split: Mapping[str, int]
+
+    @property
+    def items(self) -> int:
+        """Of each skill, for every candidate."""
+        return self.split["search"]
+
+
+def _tiny(skill: str) -> dict[str, Any]:
+    path = catalogue_folder("fitness") / "tasks" / "tiny" / f"{skill}.yaml"
+    task = f"evomerge_tiny_{skill}"
+    return {"kind": "lm_eval", "task": task, "path": str(path), "batch_size": 256}
+
+
+def _smollm2(skill: str) -> dict[str, Any]:
+    path = f"zoo:smollm2/tasks/{skill}.yaml"
+    return {"kind": "lm_eval", "task": f"evomerge_smollm2_{skill}", "path": path, "batch_size": 16}
+
+
+FAMILIES = {
+    "tiny": Family(
+        ("sort", "back", "rot"),
+        {skill: _tiny(skill) for skill in ("sort", "back", "rot")},
+        {"search": 240, "fresh": 240, "holdout": 544},
+    ),
+    "smollm2": Family(
+        ("sentiment", "sums", "units"),
+        {skill: _smollm2(skill) for skill in ("sentiment", "sums", "units")},
+        {"search": 40, "fresh": 80, "holdout": 200},
+    ),
+}
+
+
+def searched(name: str) -> dict[str, Any]:
+    """The operator's numbers that are searched, as a space file says it."""
+    found: dict[str, Any] = {}
+    for parameter in OPERATORS[name].parameters:
+        bounds = _bounds(name, parameter)
+        if bounds is not None:
+            per = {"per": ["expert"]} if parameter.per_source else {}
+            found[parameter.name] = {"range": list(bounds), **per}
+    return found
+
+
+def _bounds(operator: str, parameter: Parameter) -> tuple[float, float] | None:
+    own = OWN.get(operator.split(" | ")[0], {}) | OWN.get(operator, {})
+    if parameter.name in own:
+        return own[parameter.name]
+    if parameter.kind not in ("real", "integer"):
+        return None
+    if parameter.name in RANGES:
+        return RANGES[parameter.name]
+    low, high = parameter.low, parameter.high
+    if low is None or high is None or high - low > 5:
+        default = float(parameter.default)
+        return (0.0, 2 * default) if default > 0 else (0.0, 1.0)
+    return (low, high)
+
+
+def parts_of(name: str, family: Family, family_name: str) -> Parts:
+    """All that a search of the operator needs."""
+    operator = OPERATORS[name]
+    experts = family.experts[: operator.max_sources]
+    search = searched(name)
+    space: dict[str, Any] = {"kind": "weights", "operator": name, "search": search}
+    if not search:  # nothing to search: any number that changes nothing will do
+        space = {"kind": "weights", "operator": "linear", "search": {"weight": {"range": [0, 1]}}}
+    data: dict[str, Any] = {
+        "base": f"zoo:{family_name}/base",
+        "experts": {skill: f"zoo:{family_name}/{skill}" for skill in experts},
+        "space": space,
+        "fitness": {
+            "tasks": dict(family.tasks),
+            "objectives": {"mean": {"tasks": list(family.tasks)}},
+            "estimator": {"kind": "full"},
+            "split": dict(family.split),
+        },
+        "searcher": {"kind": "tpe"},
+        "budget": {"candidates": CANDIDATES},
+        "seed": 0,
+        "pool": {"workers": 0},
+    }
+    if operator.needs != "nothing":
+        data["calibration"] = CALIBRATION[family_name]
+    return wire(parse_experiment(Document(data)))
+
+
+CALIBRATION: dict[str, dict[str, Any]] = {}
+
+
+def measured(name: str, family_name: str) -> dict[str, Any]:
+    """The operator as it comes, and the best of a search."""
+    family = FAMILIES[family_name]
+    parts = parts_of(name, family, family_name)
+    folder = Path(tempfile.mkdtemp(prefix="operators-"))
+    try:
+        with closing(open_ledger(folder / LEDGER, parts)) as ledger:
+            pool = make_pool(parts.config.pool, parts.worker, folder / "run.log")
+            try:
+                return _measured(name, parts, ledger, Measurer(pool, ledger))
+            finally:
+                pool.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _measured(name: str, parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any]:
+    start = time.perf_counter()
+    plain = _plain(parts, name)
+    num_cohorts = num_asked = 0
+    finalists: list[Candidate] = []
+    if searched(name):
+        run = Search(
+            searcher=parts.searcher,
+            space=parts.space,
+            estimator=parts.estimator,
+            ledger=ledger,
+            in_flight=parts.searcher.in_flight,
+            cohort_size=parts.searcher.population,
+        )
+        run_search(run, measurer, Budget(candidates=CANDIDATES))
+        measurer.cancel()
+        ranked = [e for e in best_first(list(ledger.evaluations().values())) if e.score is not None]
+        finalists = [ledger.candidates[e.id] for e in ranked[:FINALISTS]]
+        num_cohorts, num_asked = run.num_cohorts, run.num_asked
+    as_it_comes = Candidate(num_asked, None, plain)
+    ledger.asked(num_cohorts, 1, [as_it_comes])
+    measurer.measure(FRESH, requests_for(finalists, parts.split.fresh))
+    fresh = [answers(parts, ledger, c, parts.split.fresh) for c in finalists]
+    means = [float(np.mean([skill.mean() for skill in one])) for one in fresh]
+    chosen = finalists[int(np.argmax(means))] if finalists else as_it_comes
+    measurer.measure(HELD_OUT, requests_for([chosen, as_it_comes], parts.split.holdout))
+    default, best = (answers(parts, ledger, c, parts.split.holdout) for c in (as_it_comes, chosen))
+    gain = [b - a for a, b in zip(default, best, strict=True)]
+    return {
+        "default": mean_and_error(default),
+        "searched": mean_and_error(best) if finalists else None,
+        "gain": mean_and_error(gain) if finalists else None,
+        "genes": len(parts.space.genes) if finalists else 0,
+        "candidates": len(ledger.evaluations()),
+        "failed": sum(e.score is None for e in ledger.evaluations().values()),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def answers(
+    parts: Parts, ledger: Ledger, candidate: Candidate, items: Mapping[str, Any]
+) -> list[NDArray[np.float64]]:
+    """The scores of each skill's items; zeros of a candidate that failed."""
+    known = ledger.measurements
+    found = []
+    for skill in parts.config.fitness.tasks:
+        asked = tuple(items[skill])
+        failed = known.missing(candidate.fingerprint, skill, asked)
+        found.append(
+            np.zeros(len(asked))
+            if len(failed)
+            else np.asarray(known.values(candidate.fingerprint, skill, asked), np.float64)
+        )
+    return found
+
+
+def mean_and_error(skills: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """The mean of the skills' means, and its standard error."""
+    error = np.sqrt(sum(one.var(ddof=1) / len(one) for one in skills)) / len(skills)
+    return float(np.mean([one.mean() for one in skills])), float(error)
+
+
+def cost(name: str, family_name: str) -> dict[str, Any]:
+    """Seconds and bytes of merging, nothing measured."""
+    torch.set_num_threads(1)
+    parts = parts_of(name, FAMILIES[family_name], family_name)
+    generator = np.random.default_rng(0)
+    recipes = [_coefficients_alone(name, parts, generator) for _ in range(TURNS + 1)]
+    models = parts.models.checkpoints
+    base = models["base"]
+    outs = {n: base.tensor(n).clone() for n in base.names}
+    warm = Merger(models, parts.models.anatomy, "base", 0)  # numba's kernels, and the files' pages
+    for _ in warm.tensors(_plain(parts, "task_arithmetic")):
+        pass
+    seconds = []
+    with PeakMemory() as memory:
+        merger = Merger(models, parts.models.anatomy, "base", 4 * 2**30)
+        for recipe in recipes:
+            start = time.perf_counter()
+            for group, effective in merger.plan(recipe).items():
+                merger.write(group, effective, [outs[n] for n in group.names])
+            seconds.append(time.perf_counter() - start)
+    return {
+        "first_s": seconds[0],
+        "ms": 1e3 * min(seconds[1:]),
+        "held_mb": merger.family.cache.used_bytes / 1e6,
+        "peak_mb": (memory.peak - memory.before) / 1e6,
+    }
+
+
+def _plain(parts: Parts, operator: str) -> Recipe:
+    """The operator as it comes, of all experts."""
+    default = parts.template.default.model_copy(update={"operator": operator})
+    return parts.template.model_copy(update={"default": default})
+
+
+def _coefficients_alone(name: str, parts: Parts, generator: np.random.Generator) -> Recipe:
+    """A recipe with random values of what is not prepared."""
+    operator = OPERATORS[name]
+    values: dict[str, Any] = {}
+    for parameter in operator.parameters:
+        bounds = _bounds(name, parameter)
+        if bounds is None or parameter.phase == "prepare":
+            continue
+        draw = float(generator.uniform(*bounds))
+        values[parameter.name] = round(draw) if parameter.kind == "integer" else draw
+        if parameter.per_source:
+            values[parameter.name] = {
+                expert: float(generator.uniform(*bounds)) for expert in parts.config.experts
+            }
+    default = parts.template.default.model_copy(update={"operator": name, "parameters": values})
+    return parts.template.model_copy(update={"default": default})
+
+
+def names() -> list[str]:
+    return [*OPERATORS, *(c for c in CHAINS if c in OPERATORS)]
+
+
+def read(out: Path, what: str) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [
+        json.loads(line)
+        for path in sorted(out.glob(f"{what}*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """All that is not in the results yet."""
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, options.part.split("/"))
+    results = out / f"{options.what}-{options.family}-{part}.jsonl"
+    done = {r["operator"] for r in read(out, options.what) if r["family"] == options.family}
+    wanted = [n for n in names() if n in options.operators or not options.operators]
+    for name in wanted[part::parts]:
+        if name in done:
+            continue
+        try:
+            if options.what == "run":
+                found = measured(name, options.family)
+            else:
+                found = _alone(name, options)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        row = {"family": options.family, "operator": name, **found}
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def _alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The cost in a process of its own, whose memory nobody has used before."""
+    command = [sys.executable, __file__, "one", "--family", options.family, "--operators", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def show(out: Path) -> Iterator[str]:
+    """Tables as Markdown, the best of a search first."""
+    runs, costs = read(out, "run"), {(r["family"], r["operator"]): r for r in read(out, "cost")}
+    for family in FAMILIES:
+        mine = [r for r in runs if r["family"] == family]
+        if not mine:
+            continue
+        yield f"\n**{family}**\n"
+        yield (
+            "| operator | as it comes | after 60 candidates | gain | genes | prepare, s "
+            "| candidate, ms | kept, MB | peak, MB |"
+        )
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for row in sorted(mine, key=lambda r: -(r["searched"] or r["default"])[0]):
+            merging = costs.get((family, row["operator"]))
+            told = [_pair(row["default"]), _pair(row["searched"]), _pair(row["gain"], sign="+")]
+            told += [str(row["genes"])]
+            told += (
+                [
+                    f"{merging['first_s']:.2f}",
+                    f"{merging['ms']:.0f}" if merging["ms"] >= 10 else f"{merging['ms']:.1f}",
+                    f"{merging['held_mb']:.0f}",
+                    f"{merging['peak_mb']:.0f}",
+                ]
+                if merging
+                else [""] * 4
+            )
+            yield f"| `{row['operator'].replace('|', chr(92) + '|')}` | {' | '.join(told)} |"
+
+
+def _pair(found: Sequence[float] | None, sign: str = "") -> str:
+    return "" if found is None else f"{found[0]:{sign}.3f} ± {found[1]:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=["run", "cost", "show", "one"])
+    parser.add_argument("--out", type=Path, default=Path("runs/operators"))
+    parser.add_argument("--family", choices=list(FAMILIES), default="tiny")
+    parser.add_argument("--operators", nargs="+", default=[])
+    parser.add_argument("--part", default="0/1", help="which of how many processes: 0/2, 1/2")
+    options = parser.parse_args()
+    logging.getLogger("evomerge").setLevel(logging.ERROR)
+    if options.what == "one":
+        print(json.dumps(cost(options.operators[0], options.family)))
+        return
+    if options.what != "show":
+        run_all(options)
+    print("\n".join(show(options.out)))
+
+
+if __name__ == "__main__":
+    main()
