@@ -53,13 +53,12 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
                 f"limit of {name}: {in_short(limit)}; the base: {in_short(of_base[name])}"
             )
     if parts.worker.calibration is not None:
-        from evomerge.experiment.calibration import recipes_of, told, wanted
+        from evomerge.experiment.calibration import recipes_of, told
 
-        checkpoints, base = parts.models.checkpoints, parts.template.base
-        recipes = recipes_of(parts.space, parts.config.seed)
-        needed = wanted(recipes, checkpoints, parts.models.anatomy, base)
-        for line in told(parts.worker.calibration, needed, checkpoints, base):
-            console.print(line)
+        models, recipes = parts.models, list(recipes_of(parts.space, parts.config.seed))
+        about = (recipes, models.checkpoints, models.anatomy, parts.template.base)
+        for line in told(parts.worker.calibration, *about):
+            console.print(line, highlight=False)
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     if genes:

@@ -214,13 +214,21 @@ def collect(
 
 def told(
     calibration: Calibration,
-    needed: Sequence[tuple[str, str]],
+    recipes: Sequence[Recipe],
     checkpoints: Mapping[str, Checkpoint],
+    anatomy: Anatomy,
     base: str,
 ) -> list[str]:
-    """What will be collected, for people."""
-    if not needed:
+    """What recipes will have collected, for people.
+
+    Raises:
+        ConfigurationError: an operator cannot stand where it stands.
+    """
+    if not any(map(looking, recipes)):
         return ["calibration: no operator of this space looks at data"]
+    needed = wanted(recipes, checkpoints, anatomy, base)
+    if not needed:
+        return ["calibration: what is collected is collected for each candidate anew"]
     collected = Collected(calibration, checkpoints, base)
     lines = []
     for kind, model in needed:

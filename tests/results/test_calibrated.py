@@ -175,3 +175,17 @@ def test_validate_says_what_will_be_collected(tmp_path, tiny_zoo):
     text = " ".join(result.output.split())
     assert "squared gradients (sampled labels) of sort, from 10 texts with" in text
     assert "of back, from 10 texts" in text
+    in_turn = {"kind": "weights", "operator": "regmean_plusplus"}
+    whole = experiment(
+        tmp_path, tiny_zoo, space={**in_turn, "search": {"alpha": {"range": [0, 1]}}}
+    )
+    result = CliRunner().invoke(app, ["validate", str(whole)])
+    assert "collected for each candidate anew" in result.output
+    by_layer = {**in_turn, "search": {"alpha": {"per": ["layer"], "range": [0.1, 0.9]}}}
+    result = CliRunner().invoke(
+        app, ["validate", str(experiment(tmp_path, tiny_zoo, space=by_layer))]
+    )
+    assert "it is defined where all is merged alike" in f"{result.output} {result.exception}"
+    idle = experiment(tmp_path, tiny_zoo, space="per_expert")
+    result = CliRunner().invoke(app, ["validate", str(idle)])
+    assert "no operator of this space looks at data" in result.output

@@ -70,8 +70,10 @@ def regression(weights: Sequence[Tensor], grams: Sequence[Tensor]) -> Regression
     """Prepare a matrix; weights: each (out, in); grams: each (in, in). In float64."""
     import torch
 
-    matrices = [weight.double() for weight in weights]
-    squares = [gram.double() for gram in grams]
+    own_device = weights[0].device
+    device = "cpu" if own_device.type == "mps" else own_device  # which has no float64
+    matrices = [weight.to(device, torch.float64) for weight in weights]
+    squares = [gram.to(device, torch.float64) for gram in grams]
     mean = torch.stack(matrices).mean(dim=0)
     total = torch.stack(squares).sum(dim=0)
     diagonal = total.diagonal()
@@ -84,7 +86,7 @@ def regression(weights: Sequence[Tensor], grams: Sequence[Tensor]) -> Regression
         full += move @ gram
         own += move * gram.diagonal()
     made = (mean, vectors, full @ vectors, own @ vectors, values.clamp(min=0))
-    return Regression(*(tensor.float() for tensor in made))
+    return Regression(*(tensor.float().to(own_device) for tensor in made))
 
 
 @dataclass
