@@ -7,11 +7,13 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import adapter_folders
 import pytest
 import torch
 from calibrated import family, ids_of, inputs_of, merger_of, module_in, recipe_of, texts
 from scaled_models import write_folder as any_kind
 
+from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import ConfigurationError, ModelError
 from evomerge.merging.calibration import Calibration, Collected, read_calibration
@@ -261,3 +263,38 @@ def test_a_recipe_that_names_other_texts_is_refused(tmp_path):
     other = recipe.model_copy(update={"calibration": "0" * 64})
     with pytest.raises(ConfigurationError, match="another calibration set"):
         merger.plan(other)
+
+
+@pytest.mark.parametrize("kind", ["gram", "fisher_data"])
+def test_an_adapter_is_looked_into_as_the_model_that_it_makes(tmp_path, kind):
+    base = family(tmp_path, ["base"])["base"]
+    adapter_folders.lora(
+        tmp_path / "base", tmp_path / "lora", target_modules=["q_proj", "down_proj"]
+    )
+    whole = module_in(tmp_path / "base").float()
+    whole.load_state_dict(adapter_folders.merged_by_peft(tmp_path / "base", tmp_path / "lora"))
+    whole.save_pretrained(tmp_path / "whole")
+    sources = {name: str(tmp_path / name) for name in ("base", "lora", "whole")}
+    models = open_family(sources, "base").checkpoints
+    collected = Collected(Calibration(texts=texts(6)), models, "base")
+    found, expected = (collected.of(kind, name) for name in ("lora", "whole"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert not torch.allclose(collected.of(kind, "base")[name], expected[name], atol=1e-3)
+    assert base.names == models["lora"].names
+
+
+def test_what_is_computed_does_not_hang_on_the_threads_of_the_process(tmp_path, monkeypatch):
+    models = family(tmp_path, ["base"])
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / f"cache{threads}"))
+        torch.set_num_threads(threads)
+        try:
+            found.append(Collected(Calibration(texts=texts(9)), models, "base").of("gram", "base"))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
