@@ -12,6 +12,7 @@ import torch
 from calibrated import family, ids_of, inputs_of, module_in, recipe_of, texts
 from calibrated import merger_of as calibrated_merger
 from safetensors import safe_open
+from scaled_models import opened_family
 from tiny_states import merger_of as stand_in_merger
 from tiny_states import recipe_of as recipe_for
 
@@ -204,19 +205,21 @@ def solved(weights, grams, alpha):
 
 
 def regmean_plusplus_by_hand(tmp_path, models, read, alpha):
-    """Whole models, merged up to a layer, with the expert's own layer there, on its texts."""
+    """Whole models, merged up to a layer, with the expert's own layer there, on its token ids."""
     states = {m: {n: models[m].tensor(n).double() for n in models[m].names} for m in models}
     merged = {n: (states["a"][n] + states["b"][n]) / 2 for n in states["a"]}
-    for layer in range(2):
-        prefix, grams = f"model.layers.{layer}.", {}
+    anatomy = anatomy_of(models["base"])
+    for layer in range(anatomy.num_layers):
+        inside = {n for n, place in anatomy.places.items() if place.layer == layer}
+        grams = {}
         for m in "ab":
             module = module_in(tmp_path / m)
-            own = {n: states[m][n] if n.startswith(prefix) else merged[n] for n in merged}
-            module.load_state_dict(own)
-            seen = inputs_of(module, [ids_of(text) for text in read[m]])
+            own = {n: states[m][n] if n in inside else merged[n] for n in merged}
+            assert not module.load_state_dict(own, strict=False).unexpected_keys
+            seen = inputs_of(module, read[m])
             grams[m] = {n: (x.T @ x / len(x)).numpy() for n, x in seen.items()}
         for name in grams["a"]:
-            if name.startswith(prefix):
+            if f"{name}.weight" in inside:
                 weights = [states[m][f"{name}.weight"].numpy() for m in "ab"]
                 found = solved(weights, [grams[m][name] for m in "ab"], alpha)
                 merged[f"{name}.weight"] = torch.from_numpy(found)
@@ -228,12 +231,30 @@ def test_regmean_plusplus_is_layer_after_layer_what_merged_prefixes_make(tmp_pat
     read = {name: texts(30, seed=i) for i, name in enumerate("ab")}
     merger = calibrated_merger(models, Calibration(of=read))
     ours = dict(merger.tensors(recipe_of(models, "regmean_plusplus", alpha=0.8)))
-    theirs = regmean_plusplus_by_hand(tmp_path, models, read, 0.8)
+    ids = {name: [ids_of(text) for text in own] for name, own in read.items()}
+    theirs = regmean_plusplus_by_hand(tmp_path, models, ids, 0.8)
     plain = dict(merger.tensors(recipe_of(models, "regmean", alpha=0.8)))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name].double(), value, atol=2e-4, rtol=2e-3)
     name = "model.layers.1.mlp.down_proj.weight"
     assert not torch.allclose(ours[name], plain[name], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "qwen3", "falcon", "opt", "gpt_neox"])
+def test_regmean_plusplus_runs_the_layers_of_other_kinds_one_by_one(tmp_path, kind, monkeypatch):
+    """Masks and positions come beside the hidden states, and need not be those of all layers."""
+    models = opened_family(tmp_path, kind, ["base", "a", "b"])
+    draw = torch.Generator().manual_seed(0)
+    read = {
+        m: [torch.randint(1, 32, (5 + i % 4,), generator=draw) for i in range(16)] for m in "ab"
+    }
+    monkeypatch.setattr(Collected, "tokens", lambda _, model: [ids.tolist() for ids in read[model]])
+    merger = calibrated_merger(models, Calibration(texts=("none",)))
+    ours = dict(merger.tensors(recipe_of(models, "regmean_plusplus", alpha=0.5)))
+    theirs = regmean_plusplus_by_hand(tmp_path, models, read, 0.5)
+    assert sum("layers" in n or ".h." in n for n in theirs) > 8
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name].double(), value, atol=2e-4, rtol=5e-3)
 
 
 def test_the_first_layer_of_regmean_plusplus_is_regmeans_where_embeddings_are_the_same(tmp_path):

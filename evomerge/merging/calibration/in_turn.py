@@ -72,8 +72,10 @@ def merged_in_turn(
     if path is None:
         what = f"the layers of {type(module).__name__} are not one list of modules"
         raise ConfigurationError(Problem("regmean_plusplus", what, "regmean needs no list"))
-    targets = targets_of(module, origin)
     sources = list(sequences)
+    # Both before anything is written: names that differ are found by the values.
+    targets = targets_of(module, origin)
+    inputs = linear_inputs(module, origin, torch.tensor([sequences[sources[0]][0][:4]]))
     merged: dict[str, Tensor] = {}
     for name in origin.names:
         if origin.dtype(name).is_floating_point:
@@ -82,8 +84,6 @@ def merged_in_turn(
             merged[name].copy_(mean_of([checkpoints[source].tensor(name) for source in sources]))
             targets[name].copy_(merged[name])
     blocks = blocks_at(module, path)
-    sample = torch.tensor([sequences[sources[0]][0][:4]])
-    inputs = linear_inputs(module, origin, sample)
     ways = {source: _begun(module, blocks, sequences[source], room) for source in sources}
     for number, block in enumerate(blocks):
         names = [n for n in merged if anatomy.places[n].layer == number]
