@@ -295,7 +295,8 @@ def _coefficients_alone(name: str, parts: Parts, generator: np.random.Generator)
 
 
 def names() -> list[str]:
-    return [*OPERATORS, *(c for c in CHAINS if c in OPERATORS)]
+    plain = [name for name, o in OPERATORS.items() if not o.needs_adapters]  # the experts are none
+    return [*plain, *(c for c in CHAINS if c in OPERATORS)]
 
 
 def read(out: Path, what: str) -> list[dict[str, Any]]:

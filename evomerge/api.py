@@ -11,7 +11,7 @@ import torch
 
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
-from evomerge.errors import CandidateError, ConfigurationError, Problem
+from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models, with_texts
 from evomerge.experiment.run import read_run_config, run_calibration, run_experiment
@@ -21,7 +21,7 @@ from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.merging.calibration import Calibration, read_calibration
 from evomerge.protocols import Progress
-from evomerge.recipe import DType, Recipe
+from evomerge.recipe import DType, Match, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.adapter_export import AdapterReport, export_adapter
 from evomerge.results.export import export_model, merged_tensors
@@ -204,7 +204,7 @@ def search(
         watchers: told of everything that happens.
         allow_pickle_weights: read .pt, .pth and .bin files; nothing in them is executed even then.
         options: other keys of an experiment file: designs, warm_start, limits, in_flight, cohort,
-            pool, dtype, ...
+            pool, dtype, ...; and `matches`, as for `merge`.
 
     Raises:
         ConfigurationError, ModelError: what is wrong with the input, all of it at once.
@@ -253,6 +253,7 @@ def merge(
     dtype: str | None = None,
     tokenizer: str | None = None,
     calibration: str | Path | Sequence[str] | None = None,
+    matches: Mapping[str, str | Match] | None = None,
     out: str | Path | None = None,
     adapter: bool = False,
     rank: int | None = None,
@@ -273,6 +274,8 @@ def merge(
         tokenizer: whose tokens it has, where the models differ: `union`, or a model's name.
         calibration: texts, or a file of them, for operators that look at data: a text a line, or a
             run's calibration.json.
+        matches: name -> the model whose hidden units' order it is brought into first, for models
+            from other initialisations (docs/matching.md).
         out: a folder to write.
         adapter: whether `out` is to be a LoRA adapter of the base instead of a full model.
         rank: the adapter's largest; None is exact where the merge is linear in adapters.
@@ -288,7 +291,15 @@ def merge(
         "sources": [key for key in sources if key != name],
         "parameters": dict(parameters or {}),
     }
-    paths = {key: _path_of(source, key) for key, source in sources.items()}
+    if unknown := (matches or {}).keys() - sources.keys():
+        wrong = min(unknown)
+        raise ConfigurationError(
+            Problem(f"matches.{wrong}", "no such model", nearest(wrong, sources))
+        )
+    paths = {
+        key: {"path": _path_of(source, key), "match": (matches or {}).get(key)}
+        for key, source in sources.items()
+    }
     data = {"base": name, "models": paths, "default": default, "mask_seed": seed}
     data |= {"dtype": dtype, "tokenizer": tokenizer}
     texts = _calibration_of(calibration)

@@ -189,7 +189,7 @@ class Misfit:
     hint: str = ""
 
 
-def refuse(model: BaseModel, misfits: Iterable[Misfit]) -> None:
+def refuse(model: BaseModel | type[BaseModel], misfits: Iterable[Misfit]) -> None:
     """Raise all misfits at once; for validators that look at a model as a whole.
 
     Raises:
@@ -204,7 +204,8 @@ def refuse(model: BaseModel, misfits: Iterable[Misfit]) -> None:
         for m in misfits
     ]
     if details:
-        raise ValidationError.from_exception_data(type(model).__name__, details)
+        kind = model if isinstance(model, type) else type(model)
+        raise ValidationError.from_exception_data(kind.__name__, details)
 
 
 def problems_of(

@@ -133,11 +133,45 @@ class Slot(Frozen):
         return self.layers.get(model, self.layer)
 
 
+class Match(Frozen):
+    """Another model, whose order of hidden units a model is to have before it is merged.
+
+    axes: for networks of unknown kind, by tensor, a name for each axis: axes of one name are
+    permuted together, an axis without a name stays.
+    """
+
+    model: str
+    axes: dict[str, tuple[str | None, ...]] | None = None
+
+    @classmethod
+    def of(cls, match: str | Match) -> Match:
+        """A name in full."""
+        return cls(model=match) if isinstance(match, str) else match
+
+
 class ModelSource(Frozen):
-    """Where a model is, and what it is: the sha256 of its tensors, once it is known."""
+    """Where a model is, and what it is: the sha256 of its tensors, once it is known.
+
+    match: the model whose hidden units' order it is brought into (see docs/matching.md); the sha256
+    is of what comes out.
+    """
 
     path: str
     sha256: str | None = None
+    match: str | Match | None = None
+
+    @field_validator("match")
+    @classmethod
+    def _said_shortly(cls, match: str | Match | None) -> str | Match | None:
+        """One way to say what a name alone says, so that equal recipes have equal fingerprints."""
+        return match.model if isinstance(match, Match) and match.axes is None else match
+
+    @property
+    def content(self) -> Any:
+        """What the model is, as far as it is known: never where, if its sha256 is known."""
+        if self.sha256 is not None or self.match is None:
+            return self.sha256 or self.path
+        return [self.path, Match.of(self.match).model_dump(mode="json")]
 
 
 class TokenRow(Frozen):
@@ -259,6 +293,7 @@ class Recipe(Frozen):
             raise ValueError("default: an operator is needed")
         used = {self.base, *(name for merge in self.merges() for name in merge.sources or ())}
         used.update(name for slot in self.slots or () for name in slot.layers)
+        used.update(match.model for match in self.matches.values())
         used.update(self.segments.weights if self.segments is not None else ())
         if self.tokenizer is not None:
             spec = TokenizerSpec.of(self.tokenizer)
@@ -281,6 +316,12 @@ class Recipe(Frozen):
         if beside:
             raise ValueError(f"segments say how all is merged: leave out {', '.join(beside)}")
         return self
+
+    @property
+    def matches(self) -> dict[str, Match]:
+        """The models that are matched to others first."""
+        sources = self.models.items()
+        return {name: Match.of(s.match) for name, s in sources if s.match is not None}
 
     def merges(self) -> list[Merge]:
         """Every merge as it is written, with what it leaves out left out; `default` first."""
@@ -332,9 +373,7 @@ class Recipe(Frozen):
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON; models count by content where it is known, not by path."""
         data = json.loads(self.to_json())
-        data["models"] = {
-            name: source.sha256 or source.path for name, source in self.models.items()
-        }
+        data["models"] = {name: source.content for name, source in self.models.items()}
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
     def to_json(self) -> str:

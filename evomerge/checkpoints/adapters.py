@@ -5,6 +5,7 @@ Low-rank changes are added in float32: many of them are smaller than half a step
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterSettings, read_settings
-from evomerge.checkpoints.adapter_tensors import AdapterTensors, read_adapter_tensors
+from evomerge.checkpoints.adapter_tensors import AdapterTensors, LowRank, read_adapter_tensors
 from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.folder import inside, read_pickle
 from evomerge.checkpoints.headers import Entry, read_header
@@ -21,6 +22,7 @@ from evomerge.errors import ModelError, Problem
 
 ADAPTER_MODEL = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
+Factors = tuple[torch.Tensor, torch.Tensor, float]  # A (r, in), B (out, r), and their factor
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
@@ -100,6 +102,80 @@ def open_adapter(
     except OSError as error:
         raise ModelError(Problem(str(place), f"cannot be read: {error.strerror}")) from None
     return Adapted(name, base, Adapter(place, settings, stored, tensors))
+
+
+def adapter_in_memory(
+    name: str,
+    base: Checkpoint,
+    factors: Mapping[str, Factors],
+    replaced: Mapping[str, torch.Tensor] | None = None,
+) -> Adapted:
+    """An adapter that is in no file.
+
+    Args:
+        name: what recipes and messages call the model.
+        base: the model that it changes.
+        factors: by the base's tensors, A (r, columns), B (rows, r) and the factor of B @ A.
+        replaced: tensors that take the place of the base's.
+    """
+    stored: dict[str, torch.Tensor] = {f"{key}.replaced": t for key, t in (replaced or {}).items()}
+    low_rank = {}
+    for key, (a, b, scale) in factors.items():
+        stored |= {f"{key}.a": a, f"{key}.b": b}
+        low_rank[key] = LowRank(f"{key}.a", f"{key}.b", len(a), scale, "linear")
+    tensors = AdapterTensors(low_rank, {key: f"{key}.replaced" for key in replaced or {}}, {})
+    largest = max((change.rank for change in low_rank.values()), default=0)
+    settings = AdapterSettings(largest, largest, {}, {}, False, False, "")
+    memory = Path(f"memory:{name}")
+    return Adapted(name, base, Adapter(memory, settings, Checkpoint("adapter", stored), tensors))
+
+
+def as_adapter(model: Checkpoint, base: Checkpoint, rank: int | None = None) -> Adapted:
+    """A model as an adapter: what is no matrix is replaced.
+
+    rank: of which the nearest changes are; by default they are exact, (W - W_0) I.
+    """
+    factors: dict[str, Factors] = {}
+    replaced = {}
+    for name in base.names:
+        own, origin = model.tensor(name), base.tensor(name)
+        if own.ndim != 2:
+            replaced[name] = own
+            continue
+        delta = own.float() - origin.float()
+        factors[name] = (torch.eye(own.shape[1]), delta, 1.0)
+        if rank is not None:
+            u, s, v = torch.linalg.svd(delta, full_matrices=False)
+            factors[name] = (v[:rank], u[:, :rank] * s[:rank], 1.0)
+    return adapter_in_memory(model.name, base, factors, replaced)
+
+
+def adapted_beneath(checkpoint: Checkpoint) -> Adapted | None:
+    """The adapter that a model is, whatever it is seen through; None if it is none."""
+    while not isinstance(checkpoint, Adapted):
+        if not isinstance(checkpoint, Derived):
+            return None
+        checkpoint = checkpoint.origin
+    return checkpoint
+
+
+def stored_factors(checkpoint: Checkpoint, name: str) -> Factors | None:
+    """The factors of a tensor's change, turned as the tensor is stored; None where there are none.
+
+    None also where the change is more than a product, or the tensor is changed once more.
+    """
+    while isinstance(checkpoint, Derived) and not isinstance(checkpoint, Adapted):
+        inner = checkpoint.own_name(name)
+        if inner is None:
+            return None
+        checkpoint, name = checkpoint.origin, inner
+    if not isinstance(checkpoint, Adapted):
+        return None
+    changes = checkpoint.adapter.tensors
+    if name not in changes.low_rank or name in changes.replaced or name in changes.added:
+        return None
+    a, b, scale = checkpoint.adapter.factors(name)
+    return (b.t(), a.t(), scale) if changes.low_rank[name].transposed else (a, b, scale)
 
 
 def base_notes(adapted: Adapted) -> list[str]:

@@ -97,6 +97,11 @@ class Derived(Checkpoint):
         found = self._source(name)
         return self.origin.is_made(found) if isinstance(found, str) else True
 
+    def own_name(self, name: str) -> str | None:
+        """The origin's name of a tensor; None where it is made here."""
+        found = self._source(name)
+        return found if isinstance(found, str) else None
+
     def stored_at(self, name: str) -> Hashable:
         """Where the origin stores a tensor; one that is made is nobody else's."""
         found = self._source(name)

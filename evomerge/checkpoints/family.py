@@ -13,12 +13,14 @@ from evomerge.checkpoints.adapters import base_notes, open_adapter
 from evomerge.checkpoints.chat_template import chosen_template, with_chat_template
 from evomerge.checkpoints.folder import has_adapter_too, is_adapter
 from evomerge.checkpoints.heads import settle_heads
+from evomerge.checkpoints.matched import match_models
+from evomerge.checkpoints.matching import Matching
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.prefixes import match_prefixes
 from evomerge.checkpoints.vocabulary import align_vocabularies
 from evomerge.errors import ModelError, Problem
 from evomerge.protocols import Progress
-from evomerge.recipe import TokenizerSpec
+from evomerge.recipe import Match, TokenizerSpec
 
 Source = str | Path | Mapping[str, torch.Tensor]
 
@@ -45,6 +47,8 @@ def open_family(
     allow_pickle: bool = False,
     tokenizer: str | TokenizerSpec | None = None,
     chat_template: str | None = None,
+    matches: Mapping[str, str | Match] | None = None,
+    matchings: Mapping[str, Matching] | None = None,
     progress: Progress | None = None,
 ) -> Family:
     """Open the models of a merge; whoever opens the same ones sees the same tensors.
@@ -56,10 +60,12 @@ def open_family(
         tokenizer: whose tokens the merged model has: `union`, or one of the names; None where
             all models have the same.
         chat_template: of the merged model, if another than its tokenizer's; or `auto`.
-        progress: told of the aligning of tokens.
+        matches: by name, the model whose hidden units' order it is brought into.
+        matchings: what was found of these elsewhere; the others are looked for.
+        progress: told of the matching of units, and of the aligning of tokens.
 
     Raises:
-        ConfigurationError: `tokenizer` names no model.
+        ConfigurationError: `tokenizer` or `matches` names no model.
         ModelError: everything that is missing or damaged, each problem with its model's name.
     """
     checkpoints: dict[str, Checkpoint] = {}
@@ -86,6 +92,9 @@ def open_family(
         raise ModelError(problems)
     checkpoints, matched = match_prefixes({name: checkpoints[name] for name in sources}, base)
     notes += matched
+    if matches:  # before rows of one model's tokens stand in another
+        checkpoints, told = match_models(checkpoints, matches, progress, matchings)
+        notes += told
     template: str | None = None
     if chat_template is not None:  # before all models have the output's small files
         template, chosen = chosen_template(checkpoints, base, chat_template)

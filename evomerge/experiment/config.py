@@ -35,7 +35,7 @@ from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
 from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
-from evomerge.recipe import UNION, DType
+from evomerge.recipe import UNION, DType, Match
 from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
@@ -125,6 +125,8 @@ class ExperimentConfig(Strict):
     name: str = ""
     base: str
     experts: dict[str, str] = Field(min_length=1)
+    # expert -> whose hidden units' order it is brought into; stands as {path:, match:} in files
+    matches: dict[str, str | Match] = Field(default_factory=dict)
     space: SerializeAsAny[SpaceConfig]
     fitness: FitnessConfig
     calibration: CalibrationConfig | None = None  # texts, for operators that look at data
@@ -142,6 +144,35 @@ class ExperimentConfig(Strict):
     tokenizer: str | None = None  # union, base, or an expert's name
     allow_pickle_weights: bool = False
     allow_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _matches_stand_with_experts(cls, data: Any) -> Any:
+        """An expert may be {path: ..., match: ...}."""
+        experts = data.get("experts") if isinstance(data, Mapping) else None
+        if not isinstance(experts, Mapping):
+            return data
+        entries = {n: entry for n, entry in experts.items() if isinstance(entry, Mapping)}
+        valid = ("path", "match")
+        misfits = [
+            Misfit(("experts", name, str(key)), "unknown key", nearest(str(key), valid))
+            for name, entry in entries.items()
+            for key in entry
+            if key not in valid
+        ]
+        misfits += [
+            Misfit(("experts", name), "has no `path`")
+            for name, e in entries.items()
+            if "path" not in e
+        ]
+        if misfits:
+            refuse(cls, misfits)
+        if not entries:
+            return data
+        paths = {name: entry["path"] for name, entry in entries.items()}
+        matches = {n: e["match"] for n, e in entries.items() if e.get("match") is not None}
+        named = data.get("matches") or {}
+        return {**data, "experts": {**experts, **paths}, "matches": {**named, **matches}}
 
     @field_validator("experts")
     @classmethod
@@ -163,6 +194,21 @@ class ExperimentConfig(Strict):
             refuse(self, [Misfit(("tokenizer",), what, nearest(self.tokenizer, valid))])
         return self
 
+    @model_validator(mode="after")
+    def _matches_exist(self) -> ExperimentConfig:
+        misfits = []
+        for name, to in self.matches.items():
+            model = Match.of(to).model
+            if name not in self.experts:
+                hint = nearest(name, self.experts)
+                misfits.append(Misfit(("matches", name), "no such expert", hint))
+            elif model not in self.models():
+                hint = nearest(model, self.models())
+                misfits.append(Misfit(("experts", name, "match"), f"no model {model!r}", hint))
+        if misfits:
+            refuse(self, misfits)
+        return self
+
     def models(self) -> dict[str, str]:
         """Name -> path, with the base under the name `base`."""
         return {"base": self.base, **self.experts}
@@ -173,7 +219,7 @@ class ExperimentConfig(Strict):
         Models, tasks, and what a search begins with count by their content, which `Parts.identity`
         adds.
         """
-        unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start"}
+        unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start", "matches"}
         unsaid |= {"calibration"}  # its texts count by their content
         data = self.model_dump(mode="json", exclude=unsaid)
         data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
@@ -327,7 +373,14 @@ def _absolute_texts(value: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _absolute_models(value: Any, folder: Path) -> Any:
     """Paths of models are relative to the experiment's file; zoo references stay as they are."""
     if isinstance(value, Mapping):
-        return {name: _absolute_models(path, folder) for name, path in value.items()}
+        return {name: _absolute_entry(entry, folder) for name, entry in value.items()}
+    return absolute_model(value, folder) if isinstance(value, str) else value
+
+
+def _absolute_entry(value: Any, folder: Path) -> Any:
+    """The same for an expert's path, or its {path: ..., match: ...}."""
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        return {**value, "path": absolute_model(value["path"], folder)}
     return absolute_model(value, folder) if isinstance(value, str) else value
 
 

@@ -23,6 +23,7 @@ from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import resolve
+from evomerge.merging.adapter_sources import check_adapters
 from evomerge.merging.blocks import check_recipe
 from evomerge.merging.calibration import CALIBRATION, Calibration, read_calibration
 from evomerge.merging.check import check_merge
@@ -147,6 +148,7 @@ def open_recipe_models(
         allow_pickle=allow_pickle_weights,
         tokenizer=recipe.tokenizer,
         chat_template=recipe.chat_template,
+        matches=recipe.matches,
         progress=progress,
     )
     checkpoints = family.checkpoints
@@ -159,6 +161,8 @@ def open_recipe_models(
             logging.getLogger("evomerge").warning(note)
     else:
         notes += said
+    if wrong := check_adapters([recipe], checkpoints):
+        raise ConfigurationError(wrong)
     anatomy = anatomy_of(checkpoints[recipe.base])
     num_layers = {n: anatomy.num_layers_of(set(model.names)) for n, model in checkpoints.items()}
     if unlike := check_recipe(recipe, anatomy, num_layers):

@@ -68,6 +68,7 @@ def score_recipe(
         allow_pickle=allow_pickle_weights,
         tokenizer=recipe.tokenizer,
         calibration=calibration,
+        matches=recipe.matches,
     )
     worker = Worker(spec, "driver")
     sizes = {task: 1 + max(max(part[task], default=0) for part in items.values()) for task in tasks}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.family import open_family
+from evomerge.checkpoints.matched import matching_beneath
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
@@ -32,6 +35,7 @@ from evomerge.fitness.contamination import contamination_warning
 from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
+from evomerge.merging.adapter_sources import check_adapters
 from evomerge.merging.calibration import Calibration
 from evomerge.merging.costs import Costs
 from evomerge.merging.module import tokenizer_of
@@ -157,6 +161,7 @@ def open_models(
         "base",
         allow_pickle=config.allow_pickle_weights,
         tokenizer=config.tokenizer,
+        matches=config.matches,
         progress=progress,
     )
     checkpoints = family.checkpoints
@@ -232,6 +237,8 @@ def wire(
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
+    if wrong := check_adapters(_some_recipes(space), models.checkpoints):
+        raise ConfigurationError(wrong)
     space = limited(space, costs, limits)
     if calibration is None:
         check_operators(space, config.seed)
@@ -280,6 +287,14 @@ def wire(
     )
 
 
+def _some_recipes(space: SearchSpace) -> Iterator[Recipe]:
+    """What a space makes: of its designs, and of some random points."""
+    generator = np.random.default_rng(0)
+    for genome in (*space.designs(), *(space.sample(generator) for _ in range(16))):
+        if not space.violations(genome):
+            yield space.decode(genome)
+
+
 def facts_of(
     space: SearchSpace, objectives: Sequence[Objective], models: Models, start: Start
 ) -> Facts:
@@ -324,6 +339,12 @@ def worker_spec(
         dtype=config.dtype,
         allow_pickle=config.allow_pickle_weights,
         tokenizer=config.tokenizer,
+        matches=config.matches,
+        matchings={
+            name: matching
+            for name, checkpoint in models.checkpoints.items()
+            if (matching := matching_beneath(checkpoint)) is not None
+        },
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
         demand=demand,
@@ -336,7 +357,11 @@ def make_template(
 ) -> Recipe:
     """What all recipes of the run share; masks have the run's seed."""
     sources = {
-        name: ModelSource(path=resolve(path), sha256=models.checkpoints[name].sha256())
+        name: ModelSource(
+            path=resolve(path),
+            sha256=models.checkpoints[name].sha256(),
+            match=config.matches.get(name),
+        )
         for name, path in config.models().items()
     }
     return Recipe(

@@ -508,6 +508,238 @@ def tiles_of(spans: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     return np.stack([start, np.minimum(start + _TILE, spans[span, 1])], 1), span
 
 
+# --- entries with factors of their own ------------------------------------------------------------
+
+
+@_kernel
+def _add_agreed(stored: Any, some: Any, start: int, least: Any, scale: Any, origin: Any) -> None:
+    """A tile of `add_agreed_sum`, all sources in one loop."""
+    addresses, _, _, thresholds, _, _, counted = some
+    for i in range(origin.size):
+        total, votes = np.float32(0), np.float32(0)
+        for k in range(len(addresses)):
+            total += np.float32(_entry(stored, addresses[k], start + i) - origin[i])
+        for k in range(len(addresses)):
+            tau = np.float32(_entry(stored, addresses[k], start + i) - origin[i])
+            others = thresholds[k] * abs(total - tau)
+            votes += counted[k] if abs(tau) > others else np.float32(0)
+        # The other zero leaves a zero its sign.
+        origin[i] += scale * total if votes >= least else np.float32(-0.0)
+
+
+@_kernel
+def _add_agreed_of_many(
+    sources: Any, some: Any, start: int, least: Any, scale: Any, origin: Any, tiles: Any, taus: Any
+) -> None:
+    """The same, one source after another; some: (thresholds, counted); tiles: (2, entries)."""
+    thresholds, counted = some
+    total, votes = tiles
+    total[:] = 0
+    votes[:] = 0
+    for k in range(len(taus)):
+        tau = taus[k]
+        _load(sources[0, k], sources[3, k], start, tau)
+        for i in range(origin.size):
+            tau[i] -= origin[i]
+            total[i] += tau[i]
+    for k in range(len(taus)):
+        tau, threshold, one = taus[k], thresholds[k], counted[k]
+        for i in range(origin.size):
+            others = threshold * abs(total[i] - tau[i])
+            votes[i] += one if abs(tau[i]) > others else np.float32(0)
+    for i in range(origin.size):
+        origin[i] += scale * total[i] if votes[i] >= least else np.float32(-0.0)
+
+
+@_kernel
+def add_agreed_sum(
+    each: Any,
+    stored: Any,
+    base: Any,
+    sources: Any,
+    thresholds: Any,
+    counted: Any,
+    least: Any,
+    scale: Any,
+    out: Any,
+    spans: Any,
+) -> Any:
+    """Write W_0 + scale T where enough masks say so, else W_0; whether not all is finite.
+
+    T is the sum of the task vectors, and mask k is |tau_k| > thresholds[k] |T - tau_k|.
+
+    each: as of `add_task_vectors`, for all sources at once; for one where they are too many.
+    stored, base, sources, out, spans: as of `add_task_vectors`.
+    thresholds, counted: (num_sources,) float32; a mask adds what its source is counted for.
+    least, scale: float32; the least sum of what is counted.
+    """
+    bad, count = 0, sources.shape[1]
+    tiles, buffers = np.empty((3, _TILE), np.float32), np.empty((count, _TILE), np.float32)
+    unified = sources.copy()
+    source_at, threshold_at, counted_at = (
+        unified.ctypes.data,
+        thresholds.ctypes.data,
+        counted.ctypes.data,
+    )
+    for span in range(len(spans)):
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin = tiles[0, :size]
+            _load(base[0], base[1], start, origin)
+            if len(each[0]) == count:
+                _unify(stored, sources, start, buffers[:, :size], unified)
+                # What it has no use for is read from where something is.
+                some = _some(each, 0, 0, 0, source_at, threshold_at, threshold_at, counted_at)
+                _add_agreed(stored, some, start, least, scale, origin)
+            else:
+                _add_agreed_of_many(
+                    sources,
+                    (thresholds, counted),
+                    start,
+                    least,
+                    scale,
+                    origin,
+                    tiles[1:, :size],
+                    buffers[:, :size],
+                )
+            bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def add_owned(base: Any, sources: Any, owners: int, factors: Any, out: Any, spans: Any) -> Any:
+    """Write W_0 + factors[k] tau_k, k being the entry's owner; whether not all is finite.
+
+    base, sources, out, spans: as of `add_task_vectors`.
+    owners: address of a uint8 for each entry: 1 + the owner's number, 0 where there is none.
+    factors: (num_sources,) float32.
+    """
+    bad = 0
+    tiles = np.empty((3, _TILE), np.float32)
+    for span in range(len(spans)):
+        for start in range(spans[span, 0], spans[span, 1], _TILE):
+            size = min(_TILE, spans[span, 1] - start)
+            origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+            owner = carray(_pointer(owners + start), (size,), np.uint8)
+            _load(base[0], base[1], start, origin)
+            total[:] = np.float32(-0.0)
+            for k in range(sources.shape[1]):
+                _load(sources[0, k], sources[3, k], start, tau)
+                factor, number = factors[k], np.uint8(k + 1)
+                for i in range(size):
+                    moved = factor * (tau[i] - origin[i])
+                    total[i] = moved if owner[i] == number else total[i]
+            for i in range(size):
+                origin[i] += total[i]
+            bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def add_by_column(base: Any, sources: Any, factors: Any, out: Any, spans: Any) -> Any:
+    """Write W_0 + sum_k factors[k] tau_k, a factor for each column; whether not all is finite.
+
+    base, sources, out: as of `add_task_vectors`.
+    factors: (num_sources, width) float32.
+    spans: (num_spans, 2) int64, of whole rows.
+    """
+    bad, width = 0, factors.shape[1]
+    tiles = np.empty((3, _TILE), np.float32)
+    for span in range(len(spans)):
+        for row in range(spans[span, 0], spans[span, 1], width):
+            for column in range(0, width, _TILE):
+                size, start = min(_TILE, width - column), row + column
+                origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+                _load(base[0], base[1], start, origin)
+                total[:] = np.float32(-0.0)
+                for k in range(sources.shape[1]):
+                    _load(sources[0, k], sources[3, k], start, tau)
+                    factor = factors[k, column : column + size]
+                    for i in range(size):
+                        total[i] += factor[i] * (tau[i] - origin[i])
+                for i in range(size):
+                    origin[i] += total[i]
+                bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def add_sparse(
+    base: Any,
+    starts: Any,
+    stops: Any,
+    places: Any,
+    shifts: Any,
+    factors: Any,
+    out: Any,
+    tiles: Any,
+) -> Any:
+    """Write W_0 + sum_k factors[k] shifts of k, which are sparse; whether not all is finite.
+
+    base, out: as of `add_task_vectors`.
+    starts, stops: (num_sources, tiles) int64, where each tile's shifts are.
+    places: (shifts,) uint16, in the tile; shifts: (shifts,) float32.
+    factors: (num_sources,) float32.
+    tiles: first, the one after the last, and the entry after the last.
+    """
+    bad, buffer = 0, np.empty(_TILE, np.float32)
+    for tile in range(tiles[0], tiles[1]):
+        start = tile * _TILE
+        origin = buffer[: min(_TILE, tiles[2] - start)]
+        _load(base[0], base[1], start, origin)
+        for k in range(len(factors)):
+            factor = factors[k]
+            for j in range(starts[k, tile], stops[k, tile]):
+                origin[places[j]] += factor * shifts[j]
+        bad |= _store(origin, out[0], out[1], start)
+    return bad
+
+
+@_kernel
+def own_groups(
+    base: Any, source: Any, number: Any, kept: int, group: int, owners: Any, span: Any
+) -> None:
+    """Make a source the owner of the largest entries of each group that nobody owns yet.
+
+    base, source: (2,) int64, address and code.
+    number: uint8, the owner's; kept: how many of a group of so many entries.
+    owners: (entries,) uint8, of the span, which is whole groups: first entry, the one after.
+    """
+    origin, moved = np.empty(group, np.float32), np.empty(group, np.float32)
+    keys = np.empty(group, np.uint32)
+    for start in range(span[0], span[1], group):
+        own = owners[start - span[0] : start - span[0] + group]
+        _load(base[0], base[1], start, origin)
+        _load(source[0], source[1], start, moved)
+        for i in range(group):
+            size = np.float32(abs(moved[i] - origin[i])).view(np.uint32)
+            keys[i] = size if own[i] == 0 else np.uint32(0)
+        if kept < 24:  # one after another; of equal ones the first
+            for _ in range(min(kept, group)):
+                best, largest = 0, np.uint32(0)
+                for i in range(group):
+                    if keys[i] > largest:
+                        best, largest = i, keys[i]
+                if largest == 0:
+                    break
+                own[best], keys[best] = number, np.uint32(0)
+            continue
+        # The kept-th largest, bit by bit: the most that so many reach.
+        least = np.uint32(0)
+        for bit in range(30, -1, -1):
+            tried, reach = np.uint32(least | np.uint32(np.uint32(1) << np.uint32(bit))), np.int32(0)
+            for i in range(group):
+                reach = np.int32(reach + np.int32(keys[i] >= tried))
+            least = tried if reach >= kept else least
+        left = kept
+        for i in range(group):
+            left -= keys[i] > least
+        for i in range(group):
+            equal = (keys[i] == least) & (left > 0) & (least > 0)
+            left -= equal
+            own[i] = number if (keys[i] > least) | equal else own[i]
+
+
 # --- counting sort --------------------------------------------------------------------------------
 
 
@@ -516,6 +748,16 @@ def count_upper(bits: Any, counts: Any) -> None:
     """Add to counts how many of some uint32 have each upper half."""
     for i in range(bits.size):
         counts[np.int64(bits[i] >> np.uint32(16))] += 1
+
+
+@_kernel
+def count_lower(bits: Any, uppers: Any, counts: Any) -> None:
+    """Add to counts, (uppers, 2^16), how many of some uint32 have each lower half beside them."""
+    for i in range(bits.size):
+        upper = bits[i] >> np.uint32(16)
+        for j in range(uppers.size):
+            if upper == uppers[j]:
+                counts[j, np.int64(bits[i] & np.uint32(0xFFFF))] += 1
 
 
 @_kernel

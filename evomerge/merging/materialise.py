@@ -13,6 +13,7 @@ from torch import Tensor
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem, nearest
+from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import (
     Effective,
     Group,
@@ -133,6 +134,14 @@ class Merger:
         self, recipe: Recipe, plan: dict[Group, Effective | None]
     ) -> Mapping[Group, Effective | None]:
         self._check_whole(plan)
+        needy = {
+            (effective.operator, effective.sources): None
+            for effective in plan.values()
+            if effective is not None and operator_of(effective).needs_adapters
+        }
+        for operator, sources in needy:
+            if problems := no_adapters(operator, sources, self.checkpoints):
+                raise ConfigurationError(problems)
         self._plan, self._recipe = plan, recipe
         self.family.cache.next_candidate()
         return plan
@@ -241,38 +250,7 @@ class Merger:
                 raise CandidateError(f"{name}: the merged tensor is not finite")
 
     def _block(self, group: Group, effective: Effective, device: torch.device) -> Block:
-        origin = self.checkpoints[self.base]
-        layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
-        flats = [self.family.flat(self.base, group.origins).to(device)]
-        flats += [
-            self.family.flat(source, group.origins, layer).to(device)
-            for source, layer in zip(effective.sources, layers, strict=True)
-        ]
-        models = (self.base, *effective.sources)
-        return Block(
-            names=group.names,
-            shapes=tuple(origin.shape(name) for name in group.origins),
-            base=flats[0],
-            sources=tuple(flats[1:]),
-            views=frozenset(
-                flat.data_ptr()
-                for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
-                if device.type == "cpu" and self.family.is_view(model, group.origins, layer)
-            ),
-            source_names=effective.sources,
-            mask_seed=effective.mask_seed,
-            depths=tuple(self._depth(name, effective) for name in group.names),
-            around=Surroundings(self.family, group, effective, device),
-        )
-
-    def _depth(self, name: str, effective: Effective) -> float | None:
-        """How deep in the model a tensor's layer lies, from 0 to 1."""
-        if effective.depth is not None:
-            return effective.depth
-        place = self.anatomy.places.get(name)  # none where layers are rearranged and it is the same
-        if place is None or place.layer is None:
-            return None
-        return place.layer / max(1, self.anatomy.num_layers - 1)
+        return Surroundings(self.family, group, effective, device).block()
 
     def _dtype(self, recipe: Recipe, origin: str) -> torch.dtype:
         """What a merged tensor is stored in."""

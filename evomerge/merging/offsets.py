@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.merging.operator import Block, Values, chunks, small_as_float
+import numpy as np
+
+from evomerge.merging import passes
+from evomerge.merging.operator import Block, Values, small_as_float
+from evomerge.merging.order import memory_bytes
+from evomerge.merging.reads import Models
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -27,6 +35,21 @@ class Shifted:
     shift: Tensor  # (numel,) float32
     nbytes: int
 
+    @cached_property
+    def models(self) -> Models:
+        """Both, as a weighted sum reads them."""
+        return Models(None, [self.base, self.shift], [slice(0, self.shift.numel())])
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Let `move` bring the shift elsewhere."""
+        import torch
+
+        if self.shift.device.type == "cpu":
+            moved = move(self.shift.numpy())
+            self.nbytes += memory_bytes(moved) - self.shift.nbytes
+            self.shift = torch.from_numpy(moved)
+            self.__dict__.pop("models", None)  # it knows the old address
+
 
 def empty_shift(block: Block) -> Shifted:
     """A block's base with room for a shift."""
@@ -37,8 +60,12 @@ def empty_shift(block: Block) -> Shifted:
     return Shifted(base, shift, block.held_bytes(base) + shift.nbytes)
 
 
-def apply_shift(prepared: Shifted, values: Values, out: Tensor) -> None:
+def apply_shift(prepared: Shifted, values: Values, out: Tensor) -> bool | None:
     """Write W_0 + lambda shift; lambda is 1 where the operator has none."""
     factor = cast("float", values.get("lambda", 1.0))
-    for part in chunks(out.numel()):
-        out[part].copy_(prepared.base[part].float().add(prepared.shift[part], alpha=factor))
+    return passes.weighted_sum(prepared.models, np.array([[1.0], [factor]]), out)
+
+
+def apply_alpha(prepared: Shifted, values: Values, out: Tensor) -> bool | None:
+    """The same where the factor is called alpha, as papers do."""
+    return apply_shift(prepared, {"lambda": values["alpha"]}, out)

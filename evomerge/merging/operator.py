@@ -54,6 +54,18 @@ class Around(Protocol):
         """The same for what is computed from the whole models; it is never thrown away."""
         ...
 
+    def factors(self, source: str) -> tuple[tuple[Tensor, Tensor, float] | None, ...]:
+        """A source's low-rank changes of the block's tensors, one for each of them.
+
+        A (r, columns), B (rows, r), in float32 on the CPU, and a factor: the tensor as it is stored
+        changes by factor * B @ A. None where the source has no such change.
+
+        Raises:
+            ConfigurationError: the source is no adapter.
+            CandidateError: it gives another layer than the base.
+        """
+        ...
+
     def whole_model(self, source: str) -> Magnitudes:
         """The order of the magnitudes of a source's task vector over the whole model.
 
@@ -94,6 +106,19 @@ class Around(Protocol):
         Raises:
             ConfigurationError: there are no calibration texts.
         """
+        ...
+
+    def blocks(self) -> Iterator[Block]:
+        """The whole models, one block after another, as they are when each is merged by itself.
+
+        Raises:
+            CandidateError: layers are rearranged, so that there are no such task vectors.
+        """
+        ...
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Of each tensor in the block: attention, mlp, norm, embedding, head or other."""
         ...
 
 
@@ -208,6 +233,7 @@ class Operator(Declared):
     accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
     says that nobody looked. It raises CandidateError where the parameters make no
     model.
+    needs_adapters: whether the sources must be LoRA adapters of the base.
     """
 
     needs_base: bool
@@ -216,6 +242,7 @@ class Operator(Declared):
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
     whole: bool = False
+    needs_adapters: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

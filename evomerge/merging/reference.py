@@ -57,6 +57,7 @@ def facts(operator: Operator) -> dict[str, Any]:
         "summary": operator.summary,
         "paper": operator.paper,
         "needs_base": operator.needs_base,
+        "needs_adapters": operator.needs_adapters,
         "min_sources": operator.min_sources,
         "max_sources": operator.max_sources,
         "needs": operator.needs,
@@ -84,7 +85,8 @@ def models_of(operator: Operator) -> str:
     least, most = operator.min_sources, operator.max_sources
     count = f"{least}" if least == most else f"{least} or more" if most is None else ""
     count = count or f"{least} to {most}"
-    return f"{count}{', and the base' if operator.needs_base else ''}"
+    kind = " LoRA adapters" if operator.needs_adapters else ""
+    return f"{count}{kind}{', and the base' if operator.needs_base else ''}"
 
 
 def range_of(parameter: Parameter) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -13,13 +13,15 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from evomerge.checkpoints.adapters import stored_factors
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, ModelError, Problem
+from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import Effective, Group, groups_of
 from evomerge.merging.cache import Cache
 from evomerge.merging.calibration.statistics import Statistics
-from evomerge.merging.operator import Kept, chunks
+from evomerge.merging.operator import Block, Kept, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
 from evomerge.protocols import Progress
 
@@ -158,6 +160,14 @@ class Surroundings:
         found: Kept = self.family.cache.get(key, make, always=True)
         return found
 
+    def factors(self, source: str) -> tuple[tuple[Tensor, Tensor, float] | None, ...]:
+        """As the protocol says."""
+        checkpoint = self.family.checkpoints[source]
+        if problems := no_adapters(self.effective.operator, [source], self.family.checkpoints):
+            raise ConfigurationError(problems)
+        self._check_layers([source], doing="adds an adapter's change to the layer that it is of")
+        return tuple(stored_factors(checkpoint, name) for name in self.group.origins)
+
     def whole_model(self, source: str) -> Magnitudes:
         """As the protocol says."""
         self._check_layers([source], "; rank within each tensor instead (trim: tensor)")
@@ -193,8 +203,65 @@ class Surroundings:
             raise ConfigurationError(no_texts(self.effective.operator))
         return self.family.statistics
 
-    def _check_layers(self, sources: Sequence[str], instead: str = "") -> None:
-        """Refuse to speak of whole task vectors where layers are not one beside the other."""
+    def blocks(self) -> Iterator[Block]:
+        """As the protocol says."""
+        self._check_layers(self.effective.sources)
+        in_place = replace(self.effective, layers=None, depth=None)
+        for group in self.family.groups:
+            if not group.copied:
+                yield replace(self, group=group, effective=in_place).block()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """As the protocol says."""
+        places = self.family.anatomy.places
+        return tuple(places[origin].component for origin in self.group.origins)
+
+    def block(self) -> Block:
+        """What operators read."""
+        family, group, effective, device = self.family, self.group, self.effective, self.device
+        layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
+        flats = [family.flat(family.base, group.origins).to(device)]
+        flats += [
+            family.flat(source, group.origins, layer).to(device)
+            for source, layer in zip(effective.sources, layers, strict=True)
+        ]
+        models = (family.base, *effective.sources)
+        shape = family.checkpoints[family.base].shape
+        return Block(
+            names=group.names,
+            shapes=tuple(shape(name) for name in group.origins),
+            base=flats[0],
+            sources=tuple(flats[1:]),
+            views=frozenset(
+                flat.data_ptr()
+                for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
+                if device.type == "cpu" and family.is_view(model, group.origins, layer)
+            ),
+            source_names=effective.sources,
+            mask_seed=effective.mask_seed,
+            depths=tuple(self._depth(name) for name in group.names),
+            around=self,
+        )
+
+    def _depth(self, name: str) -> float | None:
+        """How deep in the model a tensor's layer lies, from 0 to 1."""
+        if self.effective.depth is not None:
+            return self.effective.depth
+        anatomy = self.family.anatomy
+        place = anatomy.places.get(name)  # none where layers are rearranged and it is the same
+        if place is None or place.layer is None:
+            return None
+        return place.layer / max(1, anatomy.num_layers - 1)
+
+    def _check_layers(
+        self,
+        sources: Sequence[str],
+        instead: str = "",
+        *,
+        doing: str = "looks at whole task vectors",
+    ) -> None:
+        """Refuse to speak of task vectors where layers are not one beside the other."""
         family, effective = self.family, self.effective
         for source in sources:
             unlike = ""
@@ -206,6 +273,5 @@ class Surroundings:
                     unlike = "gives another layer than the base here"
             if unlike:
                 raise CandidateError(
-                    f"{effective.operator} looks at whole task vectors, and {source!r} "
-                    f"{unlike}{instead}"
+                    f"{effective.operator} {doing}, and {source!r} {unlike}{instead}"
                 )

@@ -13,14 +13,23 @@ from evomerge.errors import nearest
 from evomerge.merging.operator import Operator, PostStep
 from evomerge.merging.operators.aim import AIM_STEP
 from evomerge.merging.operators.arcee import ARCEE_FUSION
+from evomerge.merging.operators.cabs import CABS
 from evomerge.merging.operators.fisher import FISHER
+from evomerge.merging.operators.isotropic import ISO_C, ISO_CTS
+from evomerge.merging.operators.layer_swap import LAYER_SWAP
 from evomerge.merging.operators.linear import LINEAR
 from evomerge.merging.operators.lines import LINES, LINES_STEP
+from evomerge.merging.operators.lora import LORA_CONCAT, LORA_SVD
+from evomerge.merging.operators.lora_lego import LORA_LEGO
+from evomerge.merging.operators.lore import LORE
 from evomerge.merging.operators.magmax import MAGMAX
 from evomerge.merging.operators.model_stock import MODEL_STOCK
+from evomerge.merging.operators.mwa import MWA
 from evomerge.merging.operators.nearswap import NEARSWAP
 from evomerge.merging.operators.nuslerp import NUSLERP
+from evomerge.merging.operators.opcm import OPCM
 from evomerge.merging.operators.passthrough import PASSTHROUGH
+from evomerge.merging.operators.pcb import PCB
 from evomerge.merging.operators.ram import RAM, RAMPLUS_TL
 from evomerge.merging.operators.regmean import REGMEAN
 from evomerge.merging.operators.regmean_plusplus import REGMEAN_PLUSPLUS
@@ -28,7 +37,12 @@ from evomerge.merging.operators.sce import SCE
 from evomerge.merging.operators.slerp import SLERP
 from evomerge.merging.operators.soup import UNIFORM_SOUP
 from evomerge.merging.operators.spherical import KARCHER, MULTISLERP
+from evomerge.merging.operators.star import STAR
+from evomerge.merging.operators.svd_task_arithmetic import SVD_TASK_ARITHMETIC
+from evomerge.merging.operators.tall_mask import CONSENSUS_TA, TALL_MASK
+from evomerge.merging.operators.task_singular_vectors import TSV_M
 from evomerge.merging.operators.task_vectors import TASK_VECTORS
+from evomerge.merging.operators.widen import WIDEN
 from evomerge.merging.post_steps import PIPE, followed
 
 _PLAIN: tuple[Operator, ...] = (
@@ -51,6 +65,23 @@ _PLAIN: tuple[Operator, ...] = (
     FISHER,
     REGMEAN,
     REGMEAN_PLUSPLUS,
+    LORA_CONCAT,
+    LORA_SVD,
+    LORA_LEGO,
+    LAYER_SWAP,
+    MWA,
+    CONSENSUS_TA,
+    TALL_MASK,
+    CABS,
+    PCB,
+    WIDEN,
+    STAR,
+    ISO_C,
+    ISO_CTS,
+    TSV_M,
+    OPCM,
+    LORE,
+    SVD_TASK_ARITHMETIC,
 )
 
 POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_STEP)}

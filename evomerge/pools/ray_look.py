@@ -87,7 +87,12 @@ def _models(pickled: bytes) -> dict[str, str]:
     spec: WorkerSpec = ray.cloudpickle.loads(pickled)
     try:
         family = open_family(
-            spec.models, spec.base, allow_pickle=spec.allow_pickle, tokenizer=spec.tokenizer
+            spec.models,
+            spec.base,
+            allow_pickle=spec.allow_pickle,
+            tokenizer=spec.tokenizer,
+            matches=spec.matches,
+            matchings=spec.matchings,
         )
     except EvomergeError as error:
         told = {problem.where: str(problem) for problem in error.problems}

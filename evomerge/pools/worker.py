@@ -22,12 +22,13 @@ from evomerge.files import NO_SPACE, disk_full
 from evomerge.pools.ahead import Turns
 from evomerge.pools.placement import Demand
 from evomerge.protocols import PreparedTask
-from evomerge.recipe import DType, Merge, ModelSource, Recipe, TokenizerSpec
+from evomerge.recipe import DType, Match, Merge, ModelSource, Recipe, TokenizerSpec
 from evomerge.records import Failure, Job, Outcome, Responses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from evomerge.checkpoints.matching import Matching
     from evomerge.checkpoints.open import Checkpoint
     from evomerge.merging.calibration import Calibration
     from evomerge.merging.resident import Resident
@@ -47,6 +48,8 @@ class WorkerSpec:
     sha256: name -> what a model's tensors must be; models that are not named are not compared.
     dtype: of the model that is measured; None keeps the base's own.
     tokenizer: whose tokens it has; None where all models have the same.
+    matches: name -> the model whose hidden units' order it is brought into.
+    matchings: name -> that order, as it was found once for all workers.
     build, python_tasks: a Python user's module and fitness; they need a worker in the driver's
         process.
     device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
@@ -65,6 +68,8 @@ class WorkerSpec:
     dtype: DType | None = None
     allow_pickle: bool = False
     tokenizer: str | TokenizerSpec | None = None
+    matches: Mapping[str, str | Match] = field(default_factory=dict)
+    matchings: Mapping[str, Matching] = field(default_factory=dict)
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     device: str = "cpu"
@@ -101,7 +106,12 @@ class Worker:
         transformers_logging.disable_progress_bar()  # the run has its own
         self.name = name
         checkpoints = open_family(
-            spec.models, spec.base, allow_pickle=spec.allow_pickle, tokenizer=spec.tokenizer
+            spec.models,
+            spec.base,
+            allow_pickle=spec.allow_pickle,
+            tokenizer=spec.tokenizer,
+            matches=spec.matches,
+            matchings=spec.matchings,
         ).checkpoints
         _compare(checkpoints, spec.sha256)
         model = Resident.open(

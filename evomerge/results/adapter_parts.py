@@ -18,7 +18,7 @@ from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 from evomerge.results.export import output_dtype
-from evomerge.results.low_rank import LowRankChange, concatenated, low_rank_change
+from evomerge.results.low_rank import LowRankChange, concatenated, low_rank_change, own_rank
 
 DEFAULT_RANK = 64  # of a merge without any adapter, if none is given
 _STEPS = 4 * torch.finfo(torch.float32).eps  # a relative difference below is a sum's rounding
@@ -110,7 +110,8 @@ def find_changes(
             continue
         upright = delta if kind == "linear" else delta.t()
         stack = concatenated(name, merge, checkpoints, recipe.base)
-        change = low_rank_change(upright, float(origin.float().norm()), stack, rank, default)
+        own = own_rank(merge, checkpoints) or default
+        change = low_rank_change(upright, float(origin.float().norm()), stack, rank, own)
         found.low_rank[name] = change
         lost = float((upright - change.b @ change.a).norm())
         found.errors[name] = lost**2, float(delta.norm()) ** 2

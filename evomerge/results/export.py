@@ -20,7 +20,7 @@ from evomerge.merging.calibration import CALIBRATION, Calibration, Collected
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
-from evomerge.recipe import Recipe, Segments
+from evomerge.recipe import Match, Recipe, Segments
 from evomerge.results.mergekit_yaml import mergekit_yaml
 from evomerge.wording import in_short
 
@@ -237,6 +237,11 @@ def model_card(
     models = "\n".join(
         f"- `{label}`: {source.path}"
         + (f" (sha256 of its tensors {source.sha256[:16]}...)" if source.sha256 else "")
+        + (
+            f", its units in the order of `{Match.of(source.match).model}`'s"
+            if source.match
+            else ""
+        )
         for label, source in recipe.models.items()
     )
     return f"""---

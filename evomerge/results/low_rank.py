@@ -8,6 +8,7 @@ error (as `cat` of PEFT's add_weighted_adapter). It is linear with
     dare_linear, all densities 1   the same
     linear                         c_k = w_k / sum w if normalised, w_k if the weights sum to 1
     segments                       the same in one piece, if the weights sum to 1
+    lora_concat                    c_k = w_k
 
 Whatever else is merged has a nearest matrix of rank r, from the singular values (Eckart & Young
 1936).
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.adapters import Adapted
+from evomerge.checkpoints.adapters import Adapted, adapted_beneath
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.merging.blocks import Effective
 from evomerge.merging.operators.segments import SEGMENTS
@@ -63,8 +64,10 @@ def coefficients(effective: Effective) -> dict[str, float] | None:
         return _named(effective, weights, 1 / total) if total else None
     if effective.operator == "dare_linear" and min(values["density"]) < 1:
         return None
-    if effective.operator not in ("task_arithmetic", "dare_linear"):
+    if effective.operator not in ("task_arithmetic", "dare_linear", "lora_concat"):
         return None
+    if effective.operator == "lora_concat":
+        return _named(effective, weights, 1.0)
     divisor = 1.0
     if values["normalize"]:
         divisor = float(len(weights)) if values["compat"] == "published" else total
@@ -100,6 +103,17 @@ def concatenated(
     if not stack:
         return None
     return torch.cat([a for a, _ in stack]), torch.cat([b for _, b in stack], dim=1)
+
+
+def own_rank(effective: Effective, checkpoints: Mapping[str, Checkpoint]) -> int | None:
+    """The rank of a merge that has one by its operator's definition, else None."""
+    operator = effective.operator.partition("|")[0].strip()
+    rank = dict(effective.values).get("rank")
+    if operator not in ("lora_svd", "lora_lego") or not isinstance(rank, int):
+        return None
+    found = (adapted_beneath(checkpoints[source]) for source in effective.sources)
+    ranks = [c.rank for a in found if a for c in a.adapter.tensors.low_rank.values()]
+    return rank or max(ranks, default=None)
 
 
 def low_rank_change(

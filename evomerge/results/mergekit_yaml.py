@@ -152,6 +152,8 @@ def mergekit_yaml(
             return None
         paths = {name: _path(name, recipe, checkpoints) for name in recipe.models}
         data = _data(recipe, checkpoints, writer, _joined(slices), paths)
+        if recipe.matches:  # no file of mergekit's says that
+            return None
     except _NotExpressibleError:
         return None
     remarks = [f"# not exact: {remark}\n" for remark in writer.remarks]

@@ -7,9 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
-from evomerge.checkpoints.open import open_checkpoint
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, Problem
+from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge, resolved_parameters
 from evomerge.protocols import Progress, SearchSpace
 from evomerge.recipe import Merge, ModelSource, Recipe
@@ -19,6 +21,7 @@ from evomerge.search_spaces.limits import Limited
 TRIES = 60  # points at which a gene is changed before it is called dead
 NUMERIC_TRIES = 12  # of them, with real tensors, once for each way in which recipes differ
 SIDE = 24  # of the square tensors that operators are tried on
+LAYERS = 8  # of these models: where layers are cut, and what grows with depth, is seen in them
 
 
 def check_genes(space: SearchSpace, progress: Progress | None = None) -> None:
@@ -162,11 +165,14 @@ def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:
 
 
 def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
-    """What a merge makes of random models with two layers and a head."""
+    """What a merge makes of random models with some layers and a head."""
     from evomerge.merging.calibration.stand_in import StandIn
     from evomerge.merging.materialise import Merger
 
-    checkpoints = _random_models(tuple(sorted({recipe.base, *(merge.sources or ())})))
+    names = tuple(sorted({recipe.base, *(merge.sources or ())}))
+    checkpoints = _random_models(names)
+    if OPERATORS[merge.operator or ""].needs_adapters:
+        checkpoints = _random_adapters(names, recipe.base)
     anatomy, statistics = anatomy_of(checkpoints[recipe.base]), StandIn(checkpoints)
     merger = Merger(checkpoints, anatomy, recipe.base, once=True, statistics=statistics)
     tried = Recipe.of_valid(
@@ -180,7 +186,7 @@ def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
 
 @lru_cache(maxsize=8)
 def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
-    """Models of a few random tensors, by name; one of them has hardly moved.
+    """Models of a few random tensors, by name; one tensor has hardly moved.
 
     Some operators have another rule for what hardly moves.
     """
@@ -192,10 +198,20 @@ def _random_models(names: tuple[str, ...]) -> dict:  # type: ignore[type-arg]
         draw = torch.Generator().manual_seed(number)
         state = {
             tensor: torch.randn(SIDE, SIDE, generator=draw)
-            for tensor in ("layers.0.weight", "layers.1.weight", "head.weight")
+            for tensor in (*(f"layers.{layer}.weight" for layer in range(LAYERS)), "head.weight")
         }
         first = first or state
         if number:
             state["layers.1.weight"] = first["layers.1.weight"] + 1e-4 * state["layers.1.weight"]
         made[name] = open_checkpoint(state, name=name)
     return made
+
+
+@lru_cache(maxsize=8)
+def _random_adapters(names: tuple[str, ...], base: str) -> dict[str, Checkpoint]:
+    """The same as adapters of the base, of the largest rank."""
+    models = _random_models(names)
+    return {
+        name: models[name] if name == base else as_adapter(models[name], models[base])
+        for name in names
+    }

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 import evomerge as package
+from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.documents import Document
@@ -63,6 +64,8 @@ def test_every_real_parameter_is_a_gene_and_all_others_are_fixed(operator):
         }
     )
     models = {name: CHECKPOINTS[name] for name in ("base", *experts)}
+    if operator.needs_adapters:
+        models |= {name: as_adapter(models[name], models["base"]) for name in experts}
     anatomy = anatomy_of(models["base"])
     space = make_space(config, template, anatomy)
     genome = [0.3 + 0.4 * i / len(space.genes) for i in range(len(space.genes))]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
+from evomerge.merging import OPERATORS
 from evomerge.merging.calibration.stand_in import StandIn
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
@@ -19,8 +21,15 @@ torch.set_num_threads(1)
 States = Mapping[str, Mapping[str, Tensor]]
 
 
-def merger_of(states: States, cache_bytes: int = 2**24) -> Merger:
+def merger_of(states: States, cache_bytes: int = 2**24, operator: str = "") -> Merger:
+    """What merges the states; where the operator wants adapters, the same as adapters."""
     checkpoints = {name: open_checkpoint(state, name=name) for name, state in states.items()}
+    if operator in OPERATORS and OPERATORS[operator].needs_adapters:
+        checkpoints |= {
+            name: as_adapter(checkpoint, checkpoints["base"])
+            for name, checkpoint in checkpoints.items()
+            if name != "base"
+        }
     anatomy, statistics = anatomy_of(checkpoints["base"]), StandIn(checkpoints)
     return Merger(checkpoints, anatomy, "base", cache_bytes, statistics=statistics)
 
