@@ -15,7 +15,7 @@ from scaled_models import write_folder as any_kind
 
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import open_checkpoint
-from evomerge.errors import ConfigurationError, ModelError
+from evomerge.errors import ConfigurationError, DiskFull, ModelError
 from evomerge.merging.calibration import Calibration, Collected, read_calibration
 from evomerge.merging.calibration.activations import linear_inputs, sum_inputs
 from evomerge.merging.calibration.sums import Sums
@@ -189,6 +189,15 @@ def test_a_collection_that_is_broken_off_leaves_nothing(tmp_path, own_cache):
         Collected(calibration, models, "base", stop).of("gram", "base")
     assert [path.suffix for path in own_cache.iterdir()] == [".lock"]
     assert Collected(calibration, models, "base").of("gram", "base")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, own_cache, monkeypatch):
+    models = family(tmp_path, ["base"])
+    calibration = Calibration(texts=texts(5))
+    monkeypatch.setattr("evomerge.files.free_bytes", lambda _: 100)
+    with pytest.raises(DiskFull, match=r"statistics.*no space left"):
+        Collected(calibration, models, "base").of("gram", "base")
+    assert [path.suffix for path in own_cache.iterdir()] == [".lock"]
 
 
 def test_a_models_own_texts_are_read_by_it_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_the_texts_are_of_search_items_with_their_answers(tmp_path, tiny_zoo):
         for item in parts.split.search["sort"]
     }
     assert len(calibration.of["sort"]) == 10
+    assert pickle.loads(pickle.dumps(parts.worker)).calibration == calibration  # noqa: S301
     assert set(calibration.of["sort"]) <= known
     held_out = {task.prompt(item, None) for item in parts.split.holdout["sort"]}
     assert not held_out & {text.partition("=")[0] + "=" for text in calibration.of["sort"]}
