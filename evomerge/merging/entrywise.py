@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.merging import passes
 from evomerge.merging.operator import Block, chunks
 from evomerge.merging.order import memory_bytes
+from evomerge.merging.passes import Agreement, everything
 from evomerge.merging.reads import Models, Told
 
 if TYPE_CHECKING:
@@ -122,18 +124,33 @@ def add_by_column(models: Models, factors: NDArray[np.float32], out: Tensor) -> 
             return fused.add_by_column(told.base, told.sources, table, target, spans)
 
         return _each(run, _spans(out.numel(), width))
+    _add_weighed(models, factors[:, None, :], width, out)
+    return None
+
+
+def add_by_row(models: Models, factors: NDArray[np.float32], out: Tensor) -> bool | None:
+    """The same with a factor for each row, (sources, rows); the models' segments are the rows."""
+    if models.kernels_for(out) is not None:
+        plain = Agreement("sum", np.ones(len(factors)), 1.0)
+        return passes.add_task_vectors(models, everything(factors), plain, out)
+    _add_weighed(models, factors[:, :, None], out.numel() // factors.shape[1], out)
+    return None
+
+
+def _add_weighed(models: Models, factors: NDArray[np.float32], width: int, out: Tensor) -> None:
+    """Add task vectors times factors, (sources, rows or 1, width or 1), in torch."""
     import torch
 
     base = cast("Tensor", models.base)
-    table_there = torch.from_numpy(factors).to(base.device)
+    table = torch.from_numpy(factors).to(base.device)
     origins, others = base.view(-1, width), [source.view(-1, width) for source in models.sources]
     for part in chunks(len(origins), width):
         origin = origins[part].float()
         total = origin.clone()
-        for other, factor in zip(others, table_there, strict=True):
-            total.add_(other[part].float().sub(origin).mul_(factor))
+        for other, factor in zip(others, table, strict=True):
+            own = factor[part] if len(factor) > 1 else factor
+            total.add_(other[part].float().sub(origin).mul_(own))
         out.view(-1, width)[part].copy_(total)
-    return None
 
 
 @dataclass

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.merging import passes
-from evomerge.merging.entrywise import add_by_column
+from evomerge.merging.entrywise import add_by_column, add_by_row
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.passes import Agreement, everything
 from evomerge.merging.reads import Models
 from evomerge.records import Parameter
 
@@ -145,12 +143,8 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> bool | None:
     for piece in prepared.pieces:
         factors = column_scores(piece.significance, above, calibrated)
         target = out[piece.segment]
-        if not piece.by_row:
-            finite.append(add_by_column(piece.models, factors, target))
-            continue
-        plain = Agreement("sum", np.ones(len(factors)), 1.0)
-        chosen = everything(factors)
-        finite.append(passes.add_task_vectors(piece.models, chosen, plain, target))
+        add = add_by_row if piece.by_row else add_by_column
+        finite.append(add(piece.models, factors, target))
     return None if None in finite else all(finite)
 
 
