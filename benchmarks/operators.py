@@ -57,12 +57,42 @@ FINALISTS = 5
 FRESH, HELD_OUT = 10_000, 10_001  # the numbers of the cohorts that answer those items
 TURNS = 5
 CHAINS = ("task_arithmetic | lines", "ties | lines", "task_arithmetic | aim", "ties | aim")
-RANGES: dict[str, tuple[float, float]] = {  # of parameters, where nothing else is said
+ADAPTER_RANK = 16  # of what the experts become for operators that merge adapters
+RANGES: dict[str, tuple[float, float] | None] = {  # of parameters, where nothing else is said
     "weight": (0.0, 1.5),
     "lambda": (0.2, 2.0),
     "density": (0.05, 1.0),
+    "lines_alpha": (0.0, 1.5),
+    "lines_beta": (0.0, 1.5),
 }
-OWN: dict[str, dict[str, tuple[float, float] | None]] = {}  # of one operator's; None: not searched
+OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; None: not searched
+    "nuslerp": {"straight_above": None},
+    "karcher": {"max_iter": None, "tol": None},
+    "della": {"epsilon": (0.0, 0.1)},
+    "della_linear": {"epsilon": (0.0, 0.1)},
+    "breadcrumbs": {"gamma": (0.0, 0.1)},
+    "breadcrumbs_ties": {"gamma": (0.0, 0.1)},
+    "lines": {"alpha": (0.0, 1.5), "beta": (0.0, 1.5)},
+    "ram": {"epsilon": (0.0, 1e-3)},
+    "ramplus_tl": {"r": (0.0, 1.0), "alpha": (0.0, 2.0), "epsilon": None},
+    "nearswap": {"t": (0.0, 0.05)},
+    "layer_swap": {"bottom": (0.0, 0.5), "top": (0.0, 0.5), "transition": (0.0, 0.3)},
+    "mwa": {"metric": (0.0, 1.0), "penalty": None},
+    "consensus_ta": {"threshold": (0.1, 0.9), "min_tasks": (1, 3), "lambda": (0.2, 1.5)},
+    "tall_mask": {"threshold": (0.0, 1.0)},
+    "cabs": {"n": None, "m": None},
+    "pcb": {"ratio": None, "clip": None},
+    "widen": {"above": (0.0, 2.0), "score": (0.0, 1.5)},
+    "star": {"eta": (10.0, 100.0), "alpha": (0.2, 3.0)},
+    "iso_c": {"alpha": (0.1, 2.0)},
+    "iso_cts": {"alpha": (0.1, 2.0)},
+    "tsv_m": {"alpha": (0.2, 2.0)},
+    "lora_svd": {"rank": None},
+    "lora_lego": {"rank": None},
+}
+DEAR = {  # prepared parameters that a candidate of a large model pays seconds for
+    "smollm2": {"eta", "common", "rank", "mu", "rounds", "alpha of opcm", "alpha of regmean_pp"}
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +146,7 @@ def searched(name: str) -> dict[str, Any]:
 
 
 def _bounds(operator: str, parameter: Parameter) -> tuple[float, float] | None:
-    own = OWN.get(operator.split(" | ")[0], {}) | OWN.get(operator, {})
+    own = OWN.get(operator.split(" | ")[0], {})
     if parameter.name in own:
         return own[parameter.name]
     if parameter.kind not in ("real", "integer"):

@@ -259,10 +259,11 @@ def within_budget(search: Search, budget: Budget) -> list[Cohort]:
     limit = search.num_asked if budget.candidates is None else budget.candidates
     paid = []
     for cohort in search.open:
-        if cohort.candidates[-1].id < limit:  # asked in the order of their ids
+        first, last = cohort.candidates[0].id, cohort.candidates[-1].id
+        if last < limit:  # asked in the order of their ids, which have no gaps
             paid.append(cohort)
-        elif candidates := tuple(c for c in cohort.candidates if c.id < limit):
-            paid.append(replace(cohort, candidates=candidates))
+        elif first < limit:
+            paid.append(replace(cohort, candidates=cohort.candidates[: limit - first]))
     return paid
 
 

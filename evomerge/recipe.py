@@ -372,15 +372,17 @@ class Recipe(Frozen):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON; models count by content where it is known, not by path."""
-        data = json.loads(self.to_json())
+        data = self._data()
         data["models"] = {name: source.content for name, source in self.models.items()}
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks, what is unset left out."""
-        return canonical_json(
-            self.model_dump(mode="json", exclude_defaults=True) | {"evomerge_recipe": 1}
-        )
+        return canonical_json(self._data())
+
+    def _data(self) -> dict[str, Any]:
+        """What is set, as JSON values."""
+        return self.model_dump(mode="json", exclude_defaults=True) | {"evomerge_recipe": 1}
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

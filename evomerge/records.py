@@ -163,7 +163,9 @@ class Measurements:
         columns = self._columns.setdefault((fingerprint, responses.task), {})
         fresh = self.missing(fingerprint, responses.task, responses.items.tolist())
         self.item_evaluations += len(fresh)
-        chosen = np.isin(responses.items, fresh)
+        chosen: Any = slice(None)  # all of them, as nearly always
+        if len(fresh) < len(responses.items):
+            chosen = np.isin(responses.items, fresh)
         for name, values in responses.columns.items():
             if name not in columns:
                 columns[name] = np.full(self.num_items[responses.task], np.nan, np.float32)

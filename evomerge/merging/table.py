@@ -7,7 +7,7 @@ their names: `lines_alpha`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, MutableMapping
 
 from evomerge.errors import nearest
 from evomerge.merging.operator import Operator, PostStep
@@ -87,27 +87,38 @@ _PLAIN: tuple[Operator, ...] = (
 POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_STEP)}
 
 
-class Operators(Mapping[str, Operator]):
+class Operators(MutableMapping[str, Operator]):
     """By name, followed by post-steps or not; the plain ones alone are listed and counted."""
 
-    def __init__(self) -> None:
-        self._known = {operator.name: operator for operator in _PLAIN}
+    def __init__(self, plain: Iterable[Operator]) -> None:
+        self._plain = {operator.name: operator for operator in plain}
+        self._followed: dict[str, Operator] = {}
 
     def __getitem__(self, name: str) -> Operator:
-        if name not in self._known and PIPE in name:
+        if PIPE not in name:
+            return self._plain[name]
+        if name not in self._followed:
             operator, *steps = (part.strip() for part in name.split(PIPE))
             chain = [POST_STEPS[step] for step in steps]
-            self._known[name] = followed(name, self._known[operator], chain)
-        return self._known[name]
+            self._followed[name] = followed(name, self._plain[operator], chain)
+        return self._followed[name]
+
+    def __setitem__(self, name: str, operator: Operator) -> None:
+        self._plain[name] = operator
+        self._followed.clear()
+
+    def __delitem__(self, name: str) -> None:
+        del self._plain[name]
+        self._followed.clear()
 
     def __iter__(self) -> Iterator[str]:
-        return (operator.name for operator in _PLAIN)
+        return iter(self._plain)
 
     def __len__(self) -> int:
-        return len(_PLAIN)
+        return len(self._plain)
 
 
-OPERATORS: Mapping[str, Operator] = Operators()
+OPERATORS = Operators(_PLAIN)
 
 
 def unknown(name: str) -> tuple[str, str]:
