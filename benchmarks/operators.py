@@ -188,7 +188,10 @@ def parts_of(name: str, family: Family, family_name: str) -> Parts:
     return wire(parse_experiment(Document(data)))
 
 
-CALIBRATION: dict[str, dict[str, Any]] = {}
+CALIBRATION: dict[str, dict[str, Any]] = {  # each expert reads the search items of its own task
+    name: {"of": {expert: {"task": expert} for expert in family.experts}, "samples": 64}
+    for name, family in FAMILIES.items()
+}
 
 
 def measured(name: str, family_name: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
-from evomerge.experiment.recipes import open_recipe_models
-from evomerge.experiment.run import read_run_config, run_experiment
+from evomerge.experiment.recipes import open_recipe_models, with_texts
+from evomerge.experiment.run import read_run_config, run_calibration, run_experiment
 from evomerge.experiment.watching import Watcher
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import LEDGER, Ledger
+from evomerge.merging.calibration import Calibration, read_calibration
 from evomerge.protocols import Progress
 from evomerge.recipe import DType, Match, Recipe
 from evomerge.records import Candidate, CandidateId
@@ -103,7 +104,8 @@ class Run:
         Raises:
             ConfigurationError: the candidate scales what goes into layers: export it.
         """
-        return merged_tensors(self._recipe(candidate), self._checkpoints())
+        texts = run_calibration(self.folder)
+        return merged_tensors(self._recipe(candidate), self._checkpoints(), texts)
 
     def export(
         self,
@@ -124,7 +126,8 @@ class Run:
         chosen = self._chosen(candidate)
         row = final_rows(self.ledger).get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
-        return export_model(recipe, models, Path(folder), row, progress, scales)
+        texts = run_calibration(self.folder)
+        return export_model(recipe, models, Path(folder), row, progress, scales, texts)
 
     def export_adapter(
         self,
@@ -144,7 +147,10 @@ class Run:
         chosen = self._chosen(candidate)
         row = final_rows(self.ledger).get(chosen.id)
         recipe, models = self._recipe(chosen), self._checkpoints()
-        return export_adapter(recipe, models, Path(folder), rank=rank, row=row, progress=progress)
+        texts, path = run_calibration(self.folder), Path(folder)
+        return export_adapter(
+            recipe, models, path, rank=rank, row=row, progress=progress, calibration=texts
+        )
 
     def _chosen(self, candidate: Candidate | CandidateId | None) -> Candidate:
         if candidate is None:
@@ -246,6 +252,7 @@ def merge(
     seed: int = 0,
     dtype: str | None = None,
     tokenizer: str | None = None,
+    calibration: str | Path | Sequence[str] | None = None,
     matches: Mapping[str, str | Match] | None = None,
     out: str | Path | None = None,
     adapter: bool = False,
@@ -265,6 +272,8 @@ def merge(
         seed: decides what is dropped where an operator drops at random.
         dtype: of the result; the base's own if None.
         tokenizer: whose tokens it has, where the models differ: `union`, or a model's name.
+        calibration: texts, or a file of them, for operators that look at data: a text a line, or a
+            run's calibration.json.
         matches: name -> the model whose hidden units' order it is brought into first, for models
             from other initialisations (docs/matching.md).
         out: a folder to write.
@@ -293,14 +302,25 @@ def merge(
     }
     data = {"base": name, "models": paths, "default": default, "mask_seed": seed}
     data |= {"dtype": dtype, "tokenizer": tokenizer}
-    recipe = parse(Recipe, Document(data))
+    texts = _calibration_of(calibration)
+    recipe = with_texts(parse(Recipe, Document(data)), texts)
     checkpoints = open_recipe_models(recipe, sources, allow_pickle_weights=allow_pickle_weights)
     if out is not None and not adapter:
-        written = open_checkpoint(export_model(recipe, checkpoints, Path(out)), name="merged")
+        folder = export_model(recipe, checkpoints, Path(out), calibration=texts)
+        written = open_checkpoint(folder, name="merged")
         return {tensor: written.tensor(tensor) for tensor in written.names}
     if out is not None:
-        export_adapter(recipe, checkpoints, Path(out), rank=rank)
-    return merged_tensors(recipe, checkpoints)
+        export_adapter(recipe, checkpoints, Path(out), rank=rank, calibration=texts)
+    return merged_tensors(recipe, checkpoints, texts)
+
+
+def _calibration_of(given: str | Path | Sequence[str] | None) -> Calibration | None:
+    """Texts, or the file that they are in."""
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return read_calibration(given)
+    return parse(Calibration, Document({"texts": list(given)}))
 
 
 def _with_base(models: Mapping[str, Source], base: Source) -> tuple[str, dict[str, Source]]:

@@ -262,6 +262,7 @@ class Recipe(Frozen):
     tokenizer: str | TokenizerSpec | None = None  # whose tokens the merged model has
     chat_template: str | None = None  # Jinja's text, or `auto`; by default the tokenizer's own
     mask_seed: int = Field(default=0, ge=0)
+    calibration: str | None = None  # sha256 of the texts that operators look at
 
     @model_validator(mode="before")
     @classmethod

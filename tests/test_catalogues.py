@@ -25,6 +25,7 @@ GENES = {
     "cycle_qd": 24,
     "evolutionary_ps": 6,
     "evolutionary_ps_then_dfs": 72,
+    "fisher": 3,
     "gptailor": 26,
     "m2n2": "none: its genomes are lineages",
     "quickstart": 3,

@@ -52,6 +52,13 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
             console.print(
                 f"limit of {name}: {in_short(limit)}; the base: {in_short(of_base[name])}"
             )
+    if parts.worker.calibration is not None:
+        from evomerge.experiment.calibration import recipes_of, told
+
+        models, recipes = parts.models, list(recipes_of(parts.space, parts.config.seed))
+        about = (recipes, models.checkpoints, models.anatomy, parts.template.base)
+        for line in told(parts.worker.calibration, *about):
+            console.print(line, highlight=False)
     genes = parts.space.genes
     names = ", ".join(gene.name for gene in genes[:4])
     if genes:

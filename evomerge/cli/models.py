@@ -65,16 +65,33 @@ def merge(
     adapter: AsAdapter = False,
     rank: Rank = None,
     scales: Scales = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts for operators that look at data: a text a line, or a calibration.json; "
+            "by default the calibration.json beside the recipe.",
+            show_default=False,
+        ),
+    ] = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe, or mergekit's YAML, describes."""
-    from evomerge.experiment.recipes import open_recipe_models, read_recipe
+    from evomerge.experiment.recipes import (
+        open_recipe_models,
+        read_recipe,
+        read_texts,
+        with_texts,
+    )
     from evomerge.results.adapter_export import export_adapter
     from evomerge.results.export import export_model
 
     _check_rank(rank, adapter)
     notes: list[str] = []
     parsed = read_recipe(recipe, notes=notes, allow_pickle_weights=allow_pickle)
+    texts = read_texts(parsed, recipe, calibration)
+    parsed = with_texts(parsed, texts)
+    if not parsed.calibration:
+        texts = None  # nobody looks at them
     with progress_view() as view:
         checkpoints = open_recipe_models(
             parsed, progress=view.progress, notes=notes, allow_pickle_weights=allow_pickle
@@ -83,11 +100,15 @@ def merge(
         open_console().print(f"note: {note}")
     if adapter:
         with progress_view() as view:
-            report = export_adapter(parsed, checkpoints, out, rank=rank, progress=view.progress)
+            report = export_adapter(
+                parsed, checkpoints, out, rank=rank, progress=view.progress, calibration=texts
+            )
         _print_adapter(report)
         return
     with progress_view() as view:
-        written = export_model(parsed, checkpoints, out, progress=view.progress, scales=scales)
+        written = export_model(
+            parsed, checkpoints, out, progress=view.progress, scales=scales, calibration=texts
+        )
     open_console().print(f"wrote {written}")
 
 

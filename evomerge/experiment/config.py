@@ -29,6 +29,7 @@ from evomerge.documents import (
     refuse,
 )
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.experiment.calibration import CalibrationConfig
 from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
@@ -128,6 +129,7 @@ class ExperimentConfig(Strict):
     matches: dict[str, str | Match] = Field(default_factory=dict)
     space: SerializeAsAny[SpaceConfig]
     fitness: FitnessConfig
+    calibration: CalibrationConfig | None = None  # texts, for operators that look at data
     searcher: SearcherConfig
     designs: tuple[str, ...] = ()  # recipe files: merges that are tried first
     warm_start: str | None = None  # the folder of a run that the searcher learns from beforehand
@@ -218,6 +220,7 @@ class ExperimentConfig(Strict):
         adds.
         """
         unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start", "matches"}
+        unsaid |= {"calibration"}  # its texts count by their content
         data = self.model_dump(mode="json", exclude=unsaid)
         data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
         for entry in data["fitness"]["tasks"].values():
@@ -236,6 +239,8 @@ class ExperimentConfig(Strict):
                 del objective["cost"]
             if not objective["agreement"]:
                 del objective["agreement"]
+        if self.calibration is not None:
+            data["calibration"] = self.calibration.without_paths()
         return {**data, "experts": list(self.experts)}
 
     def to_yaml(self) -> str:
@@ -290,6 +295,8 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
         data[key] = _absolute_models(data[key], folder)
     if isinstance(data.get("designs"), list):
         data["designs"] = [_absolute(path, folder) for path in data["designs"]]
+    if isinstance(data.get("calibration"), dict):
+        data["calibration"] = _absolute_texts(data["calibration"], folder)
     if "warm_start" in data:
         data["warm_start"] = _absolute(data["warm_start"], folder)
     config = None
@@ -348,6 +355,19 @@ def _refer(document: Document, key: str) -> Document:
 def _absolute(path: Any, folder: Path) -> Any:
     """A path relative to a file's folder, made absolute; what is no text is refused elsewhere."""
     return str((folder / Path(path).expanduser()).resolve()) if isinstance(path, str) else path
+
+
+def _absolute_texts(value: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Files of calibration texts are relative to the experiment's."""
+    found = dict(value)
+    if "texts" in found:
+        found["texts"] = _absolute(found["texts"], folder)
+    if isinstance(found.get("of"), dict):
+        found["of"] = {
+            model: _absolute_texts(own, folder) if isinstance(own, dict) else own
+            for model, own in found["of"].items()
+        }
+    return found
 
 
 def _absolute_models(value: Any, folder: Path) -> Any:

@@ -16,6 +16,8 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import relate
 from evomerge.documents import parse, read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
+from evomerge.experiment.calibration import check_recipe as check_operators_of
+from evomerge.experiment.calibration import looking
 from evomerge.experiment.config import absolute_model
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
@@ -23,6 +25,7 @@ from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import resolve
 from evomerge.merging.adapter_sources import check_adapters
 from evomerge.merging.blocks import check_recipe
+from evomerge.merging.calibration import CALIBRATION, Calibration, read_calibration
 from evomerge.merging.check import check_merge
 from evomerge.protocols import Progress
 from evomerge.recipe import Merge, Recipe
@@ -64,6 +67,35 @@ def read_recipe(
                     {**source, "path": absolute} if isinstance(source, dict) else absolute
                 )
     return parse(Recipe, document)
+
+
+def read_texts(recipe: Recipe, path: Path | None, given: Path | None) -> Calibration | None:
+    """The texts of operators that look at data: those given, else those beside a recipe's file.
+
+    Raises:
+        ConfigurationError: they cannot be read.
+    """
+    if given is not None:
+        return read_calibration(given)
+    beside = None if path is None else path.parent / CALIBRATION
+    if beside is not None and beside.exists() and looking(recipe):
+        return read_calibration(beside)
+    return None
+
+
+def with_texts(recipe: Recipe, calibration: Calibration | None) -> Recipe:
+    """A recipe that names its texts, if operators look at any.
+
+    Raises:
+        ConfigurationError: there are none, or the recipe names others.
+    """
+    if not looking(recipe):
+        return recipe
+    if calibration is None:
+        check_operators_of(recipe)
+    elif recipe.calibration is None:
+        return recipe.model_copy(update={"calibration": calibration.sha256})
+    return recipe
 
 
 def open_recipe_models(

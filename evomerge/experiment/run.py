@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem
+from evomerge.experiment.calibration import collect, recipes_of, wanted
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
 from evomerge.experiment.resumption import Context, explained, moved_models
@@ -25,6 +26,7 @@ from evomerge.ledger import LEDGER, Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, notify, wanted_columns
+from evomerge.merging.calibration import CALIBRATION, Calibration, read_calibration
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool, warmed_up
 from evomerge.records import Candidate, CandidateId, Cohort, Evaluation
@@ -65,17 +67,21 @@ def run_experiment(
             notify(watchers, "progress", what, done, total)
 
         moved = moved_models(config, out / EXPERIMENT)
-        parts = wire(config, in_memory, progress, known_start(config, out))
+        start, texts = known_start(config, out), known_calibration(config, out)
+        parts = wire(config, in_memory, progress, start, texts)
         for warning in parts.warnings:
             logging.getLogger("evomerge").warning(warning)
         check_room(out, projected_bytes(parts) - written_bytes(out))
         if not (out / LEDGER).exists():
             # Before the ledger: a run that is killed between the two can be resumed by its folder.
+            if parts.worker.calibration is not None:
+                write_text(out / CALIBRATION, parts.worker.calibration.to_json())
             write_text(out / EXPERIMENT, parts.config.to_yaml())
         began = time.monotonic()
         with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
             explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
+            collect_beforehand(parts, progress)
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
                 # What the next session goes on with: not with a cluster that is not there.
@@ -99,6 +105,24 @@ def known_start(config: ExperimentConfig, out: Path) -> Start | None:
     before = read_experiment(out / EXPERIMENT)
     same = (before.designs, before.warm_start) == (config.designs, config.warm_start)
     return start if same else None
+
+
+def known_calibration(config: ExperimentConfig, out: Path) -> Calibration | None:
+    """The texts of the run in a folder; None where they have to be read (see `known_start`)."""
+    if not ((out / CALIBRATION).exists() and (out / EXPERIMENT).exists()):
+        return None
+    same = read_experiment(out / EXPERIMENT).calibration == config.calibration
+    return read_calibration(out / CALIBRATION) if same else None
+
+
+def collect_beforehand(parts: Parts, progress: Callable[[str, int, int], None]) -> None:
+    """What workers will read of models, as far as some recipes of the space tell."""
+    if (calibration := parts.worker.calibration) is None:
+        return
+    checkpoints, anatomy = parts.models.checkpoints, parts.models.anatomy
+    recipes = recipes_of(parts.space, parts.config.seed)
+    needed = wanted(recipes, checkpoints, anatomy, parts.template.base)
+    collect(calibration, needed, checkpoints, parts.template.base, progress)
 
 
 def search_and_finish(
@@ -262,6 +286,12 @@ def read_run_config(folder: Path) -> ExperimentConfig:
     if not (folder / EXPERIMENT).exists():  # it is there before the ledger is
         raise ConfigurationError(f"{folder}: no run here (there is no {EXPERIMENT})")
     return read_experiment(folder / EXPERIMENT)
+
+
+def run_calibration(folder: Path) -> Calibration | None:
+    """The texts of a run's operators that look at data; None where it has none."""
+    path = folder / CALIBRATION
+    return read_calibration(path) if path.exists() else None
 
 
 def written_bytes(out: Path) -> int:

@@ -12,7 +12,7 @@ from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.config import find_in_catalogue
-from evomerge.experiment.recipes import open_recipe_models, read_recipe
+from evomerge.experiment.recipes import open_recipe_models, read_recipe, read_texts, with_texts
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.tasks import (
     check_models,
@@ -26,6 +26,7 @@ from evomerge.fitness.config import read_fitness
 from evomerge.fitness.estimators.estimate import Items, estimate
 from evomerge.fitness.split import split_items
 from evomerge.measurement import checked, wanted_columns
+from evomerge.merging.calibration import Calibration
 from evomerge.merging.costs import Costs
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.protocols import Progress
@@ -43,10 +44,12 @@ def score_recipe(
     *,
     costs: Costs | None = None,
     allow_pickle_weights: bool = False,
+    calibration: Calibration | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Part of the split -> objective -> value, standard error and number of items.
 
-    costs: over the recipe's base, where an objective is a cost.
+    costs: over the recipe's base, where an objective is a cost. calibration: the texts of operators
+    that look at data.
 
     Raises:
         ModelError: the model cannot be merged or measured.
@@ -64,6 +67,7 @@ def score_recipe(
         dtype=recipe.dtype,
         allow_pickle=allow_pickle_weights,
         tokenizer=recipe.tokenizer,
+        calibration=calibration,
         matches=recipe.matches,
     )
     worker = Worker(spec, "driver")
@@ -109,6 +113,8 @@ def score_model(
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
     recipe = recipe_of(model)
+    texts = read_texts(recipe, Path(model), None)
+    recipe = with_texts(recipe, texts)
     check_teachers(tasks, tuple(recipe.models))
     checkpoints = open_recipe_models(
         recipe, progress=progress, allow_pickle_weights=allow_pickle_weights
@@ -135,6 +141,7 @@ def score_model(
         items,
         costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,
+        calibration=texts,
     )
 
 

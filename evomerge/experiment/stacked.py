@@ -14,7 +14,7 @@ from pathlib import Path
 from evomerge.checkpoints.write import MARK
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
 from evomerge.experiment.config import RUN, ExperimentConfig
-from evomerge.experiment.run import read_run_config
+from evomerge.experiment.run import read_run_config, run_calibration
 from evomerge.experiment.wire import IN_MEMORY, open_models
 from evomerge.files import cache_folder
 from evomerge.ledger import LEDGER, Ledger
@@ -106,7 +106,8 @@ def run_model(reference: str, progress: Progress | None = None) -> Path:
             ]
             if changed:
                 raise ModelError(changed)
-            export_model(recipe, checkpoints, target, row, report)
+            texts = run_calibration(folder)
+            export_model(recipe, checkpoints, target, row, report, calibration=texts)
     return target
 
 

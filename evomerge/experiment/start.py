@@ -23,7 +23,7 @@ from evomerge.recipe import Recipe, canonical_json
 from evomerge.records import Estimate, Evaluation, Genome, Objective, Score
 
 Json = dict[str, Any]
-SHARED = ("base", "models", "dtype", "tokenizer", "chat_template", "mask_seed")
+SHARED = ("base", "models", "dtype", "tokenizer", "chat_template", "mask_seed", "calibration")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
+from evomerge.experiment.calibration import calibration_of, check_operators
 from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.experiment.demand import demand_for
 from evomerge.experiment.searcher_warnings import searcher_warnings
@@ -35,6 +36,7 @@ from evomerge.fitness.estimators import make_estimator
 from evomerge.fitness.select import Select
 from evomerge.fitness.split import Split, split_items
 from evomerge.merging.adapter_sources import check_adapters
+from evomerge.merging.calibration import Calibration
 from evomerge.merging.costs import Costs
 from evomerge.merging.module import tokenizer_of
 from evomerge.pools.placement import Demand
@@ -116,6 +118,7 @@ class Parts:
             "models": {name: source.sha256 for name, source in self.template.models.items()},
             "items": {name: task.fingerprint for name, task in self.tasks.items()},
             **({"weights": weights} if has_groups else {}),
+            **({"texts": texts} if (texts := self.template.calibration) else {}),
             **({"start": sha256} if (sha256 := self.start.sha256) else {}),
             **({"chat_template": self._chat_template} if self._has_chat else {}),
         }
@@ -192,10 +195,11 @@ def wire(
     in_memory: InMemory | None = None,
     progress: Progress | None = None,
     start: Start | None = None,
+    calibration: Calibration | None = None,
 ) -> Parts:
     """Make all parts of an experiment; nothing is written and nothing is measured.
 
-    start: what the run began with, if there is one already.
+    start, calibration: what the run began with, if there is one already.
 
     Raises:
         ConfigurationError, ModelError: with all the problems of the first step that has any.
@@ -221,13 +225,23 @@ def wire(
     estimator = make_estimator(config.fitness.estimator, objectives, split.search, config.seed)
     models = open_models(config, given, progress)
     check_models(tasks, entries, models.checkpoints["base"].config)
-    template = make_template(config, models)
+    if config.calibration is None:
+        calibration = None
+    elif calibration is None:
+        tokenizer = tokenizer_of(models.checkpoints["base"])
+        known = config.models()
+        calibration = calibration_of(
+            config.calibration, known, tasks, split, config.seed, tokenizer
+        )
+    template = make_template(config, models, calibration)
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
     if wrong := check_adapters(_some_recipes(space), models.checkpoints):
         raise ConfigurationError(wrong)
     space = limited(space, costs, limits)
+    if calibration is None:
+        check_operators(space, config.seed)
     if estimator.needs_genes and not space.genes:
         what = "needs a space whose genomes are lists of numbers"
         raise ConfigurationError(Problem("fitness.estimator", what))
@@ -268,6 +282,7 @@ def wire(
             given,
             models,
             demand_for(models.checkpoints, template, space, costs, config.threads_per_worker),
+            calibration,
         ),
     )
 
@@ -297,7 +312,11 @@ def facts_of(
 
 
 def worker_spec(
-    config: ExperimentConfig, in_memory: InMemory, models: Models, demand: Demand
+    config: ExperimentConfig,
+    in_memory: InMemory,
+    models: Models,
+    demand: Demand,
+    calibration: Calibration | None = None,
 ) -> WorkerSpec:
     """What a worker is sent, once."""
     return WorkerSpec(
@@ -329,10 +348,13 @@ def worker_spec(
         build=in_memory.build,
         python_tasks=in_memory.python_tasks,
         demand=demand,
+        calibration=calibration,
     )
 
 
-def make_template(config: ExperimentConfig, models: Models) -> Recipe:
+def make_template(
+    config: ExperimentConfig, models: Models, calibration: Calibration | None = None
+) -> Recipe:
     """What all recipes of the run share; masks have the run's seed."""
     sources = {
         name: ModelSource(
@@ -349,4 +371,5 @@ def make_template(config: ExperimentConfig, models: Models) -> Recipe:
         dtype=config.dtype,
         tokenizer=config.tokenizer,
         mask_seed=config.seed,
+        calibration=None if calibration is None else calibration.sha256,
     )

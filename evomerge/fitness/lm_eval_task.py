@@ -261,6 +261,28 @@ class LmEvalTask:
         """What the model is asked, without the answer; of several requests the first one's."""
         return str(self.requests(item, tokenizer)[0].args[0])
 
+    def text(self, item: ItemId, tokenizer: Any) -> str:
+        """Prompt and right answer as one text; the prompt alone where there is no one answer."""
+        made = self.requests(item, tokenizer)
+        prompt = str(made[0].args[0])
+        if self._task.OUTPUT_TYPE == "multiple_choice":
+            right = self._golds[0][item] if self._golds is not None else []
+            chosen = made[right[0]].args if right and right[0] < len(made) else (prompt,)
+            return "".join(map(str, chosen[:2]))
+        if self._task.OUTPUT_TYPE == "loglikelihood":
+            return prompt + str(made[0].args[1])
+        if self._task.OUTPUT_TYPE == "loglikelihood_rolling":
+            return prompt
+        with silent_and_offline(), self._guard:
+            target = self._task.doc_to_target(self._docs[item])
+        target = target[0] if isinstance(target, list) and target else target
+        delimiter = str(self._task.get_config("target_delimiter") or "")
+        return prompt + delimiter + target if isinstance(target, str) else prompt
+
+    @cached_property
+    def _golds(self) -> tuple[list[list[int]], list[list[str]]] | None:
+        return self.gold()
+
     def score(self, item: ItemId, answers: Sequence[Any]) -> float:
         """The metric of one item, given the answer to each of its requests."""
         if self._expected is not None:

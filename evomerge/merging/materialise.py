@@ -24,6 +24,7 @@ from evomerge.merging.blocks import (
     resolve,
 )
 from evomerge.merging.cache import Cache
+from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.flat_order import FlatOrder, flat_order
 from evomerge.merging.operator import Block, Operator
 from evomerge.merging.pieces import plan_of_segments
@@ -41,7 +42,7 @@ class Merger:
     (beside it, the order of a source's magnitudes where those of the whole model are needed); once:
     whether each tensor is merged just once, so that nothing is worth keeping; device: where it
     computes, None for where each tensor is written; progress: told of the readings that come before
-    the first tensor.
+    the first tensor; statistics: of the models, for operators that look at data.
     """
 
     def __init__(
@@ -54,13 +55,20 @@ class Merger:
         once: bool = False,
         device: str | torch.device | None = None,
         progress: Progress | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         if base not in checkpoints:
             what = f"the base {base!r} is not among the models"
             raise ConfigurationError(Problem("base", what, nearest(base, checkpoints)))
         self._device = None if device is None else torch.device(device)
         self.family = Family(
-            checkpoints, anatomy, base, Cache(cache_bytes), once=once, progress=progress
+            checkpoints,
+            anatomy,
+            base,
+            Cache(cache_bytes),
+            once=once,
+            progress=progress,
+            statistics=statistics,
         )
         self.checkpoints, self.anatomy = self.family.checkpoints, anatomy
         self.base, self.groups = base, self.family.groups
@@ -77,6 +85,7 @@ class Merger:
             if recipe.base != self.base:
                 what = f"the recipe's base is {recipe.base!r}, the models' {self.base!r}"
                 raise ConfigurationError(Problem("base", what))
+            self._check_calibration(recipe)
             if recipe.segments is not None:
                 if problems := self._flat_order.problems(recipe.segments):
                     raise ConfigurationError(problems)
@@ -90,9 +99,41 @@ class Merger:
             return self._planned(recipe, joined(plan, self.checkpoints[self.base]))
         return self._plan
 
+    def _check_calibration(self, recipe: Recipe) -> None:
+        """Refuse texts that are not those of the recipe: it would be another merge."""
+        statistics = self.family.statistics
+        if recipe.calibration is None or statistics is None:
+            return
+        if recipe.calibration != statistics.digest:
+            what = f"the recipe's texts have the sha256 {recipe.calibration[:12]}..., these "
+            what += f"{statistics.digest[:12]}...: it is another calibration set"
+            hint = "the calibration.json beside the recipe, or in the folder of its run"
+            raise ConfigurationError(Problem("calibration", what, hint))
+
+    def _check_whole(self, plan: Mapping[Group, Effective | None]) -> None:
+        """Refuse what is defined for whole models alone, where other places are merged otherwise.
+
+        Raises:
+            ConfigurationError: naming the operator.
+        """
+        merged = [one for one in plan.values() if one is not None]
+        whole = [one for one in merged if operator_of(one).whole]
+        if not whole:
+            return
+        name = whole[0].operator
+        numbers = {self.family.num_layers[source] for source in whole[0].sources}
+        if len({replace(one, branch_scale=1.0) for one in merged}) > 1:
+            what = f"{name} merges layer after layer: it is defined where all is merged alike"
+        elif whole[0].layers is not None or numbers != {self.anatomy.num_layers}:
+            what = f"{name} merges layer after layer, and layers are rearranged here"
+        else:
+            return
+        raise ConfigurationError(Problem("operator", what, "regmean can stand anywhere"))
+
     def _planned(
         self, recipe: Recipe, plan: dict[Group, Effective | None]
     ) -> Mapping[Group, Effective | None]:
+        self._check_whole(plan)
         needy = {
             (effective.operator, effective.sources): None
             for effective in plan.values()

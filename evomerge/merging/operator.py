@@ -82,6 +82,32 @@ class Around(Protocol):
         """
         ...
 
+    def statistics(self, kind: str, source: str | None = None) -> tuple[Tensor | None, ...]:
+        """Of a source, or of the base: one for each tensor of the block, None where there is none.
+
+        kind: see `evomerge.merging.calibration.statistics`. They may be views of a mapped file.
+
+        Raises:
+            ConfigurationError: there are no calibration texts.
+        """
+        ...
+
+    def in_turn(self, alpha: float) -> tuple[Tensor, ...]:
+        """The block's tensors, float32, of the sources' RegMean++ over the whole model.
+
+        Raises:
+            ConfigurationError: there are no calibration texts, or the models cannot be run.
+        """
+        ...
+
+    def statistics_norm(self, kind: str, source: str) -> float:
+        """The L2 norm of all of a source's statistics of a kind.
+
+        Raises:
+            ConfigurationError: there are no calibration texts.
+        """
+        ...
+
     def blocks(self) -> Iterator[Block]:
         """The whole models, one block after another, as they are when each is merged by itself.
 
@@ -155,11 +181,23 @@ def parts_of(segment: slice, width: int = 1) -> Iterator[slice]:
         yield slice(segment.start + part.start, segment.start + part.stop)
 
 
+Whose = Literal["base", "sources"]
+Collects = Callable[[Values], tuple[tuple[str, Whose], ...]]
+
+
+def collects_nothing(values: Values) -> tuple[tuple[str, Whose], ...]:
+    """For what is computed from the weights alone."""
+    del values
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """What people are told of an operator or a post-step.
 
     needs: what beside the weights it is computed from.
+    collects(values): which kinds of statistics of whom it will ask for, so that they can be
+        collected beforehand.
     place: what the result depends on besides: nothing, a tensor's own name, its layer's depth.
     notes: for the reference: the formula, and where others compute something else.
     """
@@ -169,6 +207,7 @@ class Declared:
     summary: str
     parameters: tuple[Parameter, ...]
     needs: Literal["nothing", "activations", "gradients"] = "nothing"
+    collects: Collects = collects_nothing
     place: Literal["nothing", "name", "depth", "both"] = "nothing"
     notes: str = ""
 
@@ -188,6 +227,7 @@ class Declared:
 class Operator(Declared):
     """A way to merge tensors.
 
+    whole: defined only where the whole model is merged alike, its layers in their places.
     prepare(block, values): what does not depend on parameters of the apply phase; it has `nbytes`.
     apply(prepared, values, out): the merged block into `out`, shape (numel,), any floating dtype;
     accumulated in float32 and cast once. It may return whether all that it wrote is finite; None
@@ -201,6 +241,7 @@ class Operator(Declared):
     max_sources: int | None
     prepare: Callable[[Block, Values], Any]
     apply: Callable[[Any, Values, Tensor], bool | None]
+    whole: bool = False
     needs_adapters: bool = False
 
 

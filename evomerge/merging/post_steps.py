@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from evomerge.merging.operator import Block, Declared, Operator, PostStep, Values
+from evomerge.merging.operator import Block, Declared, Operator, PostStep, Values, Whose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ def followed(name: str, operator: Operator, steps: Sequence[PostStep]) -> Operat
         parameters=(*operator.parameters, *own),
         needs_base=True,
         needs=_most([one.needs for one in all_]),
+        collects=partial(_collects, operator, chain),
         place=_place(all_),
         prepare=partial(_prepare, operator, chain),
         apply=partial(_apply, operator, chain),
@@ -78,6 +79,11 @@ def _apply(
         step.apply(one, _own(label, values), merged)
     if merged is not out:
         out.copy_(merged)
+
+
+def _collects(operator: Operator, chain: _Chain, values: Values) -> tuple[tuple[str, Whose], ...]:
+    of_steps = [step.collects(_own(label, values)) for label, step in chain]
+    return tuple(dict.fromkeys(sum(of_steps, operator.collects(values))))
 
 
 def _own(label: str, values: Values) -> Values:

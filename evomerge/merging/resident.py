@@ -17,6 +17,7 @@ from evomerge.checkpoints.layer_stack import layer_kinds
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.merging.blocks import Effective, Group
+from evomerge.merging.calibration import Calibration, Collected
 from evomerge.merging.input_scales import hook_scales, input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
@@ -61,6 +62,7 @@ class Resident:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         cache_bytes: int = CACHE_BYTES,
+        calibration: Calibration | None = None,
     ) -> Resident:
         """The base's module, on `device`, in `dtype` or else as it is stored.
 
@@ -69,12 +71,15 @@ class Resident:
         build: makes the module of models that are not transformers folders.
         device: as torch calls it, or "auto" for the GPUs that are visible: one if the model fits on
             it, else all of them.
+        calibration: the texts for operators that look at data.
 
         Raises:
             ConfigurationError: there is no such device, or the GPUs have too little memory.
             ModelError: the module cannot be made, or its tensors are not those of the base.
         """
-        merger = Merger(checkpoints, anatomy_of(checkpoints[base]), base, cache_bytes)
+        statistics = None if calibration is None else Collected(calibration, checkpoints, base)
+        anatomy = anatomy_of(checkpoints[base])
+        merger = Merger(checkpoints, anatomy, base, cache_bytes, statistics=statistics)
         origin = checkpoints[base]
         where = located(origin, dtype, device, cache_bytes)
         if isinstance(where, dict) and build is not None:

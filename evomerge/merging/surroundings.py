@@ -20,16 +20,25 @@ from evomerge.errors import CandidateError, ConfigurationError, ModelError, Prob
 from evomerge.merging.adapter_sources import no_adapters
 from evomerge.merging.blocks import Effective, Group, groups_of
 from evomerge.merging.cache import Cache
+from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.operator import Block, Kept, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
 from evomerge.protocols import Progress
+
+
+def no_texts(operator: str) -> Problem:
+    """What is said where an operator looks at data and there are none."""
+    what = f"{operator} looks at what models do with texts, and there are none"
+    hint = "`calibration: {texts: FILE.txt}` in an experiment, `--calibration FILE` for a recipe"
+    return Problem("calibration", what, hint)
 
 
 class Family:
     """Models that are merged with each other, and what is kept of them from merge to merge.
 
     checkpoints: by the names that recipes use; anatomy: the base's; once: whether each tensor is
-    merged just once, so that nothing is worth keeping; progress: told of readings of whole models.
+    merged just once, so that nothing is worth keeping; progress: told of readings of whole models;
+    statistics: what was collected from calibration texts, if there are any.
     """
 
     def __init__(
@@ -41,7 +50,10 @@ class Family:
         *,
         once: bool = False,
         progress: Progress | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
+        self.statistics = statistics
+        self._in_turn: tuple[tuple[tuple[str, ...], float], Mapping[str, Tensor]] | None = None
         self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self.groups = groups_of(checkpoints, anatomy, base)
         self.cache, self.once = cache, once
@@ -92,6 +104,16 @@ class Family:
                 yield torch.stack([other[piece].float() - origin for other in others])
             if self._progress is not None:
                 self._progress(doing, done, sum(sizes))
+
+    def in_turn(
+        self, statistics: Statistics, sources: tuple[str, ...], alpha: float
+    ) -> Mapping[str, Tensor]:
+        """The whole model's RegMean++; the last one is kept, since all blocks ask for it."""
+        if self._in_turn is None or self._in_turn[0] != (sources, alpha):
+            self._in_turn = None  # before the next one takes its memory
+            made = statistics.in_turn(self.anatomy, sources, alpha, self.cache.room)
+            self._in_turn = (sources, alpha), made
+        return self._in_turn[1]
 
     def ranked(self, source: str) -> Magnitudes:
         """The order of the magnitudes of a whole task vector, which is never thrown away."""
@@ -155,6 +177,31 @@ class Surroundings:
         """As the protocol says."""
         self._check_layers(self.effective.sources)
         return self.family.task_vectors(self.effective.sources, "reading task vectors")
+
+    def statistics(self, kind: str, source: str | None = None) -> tuple[Tensor | None, ...]:
+        """As the protocol says."""
+        family, layers, layer = self.family, self.effective.layers, None
+        model = family.base if source is None else source
+        if layers is not None:
+            layer = layers[0 if source is None else 1 + self.effective.sources.index(source)]
+        found = self._collected.of(kind, model)
+        of_each = [found.get(family.name(origin, layer)) for origin in self.group.origins]
+        return tuple(None if one is None else one.to(self.device) for one in of_each)
+
+    def in_turn(self, alpha: float) -> tuple[Tensor, ...]:
+        """As the protocol says."""
+        found = self.family.in_turn(self._collected, self.effective.sources, alpha)
+        return tuple(found[name].to(self.device) for name in self.group.origins)
+
+    def statistics_norm(self, kind: str, source: str) -> float:
+        """As the protocol says."""
+        return self._collected.norm(kind, source)
+
+    @property
+    def _collected(self) -> Statistics:
+        if self.family.statistics is None:
+            raise ConfigurationError(no_texts(self.effective.operator))
+        return self.family.statistics
 
     def blocks(self) -> Iterator[Block]:
         """As the protocol says."""

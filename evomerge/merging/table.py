@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, MutableMapping
 
 from evomerge.errors import nearest
 from evomerge.merging.operator import Operator, PostStep
+from evomerge.merging.operators.aim import AIM_STEP
 from evomerge.merging.operators.arcee import ARCEE_FUSION
 from evomerge.merging.operators.cabs import CABS
+from evomerge.merging.operators.fisher import FISHER
 from evomerge.merging.operators.isotropic import ISO_C, ISO_CTS
 from evomerge.merging.operators.layer_swap import LAYER_SWAP
 from evomerge.merging.operators.linear import LINEAR
@@ -29,6 +31,8 @@ from evomerge.merging.operators.opcm import OPCM
 from evomerge.merging.operators.passthrough import PASSTHROUGH
 from evomerge.merging.operators.pcb import PCB
 from evomerge.merging.operators.ram import RAM, RAMPLUS_TL
+from evomerge.merging.operators.regmean import REGMEAN
+from evomerge.merging.operators.regmean_plusplus import REGMEAN_PLUSPLUS
 from evomerge.merging.operators.sce import SCE
 from evomerge.merging.operators.slerp import SLERP
 from evomerge.merging.operators.soup import UNIFORM_SOUP
@@ -58,6 +62,9 @@ _PLAIN: tuple[Operator, ...] = (
     RAMPLUS_TL,
     ARCEE_FUSION,
     NEARSWAP,
+    FISHER,
+    REGMEAN,
+    REGMEAN_PLUSPLUS,
     LORA_CONCAT,
     LORA_SVD,
     LORA_LEGO,
@@ -77,7 +84,7 @@ _PLAIN: tuple[Operator, ...] = (
     SVD_TASK_ARITHMETIC,
 )
 
-POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP,)}
+POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_STEP)}
 
 
 class Operators(MutableMapping[str, Operator]):

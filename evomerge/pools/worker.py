@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from evomerge.checkpoints.matching import Matching
     from evomerge.checkpoints.open import Checkpoint
+    from evomerge.merging.calibration import Calibration
     from evomerge.merging.resident import Resident
     from evomerge.protocols import Task
 
@@ -55,6 +56,7 @@ class WorkerSpec:
         them, or all where the model is too large for one.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
     demand: what a worker needs of a machine, for whoever decides how many there are.
+    calibration: the texts of operators that look at data.
     """
 
     models: Mapping[str, str | Mapping[str, Tensor]]
@@ -73,6 +75,7 @@ class WorkerSpec:
     device: str = "cpu"
     ahead: bool = False
     demand: Demand | None = None
+    calibration: Calibration | None = None
 
     @property
     def lives_in_memory(self) -> bool:
@@ -118,6 +121,7 @@ class Worker:
             device=spec.device,
             dtype=None if spec.dtype is None else getattr(torch, spec.dtype),
             cache_bytes=spec.cache_bytes,
+            calibration=spec.calibration,
         )
         self._tasks: dict[str, Task] = {
             task: make_task(task, config) for task, config in spec.tasks.items()

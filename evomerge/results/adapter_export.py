@@ -29,6 +29,7 @@ from evomerge.checkpoints.write import MARK, check_target
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.failpoints import failpoint
 from evomerge.files import check_room, disk_errors, fsync
+from evomerge.merging.calibration import Calibration
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
 from evomerge.results.adapter_parts import (
@@ -38,7 +39,12 @@ from evomerge.results.adapter_parts import (
     keep_whole,
     module_holders,
 )
-from evomerge.results.export import recipe_yaml, scores_section
+from evomerge.results.export import (
+    calibration_file,
+    recipe_yaml,
+    scores_section,
+    statistics_of,
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def export_adapter(
     rank: int | None = None,
     row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    calibration: Calibration | None = None,
 ) -> AdapterReport:
     """Write a merge as an adapter that PEFT loads over the base.
 
@@ -104,6 +111,7 @@ def export_adapter(
             and elsewhere the sum of the adapters' ranks (64 if there are none).
         row: the candidate's row of the final table, for the card.
         progress: called with what is done, how much of it, of how much.
+        calibration: the texts of operators that look at data.
 
     Raises:
         ConfigurationError: the merge has no form as an adapter of its base, or the folder holds
@@ -114,7 +122,8 @@ def export_adapter(
     base = checkpoints[recipe.base]
     _check(target, recipe, checkpoints, rank)
     holders = module_holders(base)
-    found = find_changes(recipe, checkpoints, holders, rank, progress)
+    statistics = statistics_of(recipe, checkpoints, calibration, progress)
+    found = find_changes(recipe, checkpoints, holders, rank, progress, statistics)
     kept = keep_whole(found, base, holders)
     if not found.low_rank:
         what = "no weight of a linear layer or embedding differs from the base's"
@@ -127,6 +136,7 @@ def export_adapter(
         ADAPTER_CONFIG: json.dumps(config, indent=2) + "\n",
         "README.md": adapter_card(recipe, target.name, report, rank, row),
         MARK: recipe_yaml(recipe),
+        **calibration_file(calibration),
     }
     _write(target, _named(found, kept, holders), texts)
     return report

@@ -13,6 +13,7 @@ from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.module_tree import Holder, holders_by_module
 from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import ConfigurationError, Problem
+from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
@@ -75,6 +76,7 @@ def find_changes(
     holders: Mapping[str, Holder],
     rank: int | None,
     progress: Progress | None,
+    statistics: Statistics | None = None,
 ) -> Changes:
     """Merge tensor by tensor in float32, and keep what differs from the base.
 
@@ -83,7 +85,8 @@ def find_changes(
         CandidateError: a merged tensor is not finite.
     """
     base = checkpoints[recipe.base]
-    merger = Merger(checkpoints, anatomy_of(base), recipe.base, once=True)
+    anatomy = anatomy_of(base)
+    merger = Merger(checkpoints, anatomy, recipe.base, once=True, statistics=statistics)
     plan = merger.plan(recipe)
     effective = {name: merge for group, merge in plan.items() for name in group.names}
     if set(effective) != set(base.names):

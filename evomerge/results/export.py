@@ -16,6 +16,7 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.shards import size_bytes
 from evomerge.checkpoints.write import write_model
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.merging.calibration import CALIBRATION, Calibration, Collected
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
@@ -29,14 +30,24 @@ if TYPE_CHECKING:
 ATTRIBUTE = "attribute"  # what an export may do with scales of layers' inputs
 
 
-def merged_tensors(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
+def merged_tensors(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], calibration: Calibration | None = None
+) -> dict[str, Tensor]:
     """The whole merged state dict, in memory, in the recipe's output dtype.
+
+    calibration: the texts of operators that look at data.
 
     Raises:
         ConfigurationError: the recipe scales layers' inputs, which no state dict can say.
         CandidateError: a merged tensor is not finite.
     """
-    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
+    merger = Merger(
+        checkpoints,
+        anatomy_of(checkpoints[recipe.base]),
+        recipe.base,
+        once=True,
+        statistics=statistics_of(recipe, checkpoints, calibration),
+    )
     checked_scales(recipe, merger, None)
     dtype = output_dtype(recipe)
     return {
@@ -52,6 +63,7 @@ def export_model(
     row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     scales: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write a merged model that plain transformers loads; a block of tensors is in memory.
 
@@ -65,13 +77,21 @@ def export_model(
         progress: called with what is done, and the bytes done and in all.
         scales: `attribute` writes scales of layers' inputs into config.json, where stock loaders
             ignore them (see `apply_scales`); None refuses them.
+        calibration: the texts of operators that look at data; they are written beside the recipe.
 
     Raises:
         ConfigurationError: no config says what the recipe makes, or it scales layers' inputs.
         CandidateError: a merged tensor is not finite.
     """
     base = checkpoints[recipe.base]
-    merger = Merger(checkpoints, anatomy_of(base), recipe.base, once=True, progress=progress)
+    merger = Merger(
+        checkpoints,
+        anatomy_of(base),
+        recipe.base,
+        once=True,
+        progress=progress,
+        statistics=statistics_of(recipe, checkpoints, calibration, progress),
+    )
     layout = merger.layout(recipe)
     mergekit = mergekit_yaml(recipe, checkpoints, merger.anatomy)
     shapes = {name: shape for name, (shape, _) in layout.items()}
@@ -91,8 +111,26 @@ def export_model(
             "README.md": model_card(recipe, folder.name, row, scaled=INPUT_SCALES in config),
             "evomerge_recipe.yaml": recipe_yaml(recipe),
             **({} if mergekit is None else {"mergekit_config.yml": mergekit}),
+            **calibration_file(calibration),
         },
     )
+
+
+def statistics_of(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    calibration: Calibration | None,
+    progress: Progress | None = None,
+) -> Collected | None:
+    """What operators are told of data, where there are any."""
+    if calibration is None:
+        return None
+    return Collected(calibration, checkpoints, recipe.base, progress)
+
+
+def calibration_file(calibration: Calibration | None) -> dict[str, str]:
+    """What is written beside a recipe of operators that look at data."""
+    return {} if calibration is None else {CALIBRATION: calibration.to_json() + "\n"}
 
 
 def _counted(

@@ -166,13 +166,15 @@ def _makes_a_difference(first: Merge, second: Merge, recipe: Recipe) -> bool:
 
 def _merged(merge: Merge, recipe: Recipe) -> list:  # type: ignore[type-arg]
     """What a merge makes of random models with some layers and a head."""
+    from evomerge.merging.calibration.stand_in import StandIn
     from evomerge.merging.materialise import Merger
 
     names = tuple(sorted({recipe.base, *(merge.sources or ())}))
     checkpoints = _random_models(names)
     if OPERATORS[merge.operator or ""].needs_adapters:
         checkpoints = _random_adapters(names, recipe.base)
-    merger = Merger(checkpoints, anatomy_of(checkpoints[recipe.base]), recipe.base, once=True)
+    anatomy, statistics = anatomy_of(checkpoints[recipe.base]), StandIn(checkpoints)
+    merger = Merger(checkpoints, anatomy, recipe.base, once=True, statistics=statistics)
     tried = Recipe.of_valid(
         base=recipe.base,
         models={name: ModelSource(path=name) for name in checkpoints},

@@ -38,6 +38,8 @@ def _said(
 ) -> list[Genome]:
     """The genome of a merge with these weights, if the space can say it."""
     known = {parameter.name for parameter in OPERATORS[operator].parameters}
+    if not known & {"weight", "t"}:
+        return []  # it gives all experts the same say
     parameters: dict[str, Any] = {n: 1.0 for n in ("t", "lambda", "density") if n in known}
     parameters |= {"weight": dict(weight)} if "weight" in known else {}
     parameters |= {name: value for name, value in fixed.items() if name in known}

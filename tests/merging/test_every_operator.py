@@ -30,6 +30,9 @@ TRIALS = {
     "ramplus_tl": [{}, {"epsilon": 0.5, "alpha": 2}],
     "nearswap": [{}, {"t": 0.2}],
     "passthrough": [{}, {"scale": -0.7}],
+    "fisher": [{}, {"normalize": True, "labels": "data"}],
+    "regmean_plusplus": [{}, {"alpha": 1.0}],
+    "regmean": [{}, {"alpha": 1.0}, {"alpha": 0.0}],
     "lora_svd": [{}, {"rank": 1}],
     "lora_lego": [{}, {"rank": 2}, {"rank": 2, "keep_norms": False, "keep_variance": False}],
     "layer_swap": [

@@ -14,6 +14,7 @@ from evomerge.documents import Document
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.merging import OPERATORS
+from evomerge.merging.calibration.stand_in import StandIn
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
 from evomerge.search_spaces import make_space, parse_space
@@ -70,7 +71,8 @@ def test_every_real_parameter_is_a_gene_and_all_others_are_fixed(operator):
     genome = [0.3 + 0.4 * i / len(space.genes) for i in range(len(space.genes))]
     recipe = space.decode(genome)
     assert space.encode(recipe) == pytest.approx(genome, abs=1e-4)
-    for _, value in Merger(models, anatomy, "base", 2**20).tensors(recipe):
+    merger = Merger(models, anatomy, "base", 2**20, statistics=StandIn(models))
+    for _, value in merger.tensors(recipe):
         assert torch.isfinite(value).all()
 
 

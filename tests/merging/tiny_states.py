@@ -12,6 +12,7 @@ from evomerge.checkpoints.adapters import as_adapter
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.merging import OPERATORS
+from evomerge.merging.calibration.stand_in import StandIn
 from evomerge.merging.materialise import Merger
 from evomerge.recipe import Recipe
 
@@ -29,7 +30,8 @@ def merger_of(states: States, cache_bytes: int = 2**24, operator: str = "") -> M
             for name, checkpoint in checkpoints.items()
             if name != "base"
         }
-    return Merger(checkpoints, anatomy_of(checkpoints["base"]), "base", cache_bytes)
+    anatomy, statistics = anatomy_of(checkpoints["base"]), StandIn(checkpoints)
+    return Merger(checkpoints, anatomy, "base", cache_bytes, statistics=statistics)
 
 
 def recipe_of(

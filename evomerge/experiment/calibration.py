@@ -1,0 +1,241 @@
+"""The calibration set of an experiment: from files and tasks to plain texts, and what comes of it.
+
+Texts of a task are those of its search items: what is held out stays unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from evomerge.checkpoints.anatomy import Anatomy
+from evomerge.checkpoints.open import Checkpoint
+from evomerge.documents import Strict
+from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.fitness.gold_texts import texts_of_items
+from evomerge.fitness.split import Split
+from evomerge.fitness.texts import FilePrompts
+from evomerge.merging import OPERATORS
+from evomerge.merging.blocks import operator_of
+from evomerge.merging.calibration import Calibration, Collected
+from evomerge.merging.calibration.statistics import KINDS
+from evomerge.merging.materialise import Merger
+from evomerge.merging.surroundings import no_texts
+from evomerge.protocols import Progress, SearchSpace, Task
+from evomerge.recipe import Recipe
+
+SAMPLES = 32  # recipes of a space that are looked at, for what they will need
+DRAWN, LOOKED = 3, 4  # the streams of the run's seed that texts and those recipes are from
+
+
+class TextsConfig(Strict):
+    """Where texts are from: a file (.txt, a text a line; .jsonl or .csv), or a task's items.
+
+    field: of a record, which holds its text.
+    """
+
+    texts: str | None = None
+    task: str | None = None
+    field: str = "text"
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it says anything."""
+        return self.texts is not None or self.task is not None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TextsConfig:
+        if self.texts is not None and self.task is not None:
+            raise ValueError("either `texts`, a file, or `task`, whose items to read")
+        return self
+
+
+class CalibrationConfig(TextsConfig):
+    """The `calibration:` of an experiment.
+
+    of: model -> texts of its own, instead of everybody's.
+    samples: texts of each file or task, drawn by the run's seed where there are more.
+    length: tokens of a text that are read. threads: that read; the last bits hang on it.
+    """
+
+    of: dict[str, TextsConfig] = Field(default_factory=dict)
+    samples: int = Field(default=64, ge=1)
+    length: int = Field(default=128, ge=2)
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> CalibrationConfig:
+        if not self.is_given and not self.of:
+            raise ValueError("needs `texts`, `task`, or `of` with a model's own")
+        for model, own in self.of.items():
+            if not own.is_given:
+                raise ValueError(f"of.{model}: needs `texts` or `task`")
+        return self
+
+    def without_paths(self) -> dict[str, Any]:
+        """What decides a trajectory beside the texts themselves, which count by their content."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        for part in (data, *data.get("of", {}).values()):
+            if "texts" in part:
+                part["texts"] = Path(part["texts"]).name
+        return data
+
+
+def calibration_of(
+    config: CalibrationConfig,
+    models: Iterable[str],
+    tasks: Mapping[str, Task],
+    split: Split,
+    seed: int,
+    tokenizer: Any,
+) -> Calibration:
+    """The texts that an experiment names.
+
+    Raises:
+        ConfigurationError: everything that is not there.
+    """
+    known = tuple(models)
+    problems = [
+        Problem(f"calibration.of.{model}", "no such model", nearest(model, known))
+        for model in config.of
+        if model not in known
+    ]
+    found: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, TextsConfig] = {f"of.{model}": own for model, own in config.of.items()}
+    for place, part in {"": config, **parts}.items():
+        if not part.is_given:
+            continue
+        where = ".".join(filter(None, ("calibration", place)))
+        try:
+            every = list(_texts(where, part, tasks, split, tokenizer))
+            found[place.removeprefix("of.")] = _drawn(every, config.samples, seed)
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    return Calibration(
+        texts=found.pop("", ()), of=found, length=config.length, threads=config.threads
+    )
+
+
+def _texts(
+    where: str, part: TextsConfig, tasks: Mapping[str, Task], split: Split, tokenizer: Any
+) -> Sequence[str]:
+    if part.texts is not None:
+        prompts = FilePrompts(where, part.texts, part.field)
+        return [prompts.prompt(item) for item in prompts.items]
+    name = part.task or ""
+    if name not in tasks:
+        raise ConfigurationError(
+            Problem(f"{where}.task", f"no task {name!r}", nearest(name, tasks))
+        )
+    return [t for t in texts_of_items(name, tasks[name], split.search[name], tokenizer) if t]
+
+
+def _drawn(texts: Sequence[str], samples: int, seed: int) -> tuple[str, ...]:
+    """Some texts, in their order."""
+    if len(texts) <= samples:
+        return tuple(texts)
+    generator = np.random.default_rng(np.random.SeedSequence([seed, DRAWN]))
+    chosen = sorted(generator.choice(len(texts), samples, replace=False).tolist())
+    return tuple(texts[i] for i in chosen)
+
+
+def recipes_of(space: SearchSpace, seed: int) -> Iterator[Recipe]:
+    """Its designs, and some random ones."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, LOOKED]))
+    genomes = [*space.designs(), *(space.sample(generator) for _ in range(SAMPLES))]
+    for genome in genomes:
+        if not space.violations(genome):
+            yield space.decode(genome)
+
+
+def check_operators(space: SearchSpace, seed: int) -> None:
+    """Refuse a space whose operators look at data, where there are none.
+
+    Raises:
+        ConfigurationError: naming the operator, and what to write.
+    """
+    for recipe in recipes_of(space, seed):
+        check_recipe(recipe)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse operators that look at data, where there are none.
+
+    Raises:
+        ConfigurationError: naming the operators, and what to write.
+    """
+    if lacking := looking(recipe):
+        raise ConfigurationError(no_texts(name) for name in lacking)
+
+
+def looking(recipe: Recipe) -> list[str]:
+    """The operators of a recipe that look at data."""
+    named = dict.fromkeys(merge.operator for merge in recipe.merges() if merge.operator)
+    known = {name: OPERATORS.get(name) for name in named}
+    return [name for name, found in known.items() if found and found.needs != "nothing"]
+
+
+def wanted(
+    recipes: Iterable[Recipe], checkpoints: Mapping[str, Checkpoint], anatomy: Anatomy, base: str
+) -> list[tuple[str, str]]:
+    """What recipes will ask for: kinds of statistics, each with a model."""
+    merger = Merger(checkpoints, anatomy, base)
+    found: dict[tuple[str, str], None] = {}
+    for recipe in recipes:
+        if not looking(recipe):
+            continue
+        for effective in merger.plan(recipe).values():
+            if effective is None:
+                continue
+            for kind, whose in operator_of(effective).collects(dict(effective.values)):
+                models = effective.sources if whose == "sources" else (base,)
+                found |= dict.fromkeys((kind, model) for model in models)
+    return list(found)
+
+
+def collect(
+    calibration: Calibration,
+    needed: Sequence[tuple[str, str]],
+    checkpoints: Mapping[str, Checkpoint],
+    base: str,
+    progress: Progress | None = None,
+) -> None:
+    """Collect before workers start, each of which would do it for itself, without a word."""
+    collected = Collected(calibration, checkpoints, base, progress)
+    for kind, model in needed:
+        collected.of(kind, model)
+
+
+def told(
+    calibration: Calibration,
+    recipes: Sequence[Recipe],
+    checkpoints: Mapping[str, Checkpoint],
+    anatomy: Anatomy,
+    base: str,
+) -> list[str]:
+    """What recipes will have collected, for people.
+
+    Raises:
+        ConfigurationError: an operator cannot stand where it stands.
+    """
+    if not any(map(looking, recipes)):
+        return ["calibration: no operator of this space looks at data"]
+    needed = wanted(recipes, checkpoints, anatomy, base)
+    if not needed:
+        return ["calibration: what is collected is collected for each candidate anew"]
+    collected = Collected(calibration, checkpoints, base)
+    lines = []
+    for kind, model in needed:
+        tokens = collected.tokens(model)
+        there = " (there already)" if collected.is_collected(kind, model) else ""
+        lines.append(
+            f"calibration: {KINDS[kind]} of {model}, from {len(tokens)} texts with "
+            f"{sum(map(len, tokens)):,} tokens{there}"
+        )
+    return lines
