@@ -11,7 +11,7 @@ from toys import forked, outcome_of
 
 from evomerge.errors import ConfigurationError
 from evomerge.experiment import run as runs
-from evomerge.experiment.demand import SAMPLES
+from evomerge.experiment.some_recipes import SAMPLES
 from evomerge.ledger import Ledger
 from evomerge.score_tables import final_table, front_table, summary
 
@@ -122,7 +122,7 @@ def test_no_genome_is_decoded_twice(tmp_path: Path, dropping: list[Dropping]) ->
     DroppingToy("random", keys={"limits": {"layers": 3}}).run(tmp_path)
     asked = [c for id_, c in ledger_of(tmp_path).candidates.items() if id_ >= 0]
     assert sum(g == asked[0].genome for g in dropping[0].decoded) == 1
-    beside = SAMPLES + 4 + 2  # random sizes, designs, and each expert alone
+    beside = SAMPLES + 2 * 4 + 2  # random recipes, designs twice, and each expert alone
     assert len(dropping[0].decoded) <= len(asked) + beside
 
 

@@ -53,9 +53,10 @@ def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
                 f"limit of {name}: {in_short(limit)}; the base: {in_short(of_base[name])}"
             )
     if parts.worker.calibration is not None:
-        from evomerge.experiment.calibration import recipes_of, told
+        from evomerge.experiment.calibration import told
+        from evomerge.experiment.some_recipes import some_recipes
 
-        models, recipes = parts.models, list(recipes_of(parts.space, parts.config.seed))
+        models, recipes = parts.models, list(some_recipes(parts.space, parts.config.seed))
         about = (recipes, models.checkpoints, models.anatomy, parts.template.base)
         for line in told(parts.worker.calibration, *about):
             console.print(line, highlight=False)

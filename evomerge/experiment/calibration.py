@@ -5,7 +5,7 @@ Texts of a task are those of its search items: what is held out stays unseen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from evomerge.merging.calibration import Calibration, Collected
 from evomerge.merging.calibration.statistics import KINDS
 from evomerge.merging.materialise import Merger
 from evomerge.merging.surroundings import no_texts
-from evomerge.protocols import Progress, SearchSpace, Task
+from evomerge.protocols import Progress, Task
 from evomerge.recipe import Recipe
 
-SAMPLES = 32  # recipes of a space that are looked at, for what they will need
-DRAWN, LOOKED = 3, 4  # the streams of the run's seed that texts and those recipes are from
+DRAWN = 3  # the stream of the run's seed that texts are from
 
 
 class TextsConfig(Strict):
@@ -143,25 +142,6 @@ def _drawn(texts: Sequence[str], samples: int, seed: int) -> tuple[str, ...]:
     generator = np.random.default_rng(np.random.SeedSequence([seed, DRAWN]))
     chosen = sorted(generator.choice(len(texts), samples, replace=False).tolist())
     return tuple(texts[i] for i in chosen)
-
-
-def recipes_of(space: SearchSpace, seed: int) -> Iterator[Recipe]:
-    """Its designs, and some random ones."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, LOOKED]))
-    genomes = [*space.designs(), *(space.sample(generator) for _ in range(SAMPLES))]
-    for genome in genomes:
-        if not space.violations(genome):
-            yield space.decode(genome)
-
-
-def check_operators(space: SearchSpace, seed: int) -> None:
-    """Refuse a space whose operators look at data, where there are none.
-
-    Raises:
-        ConfigurationError: naming the operator, and what to write.
-    """
-    for recipe in recipes_of(space, seed):
-        check_recipe(recipe)
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 
 from evomerge.checkpoints.open import Checkpoint
@@ -13,28 +12,23 @@ from evomerge.merging.costs import Costs
 from evomerge.merging.stack import SPARE_BYTES
 from evomerge.pools.placement import Demand, demand_of
 from evomerge.pools.worker import CACHE_BYTES
-from evomerge.protocols import SearchSpace
 from evomerge.recipe import Recipe
-
-SAMPLES = 32  # recipes whose sizes are looked at
-SIZES = 2  # the stream of the run's seed that they are from
 
 
 def demand_for(
     checkpoints: Mapping[str, Checkpoint],
     template: Recipe,
-    space: SearchSpace,
+    recipes: Sequence[Recipe],
     costs: Costs,
     threads: int,
 ) -> Demand:
-    """Bytes and threads of a worker; the largest structure is that of some random recipes."""
+    """Bytes and threads of a worker; the largest structure is that of some recipes."""
     base, dtype = checkpoints[template.base], template.dtype
     entries = {name: math.prod(base.shape(name)) for name in base.names}
     parameters = max(1, sum(entries.values()))
     stored = base.size_bytes / parameters
     bytes_each = stored if dtype is None else getattr(torch, dtype).itemsize
     of_base = costs.of_base(template)
-    recipes = list(_samples(space, template.mask_seed))
     largest = max([costs(recipe)["parameters"] for recipe in recipes], default=0)
     is_arranged = any(not recipe.keeps_layers(of_base["layers"]) for recipe in recipes)
     return demand_of(
@@ -48,11 +42,3 @@ def demand_for(
         spare_bytes=SPARE_BYTES if is_arranged else 0,
         threads=threads,
     )
-
-
-def _samples(space: SearchSpace, seed: int) -> Iterator[Recipe]:
-    """Some recipes of a space."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, SIZES]))
-    for genome in (space.sample(generator) for _ in range(SAMPLES)):
-        if not space.violations(genome):
-            yield space.decode(genome)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.experiment.calibration import collect, recipes_of, wanted
+from evomerge.experiment.calibration import collect, wanted
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
 from evomerge.experiment.resumption import Context, explained, moved_models
 from evomerge.experiment.room import projected_bytes
 from evomerge.experiment.sessions import noted_end
+from evomerge.experiment.some_recipes import some_recipes
 from evomerge.experiment.start import Start, recorded_start
 from evomerge.experiment.watching import Watcher, run_log
 from evomerge.experiment.wire import InMemory, Parts, wire
@@ -120,7 +121,7 @@ def collect_beforehand(parts: Parts, progress: Callable[[str, int, int], None]) 
     if (calibration := parts.worker.calibration) is None:
         return
     checkpoints, anatomy = parts.models.checkpoints, parts.models.anatomy
-    recipes = recipes_of(parts.space, parts.config.seed)
+    recipes = some_recipes(parts.space, parts.config.seed)
     needed = wanted(recipes, checkpoints, anatomy, parts.template.base)
     collect(calibration, needed, checkpoints, parts.template.base, progress)
 

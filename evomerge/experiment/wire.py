@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from evomerge.checkpoints.anatomy import Anatomy, anatomy_of
 from evomerge.checkpoints.family import open_family
@@ -18,10 +16,11 @@ from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
-from evomerge.experiment.calibration import calibration_of, check_operators
+from evomerge.experiment.calibration import calibration_of, check_recipe
 from evomerge.experiment.config import RUN, ExperimentConfig
 from evomerge.experiment.demand import demand_for
 from evomerge.experiment.searcher_warnings import searcher_warnings
+from evomerge.experiment.some_recipes import some_recipes
 from evomerge.experiment.start import Start, read_start
 from evomerge.experiment.tasks import (
     check_models,
@@ -237,11 +236,12 @@ def wire(
     costs = Costs(models.checkpoints["base"], models.anatomy)
     limits = config.limits.resolved(costs, template)
     space: SearchSpace = make_space(config.space, template, models.anatomy, models.checkpoints)
-    if wrong := check_adapters(_some_recipes(space), models.checkpoints):
-        raise ConfigurationError(wrong)
     space = limited(space, costs, limits)
-    if calibration is None:
-        check_operators(space, config.seed)
+    recipes = list(some_recipes(space, config.seed))
+    if wrong := check_adapters(recipes, models.checkpoints):
+        raise ConfigurationError(wrong)
+    for recipe in recipes if calibration is None else ():
+        check_recipe(recipe)
     if estimator.needs_genes and not space.genes:
         what = "needs a space whose genomes are lists of numbers"
         raise ConfigurationError(Problem("fitness.estimator", what))
@@ -281,18 +281,10 @@ def wire(
             config,
             given,
             models,
-            demand_for(models.checkpoints, template, space, costs, config.threads_per_worker),
+            demand_for(models.checkpoints, template, recipes, costs, config.threads_per_worker),
             calibration,
         ),
     )
-
-
-def _some_recipes(space: SearchSpace) -> Iterator[Recipe]:
-    """What a space makes: of its designs, and of some random points."""
-    generator = np.random.default_rng(0)
-    for genome in (*space.designs(), *(space.sample(generator) for _ in range(16))):
-        if not space.violations(genome):
-            yield space.decode(genome)
 
 
 def facts_of(
