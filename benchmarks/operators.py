@@ -39,18 +39,20 @@ from numpy.typing import NDArray
 
 from evomerge.documents import Document
 from evomerge.experiment.config import parse_experiment
-from evomerge.experiment.run import open_ledger
+from evomerge.experiment.run import collect_beforehand, open_ledger
 from evomerge.experiment.wire import Parts, wire
 from evomerge.files import catalogue_folder
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.loop import Search, run_search
 from evomerge.measurement import Measurer, requests_for
 from evomerge.merging import OPERATORS
+from evomerge.merging.calibration import Collected
 from evomerge.merging.materialise import Merger
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool
-from evomerge.recipe import Recipe
+from evomerge.recipe import Merge, Recipe
 from evomerge.records import Budget, Candidate, Parameter
+from evomerge.results.adapter_export import export_adapter
 
 CANDIDATES = 60
 FINALISTS = 5
@@ -87,11 +89,9 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
     "iso_c": {"alpha": (0.1, 2.0)},
     "iso_cts": {"alpha": (0.1, 2.0)},
     "tsv_m": {"alpha": (0.2, 2.0)},
+    "fisher": {"floor": None},
     "lora_svd": {"rank": None},
     "lora_lego": {"rank": None},
-}
-DEAR = {  # prepared parameters that a candidate of a large model pays seconds for
-    "smollm2": {"eta", "common", "rank", "mu", "rounds", "alpha of opcm", "alpha of regmean_pp"}
 }
 
 
@@ -102,6 +102,7 @@ class Family:
     experts: tuple[str, ...]
     tasks: Mapping[str, Any]
     split: Mapping[str, int]
+    searches_prepared: bool  # else what is prepared stays as it comes: it costs seconds each time
 
     @property
     def items(self) -> int:
@@ -125,21 +126,24 @@ FAMILIES = {
         ("sort", "back", "rot"),
         {skill: _tiny(skill) for skill in ("sort", "back", "rot")},
         {"search": 240, "fresh": 240, "holdout": 544},
+        searches_prepared=True,
     ),
     "smollm2": Family(
         ("sentiment", "sums", "units"),
         {skill: _smollm2(skill) for skill in ("sentiment", "sums", "units")},
         {"search": 40, "fresh": 80, "holdout": 200},
+        searches_prepared=False,
     ),
 }
 
 
-def searched(name: str) -> dict[str, Any]:
+def searched(name: str, family: Family) -> dict[str, Any]:
     """The operator's numbers that are searched, as a space file says it."""
     found: dict[str, Any] = {}
     for parameter in OPERATORS[name].parameters:
         bounds = _bounds(name, parameter)
-        if bounds is not None:
+        free = parameter.phase == "apply" or family.searches_prepared
+        if bounds is not None and free:
             per = {"per": ["expert"]} if parameter.per_source else {}
             found[parameter.name] = {"range": list(bounds), **per}
     return found
@@ -164,13 +168,16 @@ def parts_of(name: str, family: Family, family_name: str) -> Parts:
     """All that a search of the operator needs."""
     operator = OPERATORS[name]
     experts = family.experts[: operator.max_sources]
-    search = searched(name)
+    search = searched(name, family)
     space: dict[str, Any] = {"kind": "weights", "operator": name, "search": search}
     if not search:  # nothing to search: any number that changes nothing will do
         space = {"kind": "weights", "operator": "linear", "search": {"weight": {"range": [0, 1]}}}
+    paths = [f"zoo:{family_name}/{skill}" for skill in experts]
+    if operator.needs_adapters:
+        paths = [str(path) for path in adapters_of(family, family_name)]
     data: dict[str, Any] = {
         "base": f"zoo:{family_name}/base",
-        "experts": {skill: f"zoo:{family_name}/{skill}" for skill in experts},
+        "experts": dict(zip(experts, paths, strict=True)),
         "space": space,
         "fitness": {
             "tasks": dict(family.tasks),
@@ -194,6 +201,19 @@ CALIBRATION: dict[str, dict[str, Any]] = {  # each expert reads the search items
 }
 
 
+def adapters_of(family: Family, family_name: str) -> list[Path]:
+    """The experts' changes cut to LoRA adapters, written once."""
+    folder = Path(tempfile.gettempdir()) / f"operators-adapters-{family_name}"
+    paths = [folder / expert for expert in family.experts]
+    if not all((path / "adapter_config.json").exists() for path in paths):
+        whole = parts_of("task_arithmetic", family, family_name)
+        for expert, path in zip(family.experts, paths, strict=True):
+            merge_of_one = Merge(operator="passthrough", sources=(expert,))
+            recipe = whole.template.model_copy(update={"default": merge_of_one})
+            export_adapter(recipe, whole.models.checkpoints, path, rank=ADAPTER_RANK)
+    return paths
+
+
 def measured(name: str, family_name: str) -> dict[str, Any]:
     """The operator as it comes, and the best of a search."""
     family = FAMILIES[family_name]
@@ -203,19 +223,22 @@ def measured(name: str, family_name: str) -> dict[str, Any]:
         with closing(open_ledger(folder / LEDGER, parts)) as ledger:
             pool = make_pool(parts.config.pool, parts.worker, folder / "run.log")
             try:
-                return _measured(name, parts, ledger, Measurer(pool, ledger))
+                return _measured(name, family, parts, ledger, Measurer(pool, ledger))
             finally:
                 pool.close()
     finally:
         shutil.rmtree(folder)
 
 
-def _measured(name: str, parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any]:
+def _measured(
+    name: str, family: Family, parts: Parts, ledger: Ledger, measurer: Measurer
+) -> dict[str, Any]:
+    collect_beforehand(parts, lambda *_: None)
     start = time.perf_counter()
     plain = _plain(parts, name)
     num_cohorts = num_asked = 0
     finalists: list[Candidate] = []
-    if searched(name):
+    if searched(name, family):
         run = Search(
             searcher=parts.searcher,
             space=parts.space,
@@ -276,6 +299,7 @@ def cost(name: str, family_name: str) -> dict[str, Any]:
     """Seconds and bytes of merging, nothing measured."""
     torch.set_num_threads(1)
     parts = parts_of(name, FAMILIES[family_name], family_name)
+    collect_beforehand(parts, lambda *_: None)
     generator = np.random.default_rng(0)
     recipes = [_coefficients_alone(name, parts, generator) for _ in range(TURNS + 1)]
     models = parts.models.checkpoints
@@ -284,9 +308,10 @@ def cost(name: str, family_name: str) -> dict[str, Any]:
     warm = Merger(models, parts.models.anatomy, "base", 0)  # numba's kernels, and the files' pages
     for _ in warm.tensors(_plain(parts, "task_arithmetic")):
         pass
-    seconds = []
+    seconds, texts = [], parts.worker.calibration
+    statistics = None if texts is None else Collected(texts, models, "base")
     with PeakMemory() as memory:
-        merger = Merger(models, parts.models.anatomy, "base", 4 * 2**30)
+        merger = Merger(models, parts.models.anatomy, "base", 4 * 2**30, statistics=statistics)
         for recipe in recipes:
             start = time.perf_counter()
             for group, effective in merger.plan(recipe).items():
@@ -325,8 +350,7 @@ def _coefficients_alone(name: str, parts: Parts, generator: np.random.Generator)
 
 
 def names() -> list[str]:
-    plain = [name for name, o in OPERATORS.items() if not o.needs_adapters]  # the experts are none
-    return [*plain, *(c for c in CHAINS if c in OPERATORS)]
+    return [*OPERATORS, *CHAINS]
 
 
 def read(out: Path, what: str) -> list[dict[str, Any]]:
