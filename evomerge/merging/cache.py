@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,27 @@ _FREE_SHARE = 4  # of the disk's free bytes one of so many may be taken at once
 class _Entry:
     prepared: Any
     nbytes: int
+    in_files: int  # bytes that were brought there while it was made
     last_used: int
+    always: bool
+
+
+@dataclass
+class _Files:
+    """What there is in files, and all that ever was, in bytes: it counts, and holds none of it."""
+
+    nbytes: int = 0
+    total: int = 0
+
+    def add(self, array: np.memmap[Any, Any]) -> None:
+        """Count an array as long as somebody has it."""
+        self.nbytes += array.nbytes
+        self.total += array.nbytes
+        mapping: mmap = array._mmap  # type: ignore[attr-defined]
+        weakref.finalize(mapping, self._closed, array.nbytes).atexit = False
+
+    def _closed(self, nbytes: int) -> None:
+        self.nbytes -= nbytes
 
 
 class Cache:
@@ -34,12 +57,14 @@ class Cache:
 
     What the last two candidates used is never thrown out for something else of the same size: every
     candidate walks through all blocks in one order, where dropping the least recently used would
-    miss every time. What they did not use makes room, the least recently used first.
+    miss every time. What they did not use makes room, the least recently used first: in memory, and
+    on the disk when all files take more of it than one may.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self._files = _Files()
         self._entries: dict[Hashable, _Entry] = {}
         self._turn = 0
 
@@ -54,14 +79,17 @@ class Cache:
         """
         entry = self._entries.get(key)
         if entry is None:
+            before = self._files.total
             prepared = make()
-            entry = _Entry(prepared, prepared.nbytes, self._turn)
-            if not self._make_room(entry.nbytes) and hasattr(prepared, "spill"):
-                prepared.spill(_to_file)
-                entry.nbytes = prepared.nbytes
-            if self._make_room(entry.nbytes) or always:
+            nbytes = prepared.nbytes
+            if not self._make_room(nbytes) and hasattr(prepared, "spill"):
+                prepared.spill(self._to_file)
+                nbytes = prepared.nbytes
+            in_files = self._files.total - before
+            entry = _Entry(prepared, nbytes, in_files, self._turn, always)
+            if self._make_room(nbytes) or always:
                 self._entries[key] = entry
-                self.used_bytes += entry.nbytes
+                self.used_bytes += nbytes
         entry.last_used = self._turn
         return entry.prepared
 
@@ -70,51 +98,72 @@ class Cache:
 
         What is prepared goes there piece by piece: all of it together might not fit in memory.
         """
-        fits = self.used_bytes + numel * np.dtype(dtype).itemsize <= self.budget_bytes
-        return np.empty(numel, dtype) if fits else _room_in_file(numel, dtype)
+        fits = self._make_room(numel * np.dtype(dtype).itemsize)
+        return np.empty(numel, dtype) if fits else self._room_in_file(numel, dtype)
 
     def _make_room(self, nbytes: int) -> bool:
         missing = self.used_bytes + nbytes - self.budget_bytes
         if missing <= 0:
             return True
-        idle = [key for key, entry in self._entries.items() if entry.last_used < self._turn - 1]
-        idle.sort(key=lambda key: self._entries[key].last_used)
+        idle = self._idle()
         if missing > sum(self._entries[key].nbytes for key in idle):
             return False
         for key in idle:
-            freed = self._entries.pop(key).nbytes
-            self.used_bytes -= freed
-            missing -= freed
+            missing -= self._drop(key)
             if missing <= 0:
                 break
         return True
 
+    def _idle(self) -> list[Hashable]:
+        """What the last two candidates did not use, the least recently used first."""
+        idle = [
+            key
+            for key, entry in self._entries.items()
+            if entry.last_used < self._turn - 1 and not entry.always
+        ]
+        return sorted(idle, key=lambda key: self._entries[key].last_used)
 
-def _to_file(array: NDArray[Any]) -> NDArray[Any]:
-    """The array in a file, if it is worth one."""
-    if isinstance(array, np.memmap) or array.nbytes < _WORTH_A_FILE:
-        return array
-    stored = _room_in_file(array.size, array.dtype).reshape(array.shape)
-    stored[...] = array
-    return stored
+    def _drop(self, key: Hashable) -> int:
+        """Keep it no longer; the bytes in memory that it took."""
+        freed = self._entries.pop(key).nbytes
+        self.used_bytes -= freed
+        return freed
 
+    def _to_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in a file, if it is worth one."""
+        if isinstance(array, np.memmap) or array.nbytes < _WORTH_A_FILE:
+            return array
+        stored = self._room_in_file(array.size, array.dtype).reshape(array.shape)
+        stored[...] = array
+        return stored
 
-def _room_in_file(numel: int, dtype: DTypeLike) -> NDArray[Any]:
-    """An array in a file that has no name, so that nothing is left behind however we end.
+    def _room_in_file(self, numel: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array in a file that has no name, so that nothing is left behind however we end.
 
-    In memory where it is small, or the disk has too little room.
-    """
-    nbytes = numel * np.dtype(dtype).itemsize
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if _WORTH_A_FILE <= nbytes <= free // _FREE_SHARE:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                # A hole that finds no room when it is written ends the process.
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, nbytes)
-                return np.memmap(file, dtype, "w+", shape=(numel,))
-    except OSError:
-        pass
-    return np.empty(numel, dtype)
+        In memory where it is small, or the disk has too little room.
+        """
+        nbytes = numel * np.dtype(dtype).itemsize
+        folder = cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if nbytes >= _WORTH_A_FILE and self._make_room_on_disk(folder, nbytes):
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    # A hole that finds no room when it is written ends the process.
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, nbytes)
+                    array = np.memmap(file, dtype, "w+", shape=(numel,))
+                self._files.add(array)
+                return array
+        except OSError:
+            pass
+        return np.empty(numel, dtype)
+
+    def _make_room_on_disk(self, folder: Path, nbytes: int) -> bool:
+        """Whether it may take so much; else candidates' files would fill it, one after another."""
+        for key in self._idle():
+            taken, free = self._files.nbytes, shutil.disk_usage(folder).free
+            if taken + nbytes <= (free + taken) // _FREE_SHARE:
+                break
+            if self._entries[key].in_files:
+                self._drop(key)
+        return nbytes <= shutil.disk_usage(folder).free // _FREE_SHARE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,7 @@ class Shifted:
     base: Tensor  # (numel,)
     shift: Tensor  # (numel,) float32
     nbytes: int
+    is_moved: bool = field(default=False, init=False)  # two may hold it, and each let it be moved
 
     @cached_property
     def models(self) -> Models:
@@ -44,10 +45,10 @@ class Shifted:
         """Let `move` bring the shift elsewhere."""
         import torch
 
-        if self.shift.device.type == "cpu":
+        if self.shift.device.type == "cpu" and not self.is_moved:
             moved = move(self.shift.numpy())
             self.nbytes += memory_bytes(moved) - self.shift.nbytes
-            self.shift = torch.from_numpy(moved)
+            self.shift, self.is_moved = torch.from_numpy(moved), isinstance(moved, np.memmap)
             self.__dict__.pop("models", None)  # it knows the old address
 
 

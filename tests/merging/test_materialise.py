@@ -144,6 +144,20 @@ def test_the_cache_keeps_what_fits_of_a_walk_that_does_not():
     assert cache.used_bytes == 8
 
 
+def test_what_is_kept_always_makes_no_room_for_anything():
+    class Data:
+        nbytes = 4
+
+    made = []
+    cache = Cache(budget_bytes=6)
+    cache.get("order", lambda: made.append("order") or Data(), always=True)
+    for key in "abcd":
+        cache.next_candidate()
+        cache.get(key, Data)
+    cache.get("order", lambda: made.append("order") or Data(), always=True)
+    assert made == ["order"]
+
+
 def test_a_tensor_that_is_not_finite_is_named(family):
     family["b"]["layers.1.mlp.up.weight"][2, 1] = float("inf")
     with pytest.raises(CandidateError, match=r"layers\.1\.mlp\.up\.weight: .*not finite"):
@@ -223,7 +237,7 @@ def test_what_is_wrong_everywhere_is_said_once() -> None:
     assert "slot 0 mlp and 2 more: parameters.dense: ties has no" in str(caught.value)
 
 
-@pytest.mark.parametrize("operator", ["sce", "dare_linear", "ties"])
+@pytest.mark.parametrize("operator", ["sce", "dare_linear", "ties", "regmean", "star", "opcm"])
 def test_what_is_in_files_is_kept_beyond_the_budget(
     operator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,4 +255,6 @@ def test_what_is_in_files_is_kept_beyond_the_budget(
     candidates = [recipe_of(states, operator, ["x"]) for _ in range(3)]
     merged = [dict(merger.tensors(recipe)) for recipe in candidates]
     assert len(calls) == 2
-    assert all(torch.equal(merged[0][name], merged[2][name]) for name in merged[0])
+    roomy = dict(merger_of(states, cache_bytes=2**30).tensors(candidates[0]))
+    for name, expected in roomy.items():
+        assert all(torch.equal(one[name], expected) for one in merged)

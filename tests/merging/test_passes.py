@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,6 +291,48 @@ def test_what_does_not_fit_goes_to_files_that_have_no_name(tmp_path, monkeypatch
     assert all(np.array_equal(one.array, Spillable().array) for one in again)
     assert cache.used_bytes <= 250_000
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_filled_in_place", [False, True])
+def test_files_of_candidates_long_ago_do_not_fill_the_disk(
+    tmp_path, monkeypatch, is_filled_in_place
+):
+    """Each candidate prepares something of its own, as where a prepare parameter is searched."""
+    monkeypatch.setattr("evomerge.merging.cache.cache_folder", lambda: tmp_path)
+    size, cache = 200_000, Cache(budget_bytes=100)
+
+    def free_bytes(folder):
+        return SimpleNamespace(free=40 * size - cache._files.nbytes)
+
+    monkeypatch.setattr("evomerge.merging.cache.shutil.disk_usage", free_bytes)
+
+    def make():
+        made = Spillable()
+        if is_filled_in_place:
+            made.array = cache.room(100_000, np.uint16)
+        return made
+
+    in_files = []
+    for number in range(30):
+        cache.next_candidate()
+        for place in range(2):
+            kept = cache.get((number, place), make)
+            assert isinstance(kept.array, np.memmap)
+            assert kept is cache.get((number, place), make)
+            del kept
+        in_files.append(cache._files.nbytes // size)
+    assert in_files[:5] == [2, 4, 6, 8, 10]  # a quarter of the disk
+    assert max(in_files) == 10
+
+
+def test_room_in_memory_is_made_of_what_is_idle():
+    cache = Cache(budget_bytes=250_000)
+    for number in range(3):
+        cache.next_candidate()
+        made = Spillable()
+        made.array = cache.room(100_000, np.uint16)
+        cache.get(number, lambda made=made: made)
+    assert not isinstance(made.array, np.memmap)
 
 
 def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):

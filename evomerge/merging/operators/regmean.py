@@ -17,10 +17,11 @@ So a new alpha costs one product of matrices, and directions that no text has re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.merging.operator import Block, Operator, Values, Whose
+from evomerge.merging.order import memory_bytes
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
@@ -30,11 +31,26 @@ if TYPE_CHECKING:
 REACHED = 1e-6  # eigenvalues below this share of the largest are float32's noise
 
 
+_LARGE = ("mean", "vectors", "full", "diagonal", "values")  # a regression's tensors
+
+
+def _moved(tensor: Tensor, move: Callable[[NDArray[Any]], NDArray[Any]]) -> tuple[Tensor, int]:
+    """A tensor after `move` had it, and the bytes of memory that are free now."""
+    import torch
+
+    if tensor.device.type != "cpu":
+        return tensor, 0
+    array = tensor.numpy()
+    moved = move(array)
+    return torch.from_numpy(moved), memory_bytes(array) - memory_bytes(moved)
+
+
 @dataclass
 class Regression:
     """One matrix, prepared for any alpha; everything float32.
 
     mean: (out, in); vectors: U, (in, in); full, diagonal: A and B, (out, in); values: L, (in,).
+    in_memory: bytes.
     """
 
     mean: Tensor
@@ -42,19 +58,18 @@ class Regression:
     full: Tensor
     diagonal: Tensor
     values: Tensor
+    in_memory: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        """Of all of it."""
-        return sum(tensor.nbytes for tensor in vars(self).values())
+    def __post_init__(self) -> None:
+        """Count what is held."""
+        self.in_memory = sum(getattr(self, name).nbytes for name in _LARGE)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Bring large arrays to files."""
-        import torch
-
-        for name, tensor in vars(self).items():
-            if tensor.device.type == "cpu":
-                setattr(self, name, torch.from_numpy(move(tensor.numpy())))
+        for name in _LARGE:
+            tensor, freed = _moved(getattr(self, name), move)
+            setattr(self, name, tensor)
+            self.in_memory -= freed
 
     def merged(self, alpha: float) -> Tensor:
         """The merged matrix."""
@@ -86,7 +101,8 @@ def regression(weights: Sequence[Tensor], grams: Sequence[Tensor]) -> Regression
         full += move @ gram
         own += move * gram.diagonal()
     made = (mean, vectors, full @ vectors, own @ vectors, values.clamp(min=0))
-    return Regression(*(tensor.float().to(own_device) for tensor in made))
+    # One layout, in memory or in a file: products of matrices round by it.
+    return Regression(*(tensor.float().to(own_device).contiguous() for tensor in made))
 
 
 @dataclass
@@ -94,10 +110,14 @@ class _Mean:
     """A tensor that is averaged."""
 
     mean: Tensor
+    in_memory: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        return self.mean.nbytes
+    def __post_init__(self) -> None:
+        self.in_memory = self.mean.nbytes
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        self.mean, freed = _moved(self.mean, move)
+        self.in_memory -= freed
 
 
 @dataclass
@@ -106,12 +126,11 @@ class _Prepared:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for _, part in self.parts)
+        return sum(part.in_memory for _, part in self.parts)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         for _, part in self.parts:
-            if isinstance(part, Regression):
-                part.spill(move)
+            part.spill(move)
 
 
 def _collects(values: Values) -> tuple[tuple[str, Whose], ...]:
