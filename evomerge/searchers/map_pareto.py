@@ -116,7 +116,7 @@ class MapPareto:
             ge=4,
             le=10_000,
             description="compromises between the objectives, whose optima are the predicted front; "
-            "default four for each point of a round, 100 at most",
+            "default four for each point of a round, from 16 to 100",
         )
         steps: int = Field(
             60, ge=1, le=100_000, description="of L-BFGS-B at most, towards those optima, twice"

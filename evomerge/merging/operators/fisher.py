@@ -51,7 +51,7 @@ def _flat(block: Block, parts: Sequence[Tensor | None]) -> tuple[Tensor, bool]:
     import torch
 
     if len(parts) == 1 and parts[0] is not None:
-        return parts[0].reshape(-1), False
+        return parts[0].reshape(-1), parts[0].device.type != "cpu"  # on a CPU a view of the file
     flat = torch.zeros(block.numel, dtype=torch.float32, device=block.sources[0].device)
     for segment, part in zip(block.segments, parts, strict=True):
         if part is not None:
