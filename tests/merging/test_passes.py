@@ -64,8 +64,7 @@ def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int])
     return np.stack(limits, -1)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
+drawn_cases = given(
     seed=st.integers(0, 10_000),
     num_sources=st.sampled_from([1, 3, 5, 9]),  # at once, and in turns that have to be filled
     mode=st.sampled_from(["all", "at_least", "magnitude", "draw", "rank"]),
@@ -74,7 +73,22 @@ def limits_of(mode: str, generator: np.random.Generator, shape: tuple[int, int])
     divide=st.booleans(),
     zero_sum=st.sampled_from(["plus", "majority"]),
 )
-def test_kernels_equal_torch(seed, num_sources, mode, consensus, dtypes, divide, zero_sum):
+
+
+@settings(max_examples=10, deadline=None)  # nearly every one compiles a kernel of its own
+@drawn_cases
+def test_kernels_equal_torch(**case):
+    check_equal(**case)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@drawn_cases
+def test_most_kernels_equal_torch(**case):
+    check_equal(**case)
+
+
+def check_equal(seed, num_sources, mode, consensus, dtypes, divide, zero_sum):
     base, sources, draws, ranks = data(seed, num_sources, dtypes)
     generator = np.random.default_rng(seed)
     shape = (num_sources, len(SEGMENTS))

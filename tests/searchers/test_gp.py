@@ -14,6 +14,7 @@ from evomerge.records import Estimate, Genome, Score
 from evomerge.searchers.gp import levelled, most_telling
 
 
+@pytest.mark.slow
 def test_branin_is_solved_in_a_fraction_of_the_evaluations_of_random() -> None:
     options = {"population": 1, "startup": 6}
     found = [best_of("gp", cube(2), branin, 30, seed, **options) for seed in range(3)]
