@@ -127,7 +127,9 @@ class MapPareto:
 
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.in_flight = self.options.population
-        self._compromises = self.options.compromises or min(100, max(16, 4 * self.population))
+        self._compromises = self.options.compromises or max(
+            2 * len(facts.objectives), min(100, max(16, 4 * self.population))
+        )
         self._num_genes = len(space.genes)
         self._num_objectives = len(facts.objectives)
         self._check()
