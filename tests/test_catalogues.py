@@ -17,6 +17,8 @@ from evomerge.experiment.tasks import make_tasks, task_entries
 from evomerge.experiment.wire import wire
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import SplitConfig, read_fitness
+from evomerge.merging import OPERATORS
+from evomerge.merging.table import POST_STEPS
 from evomerge.search_spaces import SPACES, parse_space
 from evomerge.zoo import ZOOS
 
@@ -135,3 +137,12 @@ def test_names_lead_to_the_catalogue_and_paths_to_files(kind: str, tmp_path: Pat
     assert find_in_catalogue(near.name, kind, tmp_path) == near  # the user's own comes first
     with pytest.raises(ConfigurationError, match=f"did you mean '{name}'"):
         find_in_catalogue(name[:-1], kind, tmp_path)
+
+
+def test_the_readme_names_all_operators_and_counts_the_spaces() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in text.splitlines() if line.startswith("| operators |")]
+    lacking = [name for name in OPERATORS if f"`{name}`" not in row]
+    lacking += [name for name in POST_STEPS if f"\\| {name}`" not in row]
+    assert not lacking
+    assert f"{len(catalogue('search_spaces'))} files that read like the papers" in text

@@ -18,6 +18,7 @@ from evomerge.cli.options import (
     Rank,
     RunFolder,
     Scales,
+    Texts,
 )
 from evomerge.cli.screen import open_console, progress_view
 from evomerge.errors import ConfigurationError, Problem
@@ -65,14 +66,7 @@ def merge(
     adapter: AsAdapter = False,
     rank: Rank = None,
     scales: Scales = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="Texts for operators that look at data: a text a line, or a calibration.json; "
-            "by default the calibration.json beside the recipe.",
-            show_default=False,
-        ),
-    ] = None,
+    calibration: Texts = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe, or mergekit's YAML, describes."""
@@ -123,6 +117,7 @@ def score(
         str,
         typer.Option(help="A fitness file, or its name in the catalogue.", show_default=False),
     ],
+    calibration: Texts = None,
     as_json: AsJson = False,
     allow_code: AllowCode = False,
     allow_pickle: AllowPickle = False,
@@ -136,6 +131,7 @@ def score(
             fitness,
             allow_code=allow_code,
             allow_pickle_weights=allow_pickle,
+            calibration=calibration,
             progress=view.progress,
         )
     if as_json:

@@ -65,4 +65,13 @@ Scales = Annotated[
         show_default="refused",
     ),
 ]
+Texts = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="Texts for operators that look at data: a text a line, or a calibration.json; "
+        "by default the calibration.json beside the recipe.",
+        show_default=False,
+    ),
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.", show_default=False)]

@@ -99,9 +99,12 @@ def score_model(
     *,
     allow_code: bool = False,
     allow_pickle_weights: bool = False,
+    calibration: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a folder, a zoo model or a recipe file with a fitness file.
+
+    calibration: texts of operators that look at data; None reads those beside a recipe's file.
 
     Raises:
         ConfigurationError, ModelError: what cannot be read or measured.
@@ -113,7 +116,7 @@ def score_model(
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
     recipe = recipe_of(model)
-    texts = read_texts(recipe, Path(model), None)
+    texts = read_texts(recipe, Path(model), calibration)
     recipe = with_texts(recipe, texts)
     check_teachers(tasks, tuple(recipe.models))
     checkpoints = open_recipe_models(
@@ -141,7 +144,7 @@ def score_model(
         items,
         costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,
-        calibration=texts,
+        calibration=texts if recipe.calibration else None,
     )
 
 

@@ -124,6 +124,9 @@ OPERATORS = Operators(_PLAIN)
 def unknown(name: str) -> tuple[str, str]:
     """What is wrong with a name that is no operator's, and the nearest one that is."""
     operator, *steps = (part.strip() for part in name.split(PIPE))
+    if operator in POST_STEPS and operator not in OPERATORS:
+        what = f"{operator!r} is a post-step, which stands behind an operator"
+        return what, f"for example 'task_arithmetic {PIPE} {operator}'"
     if operator not in OPERATORS:
         return f"unknown operator {operator!r}", nearest(operator, OPERATORS)
     wrong = next(step for step in steps if step not in POST_STEPS)

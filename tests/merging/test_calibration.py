@@ -162,6 +162,31 @@ def test_statistics_are_collected_once_and_found_again(tmp_path, own_cache):
     assert not first.is_collected("mean", "a")
 
 
+def _cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def _emptied(file: Path) -> None:
+    for other in list(file.parent.iterdir()):
+        other.unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut_off, Path.unlink, _emptied])
+@pytest.mark.parametrize("name", ["facts.json", "statistics.safetensors"])
+def test_what_is_damaged_is_collected_anew(tmp_path, own_cache, name, damage):
+    models = family(tmp_path, ["base", "a"])
+    calibration = Calibration(texts=texts(5))
+    before = Collected(calibration, models, "base").of("gram", "a")
+    value = {n: tensor.clone() for n, tensor in before.items()}
+    [folder] = own_cache.glob("gram-*[0-9a-f]")
+    damage(folder / name)
+    again = Collected(calibration, models, "base")
+    assert not again.is_collected("gram", "a")
+    found = again.of("gram", "a")
+    assert again.is_collected("gram", "a")
+    assert all(torch.equal(found[n], tensor) for n, tensor in value.items())
+
+
 def test_two_that_want_the_same_at_once_collect_it_once(tmp_path, own_cache):
     models = family(tmp_path, ["base"])
     calibration = Calibration(texts=texts(5))

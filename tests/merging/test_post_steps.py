@@ -104,6 +104,8 @@ def test_random_masks_and_depth_go_together_where_layers_are_moved():
         ("ties | line", "unknown post-step 'line' .*lines"),
         ("ties | lines |", "unknown post-step ''"),
         ("| lines", "unknown operator ''"),
+        ("aim", "'aim' is a post-step.*task_arithmetic \\| aim"),
+        ("aim | lines", "'aim' is a post-step"),
     ],
 )
 def test_what_is_unknown_is_named(name, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import signal
@@ -154,6 +155,27 @@ def test_merging_by_hand_takes_texts(tmp_path, tiny_zoo):
     assert torch.equal(again[name], merged[name])
     with pytest.raises(ConfigurationError, match="regmean looks at what models do with texts"):
         evomerge.merge(models, "regmean", base=given["base"])
+
+
+def test_a_recipe_by_hand_is_scored_with_the_texts_that_are_given(tmp_path, tiny_zoo):
+    path = experiment(tmp_path, tiny_zoo)
+    recipe = tmp_path / "mine.yaml"
+    models = {name: str(tiny_zoo / name) for name in ("base", "sort", "back")}
+    recipe.write_text(
+        yaml.safe_dump({"base": "base", "models": models, "default": {"operator": "regmean"}})
+    )
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Sqhxbe=behqx\nBabcde=dcba\n")
+    fitness = ["--fitness", str(path.parent / "fitness.yaml"), "--json"]
+    cli = CliRunner()
+    with pytest.raises(ConfigurationError, match=r"regmean looks at .*--calibration FILE"):
+        cli.invoke(app, ["score", str(recipe), *fitness], catch_exceptions=False)
+    given = ["--calibration", str(texts)]
+    scored = cli.invoke(app, ["score", str(recipe), *fitness, *given], catch_exceptions=False)
+    out = tmp_path / "made"
+    cli.invoke(app, ["merge", str(recipe), "--out", str(out), *given], catch_exceptions=False)
+    made = cli.invoke(app, ["score", str(out), *fitness], catch_exceptions=False)
+    assert json.loads(scored.stdout) == json.loads(made.stdout)
 
 
 def test_what_an_experiment_cannot_read_is_said_before_it_starts(tmp_path, tiny_zoo):

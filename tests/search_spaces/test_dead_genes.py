@@ -111,6 +111,12 @@ def test_what_others_hide_everywhere_has_no_gene() -> None:
     assert dead(space) == set()
 
 
+def test_the_labels_of_gradients_make_a_difference() -> None:
+    weight = {"per": ["expert"], "range": [0.1, 1]}
+    fisher = weights("fisher", weight=weight, labels={"options": ["sampled", "data"]})
+    assert dead(space_of(fisher, 2, 2)) == set()
+
+
 RARE: dict[str, tuple[dict[str, Any], int, int]] = {
     "a merge among 26 experts": (
         {"kind": "layer_choice", "layers": {"merges": {"ties": MERGE}}}, 8, 26,

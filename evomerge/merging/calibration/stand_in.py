@@ -15,7 +15,7 @@ from evomerge.merging.operators.regmean import mean_of, regression
 
 
 class StandIn:
-    """Random statistics that are possible ones; a tensor's hang on its name and model alone."""
+    """Random statistics that are possible ones; a tensor's hang on its name, model and kind."""
 
     digest = "stand-in"
 
@@ -28,8 +28,11 @@ class StandIn:
         found = {}
         for name in checkpoint.names:
             shape = checkpoint.shape(name)
-            draw = torch.Generator().manual_seed(zlib.crc32(f"{model}/{name}".encode()))
-            if kind.startswith("fisher"):
+            is_fisher = kind.startswith("fisher")
+            # Gram matrices and means are of the same inputs; gradients are of other labels.
+            of = f"{kind}/{model}/{name}" if is_fisher else f"{model}/{name}"
+            draw = torch.Generator().manual_seed(zlib.crc32(of.encode()))
+            if is_fisher:
                 found[name] = torch.randn(shape, generator=draw).square()
             elif len(shape) == 2:
                 x = torch.randn(2 * shape[1], shape[1], generator=draw)

@@ -22,7 +22,7 @@ from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.input_scales import says_scales
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.staging import staged_folder
-from evomerge.errors import ConfigurationError, ModelError, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.files import cache_folder, disk_errors, fsync
 from evomerge.merging.calibration.activations import linear_inputs, sum_inputs
 from evomerge.merging.calibration.gradients import LABELS, floating_shapes, sum_squares
@@ -166,8 +166,8 @@ class Collected:
         return tokenizer_of(self._checkpoints[self._base])
 
     def is_collected(self, kind: str, model: str) -> bool:
-        """Whether it is on the disk."""
-        return self._folder(kind, model).exists()
+        """Whether it is on the disk, and whole."""
+        return _opened(self._folder(kind, model)) is not None
 
     def _folder(self, kind: str, model: str) -> Path:
         checkpoint = self._checkpoints[model]
@@ -179,11 +179,14 @@ class Collected:
     def _found(self, kind: str, model: str) -> tuple[dict[str, Tensor], float]:
         if (kind, model) not in self._opened:
             folder = self._folder(kind, model)
-            if not folder.exists():
+            found = _opened(folder)
+            if found is None:
                 with disk_errors(folder), _alone(folder):
-                    if not folder.exists():  # another process may have made it meanwhile
+                    found = _opened(folder)  # another process may have made it meanwhile
+                    if found is None:
                         self._collect(kind, model, folder)
-            self._opened[kind, model] = _opened(folder)
+                        found = _read(folder)
+            self._opened[kind, model] = found
         return self._opened[kind, model]
 
     def _collect(self, kind: str, model: str, folder: Path) -> None:
@@ -248,8 +251,15 @@ def _module_of(checkpoint: Checkpoint) -> nn.Module:
     return apply_scales(module) if says_scales(checkpoint.config) else module
 
 
-def _opened(folder: Path) -> tuple[dict[str, Tensor], float]:
-    """What is in a folder, mapped."""
+def _opened(folder: Path) -> tuple[dict[str, Tensor], float] | None:
+    """What is in a folder, mapped; None if it is not there, or damaged."""
+    try:
+        return _read(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EvomergeError):
+        return None
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], float]:
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     stored = open_checkpoint(folder / _DATA, name=folder.name)
     found = {name: stored.tensor(place) for name, place in facts["names"].items()}
