@@ -33,6 +33,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -48,7 +49,16 @@ OutsideGroup = Literal["embedding", "head", "norm", "other"]
 LayerNumber = Annotated[int, Field(ge=0)]
 Stop = Annotated[int, Field(gt=0, lt=2**63)]
 DType = Literal["float32", "bfloat16", "float16"]
+PIPE = "|"  # between an operator's name and those of the post-steps behind it
 UNION = "union"  # the tokens of all models
+
+
+def _spelt_once(operator: str) -> str:
+    """`ties|lines` and `ties | lines` are one operator, and make one fingerprint."""
+    return f" {PIPE} ".join(part.strip() for part in operator.split(PIPE))
+
+
+OperatorName = Annotated[str, AfterValidator(_spelt_once)]
 
 
 class Frozen(BaseModel):
@@ -94,7 +104,7 @@ def _defaults(
 class Merge(Frozen):
     """One operator applied to some sources; fields left out are inherited."""
 
-    operator: str | None = None
+    operator: OperatorName | None = None
     sources: tuple[str, ...] | None = None
     parameters: dict[str, ParameterValue] = Field(default_factory=dict)
 

@@ -12,8 +12,6 @@ from evomerge.merging.operator import Block, Declared, Operator, PostStep, Value
 if TYPE_CHECKING:
     from torch import Tensor
 
-PIPE = "|"  # between an operator's name and those of the post-steps
-
 
 def followed(name: str, operator: Operator, steps: Sequence[PostStep]) -> Operator:
     """An operator with post-steps behind it, the first named first.

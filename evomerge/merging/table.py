@@ -43,7 +43,8 @@ from evomerge.merging.operators.tall_mask import CONSENSUS_TA, TALL_MASK
 from evomerge.merging.operators.task_singular_vectors import TSV_M
 from evomerge.merging.operators.task_vectors import TASK_VECTORS
 from evomerge.merging.operators.widen import WIDEN
-from evomerge.merging.post_steps import PIPE, followed
+from evomerge.merging.post_steps import followed
+from evomerge.recipe import PIPE
 
 _PLAIN: tuple[Operator, ...] = (
     LINEAR,

@@ -11,7 +11,7 @@ from evomerge.documents import Misfit, refuse
 from evomerge.errors import Problem
 from evomerge.genes import AtLeast, Choice, Condition, Flag, Gene, OneOf, Value
 from evomerge.merging import OPERATORS, unknown
-from evomerge.recipe import Merge
+from evomerge.recipe import Merge, OperatorName
 from evomerge.search_spaces.config import count_problems
 from evomerge.search_spaces.merged_option import MergedOption, OptionConfig
 from evomerge.search_spaces.searched import Varied, as_said, parameter_misfits
@@ -34,7 +34,7 @@ class ContentsConfig(BaseModel):
     experts: bool = True
     base: bool = False
     merges: dict[str, OptionConfig] = Field(default_factory=dict)
-    operator: str = "task_arithmetic"
+    operator: OperatorName = "task_arithmetic"
     search: dict[str, Varied] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Real, Value
 from evomerge.merging import OPERATORS, unknown
-from evomerge.recipe import Recipe
+from evomerge.recipe import OperatorName, Recipe
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import Codec
 from evomerge.search_spaces.config import SpaceConfig, count_problems
@@ -113,7 +113,7 @@ class DepthProfileConfig(SpaceConfig):
     """A search space file of kind `depth_profile`."""
 
     kind: Literal["depth_profile"]
-    operator: str
+    operator: OperatorName
     search: dict[str, Curve] = Field(min_length=1)
     fixed: dict[str, FixedValue] = Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Count, Flag, Gene, Value
 from evomerge.merging import OPERATORS
-from evomerge.recipe import Merge, Recipe, Slot
+from evomerge.recipe import Merge, OperatorName, Recipe, Slot
 from evomerge.records import Genome
 from evomerge.search_spaces.amounts import Amount, amount_misfits, counted
 from evomerge.search_spaces.codec import Codec
@@ -58,7 +58,7 @@ class MasksConfig(SpaceConfig):
     """
 
     kind: Literal["masks"]
-    operator: str
+    operator: OperatorName
     search: dict[str, Searched] = Field(default_factory=dict)
     fixed: dict[str, FixedValue] = Field(default_factory=dict)
     mask: Mask = Mask()

@@ -12,7 +12,7 @@ from evomerge.documents import Misfit, refuse
 from evomerge.errors import Problem
 from evomerge.genes import Condition, Gene, Real, Value
 from evomerge.merging import OPERATORS
-from evomerge.recipe import Merge
+from evomerge.recipe import Merge, OperatorName
 from evomerge.search_spaces.codec import coordinate_of
 from evomerge.search_spaces.config import count_problems
 from evomerge.search_spaces.searched import FixedValue, Searched, as_said, operator_misfits
@@ -30,7 +30,7 @@ class OptionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    operator: str
+    operator: OperatorName
     search: dict[str, Searched] = Field(default_factory=dict)
     fixed: dict[str, FixedValue] = Field(default_factory=dict)
 

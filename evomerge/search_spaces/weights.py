@@ -17,7 +17,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.genes import Beyond, Gene, Real, Value
 from evomerge.merging import OPERATORS
 from evomerge.merging.check import check_merge
-from evomerge.recipe import Merge, Recipe
+from evomerge.recipe import Merge, OperatorName, Recipe
 from evomerge.records import Genome
 from evomerge.search_spaces.codec import CENTER, Codec
 from evomerge.search_spaces.config import SpaceConfig, count_problems
@@ -45,7 +45,7 @@ class WeightsConfig(SpaceConfig):
     """
 
     kind: Literal["weights"]
-    operator: str
+    operator: OperatorName
     search: dict[str, Searched] = Field(min_length=1)
     fixed: dict[str, FixedValue] = Field(default_factory=dict)
     layers_per_group: int = Field(default=1, ge=1)

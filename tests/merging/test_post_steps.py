@@ -116,3 +116,8 @@ def test_what_is_unknown_is_named(name, said):
 def test_a_base_is_needed_even_by_what_needs_none():
     problems = check_merge(Merge(operator="linear | lines", sources=("base", "a")), "base")
     assert [problem.where for problem in problems] == ["sources"]
+
+
+def test_blanks_around_the_pipe_make_no_other_recipe():
+    one, other = (recipe_of(("base", "a"), name, ["a"]) for name in ("ties | lines", "ties|lines"))
+    assert one.fingerprint == other.fingerprint
