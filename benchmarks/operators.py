@@ -399,32 +399,28 @@ def _alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def show(out: Path) -> Iterator[str]:
     """Tables as Markdown, the best of a search first."""
-    runs, costs = read(out, "run"), {(r["family"], r["operator"]): r for r in read(out, "cost")}
     for family in FAMILIES:
-        mine = [r for r in runs if r["family"] == family]
-        if not mine:
-            continue
-        yield f"\n**{family}**\n"
-        yield (
-            "| operator | as it comes | after 60 candidates | gain | genes | prepare, s "
-            "| candidate, ms | kept, MB | peak, MB |"
-        )
-        yield "|---|---|---|---|---|---|---|---|---|"
-        for row in sorted(mine, key=lambda r: -(r["searched"] or r["default"])[0]):
-            merging = costs.get((family, row["operator"]))
+        runs = [r for r in read(out, "run") if r["family"] == family]
+        if runs:
+            yield f"\n**{family}**: held-out mean\n"
+            yield f"| operator | as it comes | after {CANDIDATES} candidates | gain | genes |"
+            yield "|---|---|---|---|---|"
+        for row in sorted(runs, key=lambda r: -(r["searched"] or r["default"])[0]):
             told = [_pair(row["default"]), _pair(row["searched"]), _pair(row["gain"], sign="+")]
-            told += [str(row["genes"])]
-            told += (
-                [
-                    f"{merging['first_s']:.2f}",
-                    f"{merging['ms']:.0f}" if merging["ms"] >= 10 else f"{merging['ms']:.1f}",
-                    f"{merging['held_mb']:.0f}",
-                    f"{merging['peak_mb']:.0f}",
-                ]
-                if merging
-                else [""] * 4
-            )
-            yield f"| `{row['operator'].replace('|', chr(92) + '|')}` | {' | '.join(told)} |"
+            yield f"| {_name(row)} | {' | '.join(told)} | {row['genes'] or ''} |"
+        costs = [r for r in read(out, "cost") if r["family"] == family]
+        if costs:
+            yield f"\n**{family}**: what merging costs\n"
+            yield "| operator | first merge, s | a candidate, ms | kept, MB | peak, MB |"
+            yield "|---|---|---|---|---|"
+        for row in sorted(costs, key=lambda r: r["ms"]):
+            ms = f"{row['ms']:.0f}" if row["ms"] >= 10 else f"{row['ms']:.1f}"
+            sizes = f"{row['held_mb']:.0f} | {row['peak_mb']:.0f}"
+            yield f"| {_name(row)} | {row['first_s']:.2f} | {ms} | {sizes} |"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return "`" + row["operator"].replace("|", "\\|") + "`"
 
 
 def _pair(found: Sequence[float] | None, sign: str = "") -> str:
