@@ -90,6 +90,7 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
     "iso_cts": {"alpha": (0.1, 2.0)},
     "tsv_m": {"alpha": (0.2, 2.0)},
     "fisher": {"floor": None},
+    "lore": {"rounds": None},
     "lora_svd": {"rank": None},
     "lora_lego": {"rank": None},
 }
