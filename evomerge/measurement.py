@@ -62,22 +62,23 @@ class Measurer:
     def submit(self, cohort: int, requests: Sequence[Request]) -> None:
         """Send what is neither known nor under way; one job for each candidate."""
         jobs: dict[CandidateId, dict[str, tuple[ItemId, ...]]] = {}
-        new: set[tuple[str, str, ItemId]] = set()  # two candidates may have one recipe
+        new: dict[tuple[str, str], set[ItemId]] = {}  # two candidates may have one recipe
         measurements = self._ledger.measurements
         for request in requests:
             fingerprint = self._candidate(request.candidate).fingerprint
             if not measurements.can_answer(fingerprint, {request.task: request.items}):
                 continue
-            carriers = self._carriers.get((fingerprint, request.task), {})
-            items = []
-            for item in measurements.missing(fingerprint, request.task, request.items):
-                if item in carriers:
+            key = (fingerprint, request.task)
+            items = measurements.missing(fingerprint, request.task, request.items)
+            if carriers := self._carriers.get(key):
+                for item in carriers.keys() & items:
                     self._await(cohort, carriers[item])
-                elif (fingerprint, request.task, item) not in new:
-                    items.append(item)
-                    new.add((fingerprint, request.task, item))
+                items = tuple(item for item in items if item not in carriers)
+            if key in new:
+                items = tuple(item for item in items if item not in new[key])
             if items:
-                jobs.setdefault(request.candidate, {})[request.task] = tuple(items)
+                jobs.setdefault(request.candidate, {})[request.task] = items
+                new.setdefault(key, set()).update(items)
         for candidate, wanted in jobs.items():
             self._submit(cohort, candidate, wanted)
 
