@@ -41,8 +41,8 @@ class _Scaled:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.merged.nbytes
+        """Bytes in memory; the merged task vector is counted where it is kept."""
+        return self.factors.nbytes
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
