@@ -31,7 +31,9 @@ from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.merging import OPERATORS
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    "operator", [name for name, o in OPERATORS.items() if o.needs == "nothing"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_no_operator_swallows_what_is_not_finite(
     tmp_path: Path, operator: str, value: float
