@@ -387,14 +387,21 @@ class Ledger:
 
     def events(self, *kinds: str) -> Iterator[tuple[str, int, Any]]:
         """(kind, cohort, data) of the events of these kinds, in order."""
+        yield from ((kind, cohort, data) for kind, cohort, _, data in self.timeline(*kinds))
+
+    def timeline(self, *kinds: str) -> Iterator[tuple[str, int, float, Any]]:
+        """(kind, cohort, time, data) of the events of these kinds, in order.
+
+        time: the driver's clock, in seconds since the epoch.
+        """
         marks = ", ".join("?" * len(kinds))
         with damage(self.path):
             rows = self._db.execute(
-                f"SELECT kind, cohort, data FROM events WHERE kind IN ({marks}) "  # noqa: S608
+                f"SELECT kind, cohort, time, data FROM events WHERE kind IN ({marks}) "  # noqa: S608
                 "AND sequence <= ? ORDER BY sequence",
                 (*kinds, self._horizon),
             )
-            found = [(kind, cohort, json.loads(text)) for kind, cohort, text in rows.fetchall()]
+            found = [(kind, cohort, at, json.loads(text)) for kind, cohort, at, text in rows]
         yield from found
 
     def asked_ids(self) -> dict[int, list[CandidateId]]:

@@ -255,6 +255,7 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
             "identity": parts.identity,
             "evomerge": version("evomerge"),
             "start": parts.start.to_json(),
+            "about": about(parts),
         }
         return Ledger.create(path, meta, parts.num_items, parts.costs)
     ledger = Ledger(path, costs=parts.costs)
@@ -264,6 +265,24 @@ def open_ledger(path: Path, parts: Parts) -> Ledger:
         hint = Problem("", "choose another --out, or remove that folder")
         raise ConfigurationError([*(_difference(path.parent, parts, *f) for f in found), hint])
     return ledger
+
+
+def about(parts: Parts) -> dict[str, Any]:
+    """What a reader of the ledger cannot know without the models: names, and what is minimised."""
+    return {
+        "name": parts.config.name,
+        "objectives": [
+            {"name": o.name, "sign": o.sign, "cost": o.cost, "tasks": list(o.weights)}
+            for o in parts.objectives
+        ],
+        "experts": list(parts.config.experts),
+        "genes": [gene.name for gene in parts.space.genes],
+        "num_layers": parts.models.anatomy.num_layers,
+        "items": {
+            part: {task: len(ids) for task, ids in getattr(parts.split, part).items()}
+            for part in ("search", "fresh", "holdout")
+        },
+    }
 
 
 def _difference(folder: Path, parts: Parts, key: str, was: Any, is_now: Any) -> Problem:

@@ -11,13 +11,12 @@ import numpy as np
 
 from evomerge.errors import EvomergeError
 from evomerge.ledger import LEDGER
-from evomerge.pareto import hypervolume
+from evomerge.results.account import share_dominated
 from evomerge.results.watch import status
 
 Json = dict[str, Any]
 
 BLANK = ("held_out", "search", "gain", "hypervolume", "minutes", "final")  # before there is a run
-MARGIN = 0.1  # how far below the worst value the corner of a hypervolume is, the range = 1
 
 
 def summary(folders: Mapping[str, Mapping[int, Path]], unfinished: Collection[Path] = ()) -> Json:
@@ -130,8 +129,7 @@ def _add_hypervolumes(runs: Sequence[Json]) -> None:
     """How much of the box each front dominates on the holdout, where there are several objectives.
 
     The box is the same for all runs: from the worst to the best value of each objective in any
-    front and any reference, and a margin below, so that the extremes count. Each objective is
-    scaled to it, and 1 is all of it.
+    front and any reference (see `share_dominated`).
     """
     fronts = [
         (run, run["final"]["front"]) for run in runs if run["final"] and run["final"]["front"]
@@ -150,13 +148,9 @@ def _add_hypervolumes(runs: Sequence[Json]) -> None:
             for point in values([*front, *run["final"]["references"].values()])
         ]
     )
-    worst = everything.min(axis=0)
-    spread = np.ptp(everything, axis=0)
-    same = spread == 0  # all have the best there is
+    worst, best = everything.min(axis=0), everything.max(axis=0)
     for run, front in fronts:
-        scaled = np.where(same, 1.0, (np.array(values(front)) - worst) / np.where(same, 1, spread))
-        corner = np.full(len(names), -MARGIN)
-        run["hypervolume"] = hypervolume(scaled, corner) / (1 + MARGIN) ** len(names)
+        run["hypervolume"] = share_dominated(values(front), worst, best)
 
 
 def _paired(finished: Sequence[Json], first: str, name: str) -> Json | None:
