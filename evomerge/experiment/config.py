@@ -29,7 +29,7 @@ from evomerge.documents import (
     refuse,
 )
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.experiment.calibration import CalibrationConfig
+from evomerge.experiment.calibration_config import CalibrationConfig
 from evomerge.experiment.mergekit_genome import is_evolve_file
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
