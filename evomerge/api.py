@@ -12,7 +12,8 @@ import torch
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
-from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
+from evomerge.experiment.config import ExperimentConfig, parse_experiment
+from evomerge.experiment.paths import absolute_model
 from evomerge.experiment.recipes import open_recipe_models, with_texts
 from evomerge.experiment.run import read_run_config, run_calibration, run_experiment
 from evomerge.experiment.watching import Watcher

@@ -9,7 +9,8 @@ import yaml
 
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import BudgetConfig, find_in_catalogue, read_experiment
+from evomerge.experiment.config import BudgetConfig, read_experiment
+from evomerge.experiment.paths import find_in_catalogue
 from evomerge.experiment.plan import plan_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.experiment.sweep import read_sweep
