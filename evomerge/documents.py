@@ -107,12 +107,17 @@ def _all_problems(
 class _Report:
     """A problem with its place in the data.
 
-    of_whole: it comes of comparing parts, and not of the place itself.
+    of_misfit: it comes of comparing parts, and not of the place itself.
     """
 
     location: Location
     problem: Problem
-    of_whole: bool = False
+    of_misfit: bool = False
+
+    @property
+    def of_name(self) -> bool:
+        """Whether a name is wrong, whatever stands under it."""
+        return self.of_misfit and self.problem.hint.startswith(("did you mean", "valid:"))
 
 
 def _follows(report: _Report, broken: set[Location]) -> bool:
@@ -122,7 +127,7 @@ def _follows(report: _Report, broken: set[Location]) -> bool:
     for gone in filter(None, broken):
         if location[: len(gone)] == gone:
             return True
-        if gone[: len(location)] == location and not report.of_whole:
+        if gone[: len(location)] == location and not report.of_name:
             return True
         if gone[-1] in location or f"{gone[-1]!r}" in said or f"`{gone[-1]}`" in said:
             return True
@@ -228,7 +233,7 @@ def _located(
     """
     found: dict[Location, list[tuple[str, str]]] = {}
     of_types: set[Location] = set()
-    of_whole: set[Location] = set()
+    of_misfits: set[Location] = set()
     for detail in error.errors(include_url=False):
         location, passes_type = _in_data(detail["loc"], detail["type"], document.data)
         what, hint = _in_words(detail, model, location)
@@ -237,7 +242,7 @@ def _located(
         if passes_type:
             of_types.add(location)
         if detail["type"] == MISFIT:
-            of_whole.add(location)
+            of_misfits.add(location)
     for location, reports in found.items():
         if location in of_types and any(
             len(other) > len(location) and other[: len(location)] == location for other in found
@@ -250,7 +255,7 @@ def _located(
             what = f"should be {' or '.join(wanted)}" + (f", got {got}" if got else "")
             hint = next((hint for _, hint in reports if hint), "")
         problem = Problem(document.where(location), what, hint)
-        yield _Report(location, problem, location in of_whole)
+        yield _Report(location, problem, location in of_misfits)
 
 
 def _in_data(location: Location, kind: str, data: Any) -> tuple[Location, bool]:
