@@ -63,9 +63,7 @@ def parse(
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigurationError(
-            _all_problems(error, model, document, stand_ins or {})
-        ) from None
+        raise ConfigurationError(_all_problems(error, model, document, stand_ins or {})) from None
 
 
 def _all_problems(

@@ -156,11 +156,12 @@ def test_all_problems_of_all_files_are_told_at_once(
     head, *problems = called.err.strip().splitlines()
     told = [
         r"space.yaml:3 serch: unknown key .did you mean 'search'",
+        r"space.yaml:5 search.densty: ties has no such parameter .did you mean 'density'",
         r"fitness.yaml:\d+ tasks.sort.num_fewshots: unknown key .did you mean 'num_fewshot'",
         r"fitness.yaml:\d+ tasks.back.batch_size: should be a valid integer, got 'big'",
         r"fitness.yaml:\d+ objectives.mean: no task 'rto'",
-        r"fitness.yaml:\d+ select.weights.maen: no such objective .did you mean 'mean'",
         r"fitness.yaml:\d+ estimator.rugns: unknown key .did you mean 'rungs'",
+        r"fitness.yaml:\d+ select.weights.maen: no such objective .did you mean 'mean'",
         r"experiment.yaml:1 sede: unknown key .did you mean 'seed'",
         r"experiment.yaml:\d+ searcher.popultion: unknown key .did you mean 'population'",
     ]

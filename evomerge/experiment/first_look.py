@@ -17,7 +17,13 @@ from pydantic import ValidationError
 
 from evomerge.documents import Document, collect, parse, read_yaml
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
-from evomerge.experiment.config import BudgetConfig, ExperimentConfig, Survey, parse_experiment, survey
+from evomerge.experiment.config import (
+    BudgetConfig,
+    ExperimentConfig,
+    Survey,
+    parse_experiment,
+    survey,
+)
 from evomerge.experiment.file_kinds import check_kind
 from evomerge.experiment.look_at_tasks import missing, task_problems
 from evomerge.experiment.mergekit_file import is_mergekit
@@ -59,7 +65,10 @@ def checked_experiment(path: Path, *, notes: list[str] | None = None) -> Experim
 def _in_order(problems: Mapping[Problem, None]) -> list[Problem]:
     """File by file, in the order in which they were read, and line by line."""
     places = [LINE.match(problem.where) for problem in problems]
-    files = [match[1] if match else problem.where for match, problem in zip(places, problems, strict=True)]
+    files = [
+        match[1] if match else problem.where
+        for match, problem in zip(places, problems, strict=True)
+    ]
     lines = [int(match[2]) if match else 0 for match in places]
     first = {file: files.index(file) for file in files}
     order = sorted(range(len(files)), key=lambda n: (first[files[n]], lines[n]))
