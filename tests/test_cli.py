@@ -181,7 +181,10 @@ def test_all_problems_of_all_files_are_told_at_once(
         ("space: 3\n", ":1 space: should be a file, a name in the catalogue, or a mapping, got 3"),
         ("space: per_expret\n", ":1 space -> per_expret: no such file.*did you mean 'per_expert'"),
         ("fitness: ./nowhere.yaml\n", ":1 fitness -> .*nowhere.yaml: no such file"),
-        ("searcher: {kind: cmaes}\n", ":1 searcher.kind: unknown searcher 'cmaes' .did you mean 'cma_es'"),
+        (
+            "searcher: {kind: cmaes}\n",
+            ":1 searcher.kind: unknown .* 'cmaes' .did you mean 'cma_es'",
+        ),
         ("pool: {kind: local, workes: 1}\n", ":1 pool.workes: unknown key .did you mean 'workers'"),
         ("experts: [a, b]\n", ":1 experts: should be a mapping"),
         ("experts: {base: x}\n", "`base` is the base model's own name"),
@@ -251,7 +254,7 @@ def test_bad_models_end_with_3_and_their_names(
         tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:-2].clone()
 
     cases = {
-        tmp_path / "models" / "sortin": (3, "did you mean 'sorting'"),
+        tmp_path / "models" / "sortin": (2, "did you mean 'sorting'"),
         truncated: (3, "model.safetensors"),
         pickled: (3, "pickle"),
         damaged(tiny_zoo, tmp_path / "models" / "short", shorten): (

@@ -35,12 +35,12 @@ FOLDERS = {
 }
 OF_FILES = {E: "experiment", S: "space", F: "fitness"}
 # What a schema cannot say: names that are said elsewhere, files, and comparisons of values.
-BEYOND = ("no such", "no model", "no task", "no objective", "reaches", "expected low < high") + (
-    *("leaves the operator's", "the shares sum", "the split asks", "searches one", "merges"),
-    *("own name", "several objectives", "circle", "is a ", "is an ", "itself", "searches lists"),
-    *("wants to run", "at least one of", "needs `texts`", "has no task", "no run here"),
-    *("in the catalogue", "stands twice", "finite number", "must be positive", "UTF-8", "YAML", "60 items"),
-    *("it merges", "zoo", "tiny has", "is empty"),
+BEYOND = (
+    *("no such", "no model", "no task", "no objective", "has no task", "no run here", "tiny has"),
+    *("expected low < high", "leaves the operator's", "the shares sum", "60 items", "merges"),
+    *("searches one", "searches lists", "several objectives", "circle", "is a ", "is an "),
+    *("own name", "wants to run", "at least one of", "in the catalogue", "stands twice"),
+    *("finite number", "must be positive", "UTF-8", "YAML", "itself", "is empty"),
 )
 
 

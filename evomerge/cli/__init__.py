@@ -10,6 +10,7 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
+from evomerge.cli.init import init, schema
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
 from evomerge.cli.search import digest, front, resume, run
@@ -36,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (  # in the order of the help
+    init,
     run,
     resume,
     status,
@@ -55,6 +57,7 @@ VERBS = (  # in the order of the help
     operators,
     spaces,
     searchers,
+    schema,
 )
 for verb in VERBS:
     app.command()(verb)

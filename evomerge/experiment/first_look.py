@@ -196,9 +196,9 @@ def _calibration_problems(
     if not isinstance(given, Mapping):
         return
     own = given.get("of") if isinstance(given.get("of"), Mapping) else {}
-    parts = {("calibration",): given}
+    parts: dict[tuple[str, ...], Any] = {("calibration",): given}
     for model, part in (own or {}).items():
-        parts["calibration", "of", str(model)] = part  # type: ignore[index]
+        parts["calibration", "of", str(model)] = part
         if model not in names:
             where = document.where(("calibration", "of", str(model)))
             yield Problem(where, "no such model", nearest(str(model), names))

@@ -107,6 +107,16 @@ def _file_problems(
         counts[place[-1]] = _at_most(number, entry)
 
 
+def named_tasks(path: Path) -> list[str]:
+    """The tasks that a file of lm-eval, or a folder of them, names."""
+    names = []
+    for file in [path] if path.is_file() else sorted(path.rglob("*.yaml")):
+        data = _task_file(file) or {}
+        if isinstance(name := data.get("task"), str):
+            names.append(name)
+    return names
+
+
 def _at_most(number: int, entry: Mapping[str, Any]) -> int:
     limit = entry.get("limit")
     return min(number, limit) if isinstance(limit, int) and limit > 0 else number

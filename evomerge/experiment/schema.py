@@ -49,7 +49,8 @@ class _Definitions:
         schema = model.model_json_schema(ref_template="#/$defs/{model}")
         for name, part in schema.pop("$defs", {}).items():
             self.made.setdefault(name, _polished(_with_operators(part)))
-        return _polished(_with_operators(schema))
+        whole: Json = _polished(_with_operators(schema))
+        return whole
 
 
 def experiment_schema(defs: _Definitions) -> Json:
@@ -120,18 +121,16 @@ def fitness_schema(defs: _Definitions) -> Json:
 def _estimator(defs: _Definitions) -> Json:
     """Of an estimator; those in another have the options of readings alone."""
     readings = {
-        name: (kind.summary, _nested(defs.model(kind.options), defs))
-        for name, kind in READINGS.items()
+        name: (kind.summary, _nested(defs.model(kind.options))) for name, kind in READINGS.items()
     }
     defs.ref("reading", lambda: _by_kind("reading", readings, defs))
     whole = {
-        name: (kind.summary, _nested(defs.model(kind.options), defs))
-        for name, kind in ESTIMATORS.items()
+        name: (kind.summary, _nested(defs.model(kind.options))) for name, kind in ESTIMATORS.items()
     }
     return _by_kind("estimator", whole, defs, default="full")
 
 
-def _nested(schema: Json, defs: _Definitions) -> Json:
+def _nested(schema: Json) -> Json:
     for key in ("of", "estimator"):
         if key in schema.get("properties", {}):
             inner = {"$ref": "#/$defs/reading"}
