@@ -350,7 +350,7 @@ def _experiment_text(found: Found, out: Path, fitness: str) -> str:
         *alternatives,
         "# What better means: tasks, objectives over them, and how many items are asked.",
         f"fitness: {fitness}",
-        "# Who proposes candidates (`evomerge searchers`). For one objective and few genes: cma_es;",
+        "# Who proposes candidates (`evomerge searchers`). For one objective, few genes: cma_es;",
         "# for several objectives: gp or nsga2; for a coefficient for each layer: tpe.",
         f"searcher: {{kind: cma_es, population: {population}}}",
         "# When it ends: candidates, or item_evaluations, hours, patience, target. A run can be",
