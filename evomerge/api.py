@@ -12,8 +12,11 @@ import torch
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.experiment.chosen import Choice
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
+from evomerge.experiment.exports import Exported, ExportOptions, export_chosen
 from evomerge.experiment.recipes import open_recipe_models, with_texts
+from evomerge.experiment.rescore import SAMPLE
 from evomerge.experiment.run import read_run_config, run_calibration, run_experiment
 from evomerge.experiment.watching import Watcher
 from evomerge.experiment.wire import IN_MEMORY, InMemory, open_models, resolve
@@ -25,7 +28,8 @@ from evomerge.recipe import DType, Match, Recipe
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.adapter_export import AdapterReport, export_adapter
 from evomerge.results.export import export_model, merged_tensors
-from evomerge.results.status import best_candidate, final_rows
+from evomerge.results.hub import Push
+from evomerge.results.status import best_candidate
 from evomerge.results.watch import status
 
 if TYPE_CHECKING:
@@ -113,21 +117,34 @@ class Run:
         folder: str | Path = "models/best",
         *,
         scales: str | None = None,
+        verify: int | None = SAMPLE,
+        allow_code: bool = False,
+        push: str | None = None,
+        public: bool = False,
         progress: Progress | None = None,
     ) -> Path:
         """Write a candidate as a model folder; the best if none is given.
 
+        A transformers model is loaded again, asked a sample of the run's items, and compared with
+        the recorded responses; evomerge_export.json in the folder says what was compared.
+
         scales: where the candidate scales what goes into layers, `attribute` writes that into
             config.json, which stock loaders ignore (see `evomerge.apply_scales`).
+        verify: items of each task that are asked again; 0 for none, None for the whole holdout.
+        allow_code: whether tasks may run the code that they name, to verify.
+        push: `ORG/NAME` on a hub, to upload to; a repository is private unless `public` is said.
 
         Raises:
             ConfigurationError: the candidate scales what goes into layers, and `scales` is None.
+            ModelError: the written model answers otherwise than its merge did.
         """
-        chosen = self._chosen(candidate)
-        row = final_rows(self.ledger).get(chosen.id)
-        recipe, models = self._recipe(chosen), self._checkpoints()
-        texts = run_calibration(self.folder)
-        return export_model(recipe, models, Path(folder), row, progress, scales, texts)
+        options = ExportOptions(
+            scales=scales,
+            verify=verify,
+            allow_code=allow_code,
+            push=None if push is None else Push(push, public),
+        )
+        return self._export(candidate, folder, options, progress).folder.resolve()
 
     def export_adapter(
         self,
@@ -144,13 +161,58 @@ class Run:
         Raises:
             ConfigurationError: the candidate has no form as an adapter.
         """
-        chosen = self._chosen(candidate)
-        row = final_rows(self.ledger).get(chosen.id)
-        recipe, models = self._recipe(chosen), self._checkpoints()
-        texts, path = run_calibration(self.folder), Path(folder)
-        return export_adapter(
-            recipe, models, path, rank=rank, row=row, progress=progress, calibration=texts
+        options = ExportOptions(form="adapter", rank=rank)
+        report = self._export(candidate, folder, options, progress).adapter
+        if report is None:  # only models of a set are kept as they are
+            raise ConfigurationError(f"{folder}: the adapter was not written")
+        return report
+
+    def export_front(
+        self,
+        folder: str | Path = "models",
+        *,
+        top: int | None = None,
+        scales: str | None = None,
+        verify: int | None = SAMPLE,
+        allow_code: bool = False,
+        push: str | None = None,
+        public: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Exported]:
+        """Write the whole front, a folder each, with front.json, front.csv and a README.md.
+
+        Interrupted, the same call goes on. The arguments are those of `export`.
+
+        top: the first so many in the order of the last choice, instead of the front.
+
+        Raises:
+            ConfigurationError: the run is not finished, or there are fewer.
+            ModelError: a written model answers otherwise than its merge did.
+        """
+        choice = Choice("front") if top is None else Choice("top", count=top)
+        options = ExportOptions(
+            scales=scales,
+            verify=verify,
+            allow_code=allow_code,
+            push=None if push is None else Push(push, public),
         )
+        return export_chosen(
+            self.folder, Path(folder), choice, options, in_memory=self._in_memory, progress=progress
+        )
+
+    def _export(
+        self,
+        candidate: Candidate | CandidateId | None,
+        folder: str | Path,
+        options: ExportOptions,
+        progress: Progress | None,
+    ) -> Exported:
+        """One candidate, into a folder itself."""
+        choice = Choice("candidates", (self._chosen(candidate).id,))
+        (done,) = export_chosen(
+            self.folder, Path(folder), choice, options, in_memory=self._in_memory, progress=progress
+        )
+        return done
 
     def _chosen(self, candidate: Candidate | CandidateId | None) -> Candidate:
         if candidate is None:

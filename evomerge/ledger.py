@@ -226,6 +226,18 @@ class Ledger:
                 responses = unpack(*packed)
                 yield fingerprint, responses.task, responses.items.tolist()
 
+    def recorded(self, fingerprint: str) -> Iterator[Responses]:
+        """What a recipe has answered, job by job, in the order of arrival."""
+        with damage(self.path):
+            rows = self._db.execute(
+                "SELECT task, items, columns, responses.data, texts "
+                "FROM responses JOIN events ON event = sequence "
+                "WHERE fingerprint = ? AND event <= ? ORDER BY responses.rowid",
+                (fingerprint, self._horizon),
+            ).fetchall()
+            for packed in rows:
+                yield unpack(*packed)
+
     def spent(self, cohort: int) -> int:
         """Item evaluations of the references and of all cohorts up to this one.
 

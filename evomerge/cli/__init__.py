@@ -10,8 +10,9 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
+from evomerge.cli.export import export
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
-from evomerge.cli.models import anatomy, export, merge, score, zoo
+from evomerge.cli.models import anatomy, merge, score, zoo
 from evomerge.cli.search import digest, front, resume, run
 from evomerge.cli.sweep import sweep
 from evomerge.cli.watch import status

@@ -103,3 +103,9 @@ def changed_pool(
     if kind is not None and kind != config.kind:  # settings of another pool say nothing here
         return {"kind": kind, **given}
     return {**config.model_dump(exclude_unset=True), **given}
+
+
+def check_rank(rank: int | None, adapter: bool) -> None:
+    """Refuse the rank of an adapter where none is written."""
+    if rank is not None and not adapter:
+        raise ConfigurationError(Problem("--rank", "is the rank of an adapter", "add --adapter"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,20 +113,24 @@ def front(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """The Pareto front on the holdout; with one objective, the best alone."""
+    """The Pareto front on the holdout; with one objective, the best alone.
+
+    As CSV, and in `objectives` of the JSON, values are in the units of the experiment's file; the
+    other numbers of the JSON are all maximised, so that costs are negative there.
+    """
     rows = open_run(folder).front()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    if as_csv:
-        names = list(rows[0]["holdout"])
-        header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
-        cells = [
-            [row["candidate"]]
-            + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
-            for row in rows
-        ]
-        csv.writer(sys.stdout).writerows([header, *cells])
+    if as_json or as_csv:
+        from evomerge.results.account import Account
+        from evomerge.results.exported_rows import front_rows, rows_csv
+
+        with Account(folder) as account:
+            known, objectives = front_rows(account), account.objectives
+        if as_csv:
+            print(rows_csv(known, objectives), end="")
+            return
+        added = ("best", "knee", "fingerprint", "objectives")
+        both = zip(rows, known, strict=True)
+        print(json.dumps([{**row, **{key: k[key] for key in added}} for row, k in both], indent=2))
         return
     from evomerge.score_tables import front_table
 
