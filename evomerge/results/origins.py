@@ -66,11 +66,12 @@ def hub_snapshot(path: str) -> tuple[str | None, str | None]:
 def licence_of(path: Path | None) -> str | None:
     """What the head of a model's card says, in the hub's own words; None where it says nothing.
 
-    `other` is no licence that two models could share.
+    `other` is no licence that two models could share. A model that is a single file has no card:
+    what lies beside it may be of something else.
     """
     if path is None:
         return None
-    card = (path if path.is_dir() else path.parent) / CARD
+    card = path / CARD
     try:
         if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES:
             return None

@@ -10,7 +10,6 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -326,7 +325,9 @@ def test_wrong_words_are_refused_before_anything_is_written(
     arguments: list[str], text: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match=text):
-        app(["export", str(folder), "--out", str(tmp_path / "x"), *arguments], standalone_mode=False)
+        app(
+            ["export", str(folder), "--out", str(tmp_path / "x"), *arguments], standalone_mode=False
+        )
     assert not (tmp_path / "x").exists()
 
 
