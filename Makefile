@@ -30,7 +30,7 @@ quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported mod
 	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
 	$(BIN)/python docs/try_it.py models/quickstart
 
-test: $(INSTALLED)  ## the fast tests: $(TEST_PROCESSES) processes, then those that need the machine alone
+test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the machine alone
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not alone'
 	$(BIN)/python -m pytest -q -m 'alone and not slow'
 
