@@ -9,7 +9,7 @@ give equal answers to the last bit, on the same kind of processor and with the s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,6 +21,7 @@ import numpy as np
 from evomerge.checkpoints.input_scales import says_scales
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import CandidateError, EvomergeError, ModelError, Problem
+from evomerge.experiment.compared_answers import Comparison, Place, places_of
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.sessions import changes, session_facts, sessions_of
 from evomerge.experiment.tasks import task_entries
@@ -28,18 +29,15 @@ from evomerge.fitness import PYTHON_TASK, make_task
 from evomerge.fitness.split import Split, split_items
 from evomerge.ledger import Ledger
 from evomerge.protocols import PreparedTask, Progress, Task
-from evomerge.records import Candidate, ItemId, Responses
+from evomerge.records import Candidate, ItemId
 
 if TYPE_CHECKING:
     from torch import nn
 
 Json = dict[str, Any]
-Place = tuple[int, int]  # the recorded job, and the position in it
 
 SAMPLE = 32  # items of each task, by default
-LAST_BITS = 1e-5  # times the value (at least 1): what another batch may change
 SHARE = 0.05  # of the sampled scores may differ where the processor or a version does
-NUM_SHOWN = 5  # differences, of each task
 _VERSIONS = itertools.count(1)  # of what is loaded: tasks keep answers by it
 DECIDES = ("torch", "transformers", "numpy", "machine", "processor", "instructions")
 
@@ -225,7 +223,7 @@ class Rescorer:
         if isinstance(task, str):
             return {"why": task}
         recorded = [r for r in self._ledger.recorded(candidate.fingerprint) if r.task == name]
-        places = _places(recorded)
+        places = places_of(recorded)
         part, known, items = self._sample(name, places)
         if not items:
             return {"why": "the run has no answer of this candidate to it"}
@@ -268,83 +266,6 @@ class Loaded:
     module: Any
     tokenizer: Any
     version: int = field(default_factory=partial(next, _VERSIONS))
-
-
-class Comparison:
-    """Answers beside the recorded ones.
-
-    asked: items. different: item -> (what, expected, got). inexact: those that are the recorded
-    ones but for last bits.
-    """
-
-    def __init__(self, recorded: Sequence[Responses], places: Mapping[ItemId, Place]) -> None:
-        self._recorded = recorded
-        self._places = places
-        self.asked: set[ItemId] = set()
-        self.different: dict[ItemId, tuple[str, Any, Any]] = {}
-        self.inexact: set[ItemId] = set()
-
-    @property
-    def jobs(self) -> set[int]:
-        """The recorded jobs of the items that differ."""
-        return {self._places[item][0] for item in self.different}
-
-    def add(self, got: Responses, again: int | None = None) -> None:
-        """Compare; an item that is asked again counts anew.
-
-        again: the recorded job whose batches these are, so that last bits count.
-        """
-        exact = again is not None
-        for position, item in enumerate(got.items.tolist()):
-            job, place = self._places[item]
-            if exact and job != again:
-                continue  # it was answered before that job
-            self.asked.add(item)
-            self.different.pop(item, None)
-            self.inexact.discard(item)
-            expected = self._recorded[job]
-            for name in expected.columns.keys() & got.columns.keys():
-                was = float(expected.columns[name][place])
-                now = float(got.columns[name][position])
-                if was == now or (np.isnan(was) and np.isnan(now)):
-                    continue
-                if not exact and _near(was, now):
-                    self.inexact.add(item)
-                elif item not in self.different or name == "score":
-                    self.different[item] = (name, was, now)
-            if expected.texts is not None and got.texts is not None:
-                texts = expected.texts[place], got.texts[position]
-                if texts[0] != texts[1]:
-                    self.different[item] = ("text", *texts)
-        self.inexact |= self.different.keys()
-
-    def problems(self, task: str, otherwise: Sequence[str]) -> list[Problem]:
-        """The first differences, in words."""
-        found = sorted(self.different.items())
-        hint = f"{len(found)} of {len(self.asked)} answers differ"
-        hint += f"; other than in the run: {'; '.join(otherwise)}" if otherwise else ""
-        return [
-            Problem(
-                f"task {task}, item {item}",
-                f"its {what} is not what the merge gave: expected {was!r:.200}, got {now!r:.200}",
-                hint,
-            )
-            for item, (what, was, now) in found[:NUM_SHOWN]
-        ]
-
-
-def _near(was: float, now: float) -> bool:
-    """Whether only last bits differ; what is counted has none."""
-    return not was.is_integer() and abs(was - now) <= LAST_BITS * max(1.0, abs(was))
-
-
-def _places(recorded: Sequence[Responses]) -> dict[ItemId, Place]:
-    """Where each item's answer stands; the first one counts."""
-    places: dict[ItemId, Place] = {}
-    for job, responses in enumerate(recorded):
-        for place, item in enumerate(responses.items.tolist()):
-            places.setdefault(item, (job, place))
-    return places
 
 
 def _first(error: EvomergeError) -> str:
