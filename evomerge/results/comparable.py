@@ -49,9 +49,8 @@ def without_repeats(runs: Sequence[Contender]) -> tuple[list[Contender], list[st
     kept: dict[str, Contender] = {}
     notices = []
     for run in runs:
-        key = canonical_json(
-            {"s": dict(run.settings), "b": dict(run.budget), "seed": run.seed, "n": run.experiment}
-        )
+        said = {"settings": dict(run.settings), "budget": dict(run.budget), "seed": run.seed}
+        key = canonical_json(said)
         if (known := kept.setdefault(key, run)) is not run:
             why = f"is {known.name} again: the same experiment and seed"
             notices.append(f"{run.name} {why}; it is left out")
