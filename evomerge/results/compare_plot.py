@@ -124,7 +124,7 @@ def _held_out(axis: Any, found: Json, label: str) -> None:
         own = [run for run in found["runs"] if run["group"] == group["name"] and run["held_out"]]
         values = [run["held_out"]["value"] for run in own]
         if len(values) > 1:
-            axis.plot(values, [number] * len(values), ".", color=GREY, zorder=1)
+            axis.plot(values, [number + 0.1] * len(values), ".", color=GREY)  # below the mean
         if (held := group["held_out"]) is None:
             continue
         ends = [held["low"], held["high"]]
