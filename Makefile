@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
+TEST_PROCESSES ?= 2
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
   bench-merging bench-scoring notebook \
@@ -29,8 +30,9 @@ quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported mod
 	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
 	$(BIN)/python docs/try_it.py models/quickstart
 
-test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the machine alone
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not alone'
+	$(BIN)/python -m pytest -q -m 'alone and not slow'
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
