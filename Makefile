@@ -9,7 +9,7 @@ MERGEKIT := .venv-mergekit
 TEST_PROCESSES ?= 2
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
-  bench-merging bench-scoring \
+  bench-merging bench-scoring notebook \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -68,6 +68,9 @@ bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, 
 
 bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
 	$(BIN)/python benchmarks/scoring.py
+
+notebook: $(INSTALLED)  ## execute the notebooks of docs/ anew, and keep what they show
+	$(BIN)/python docs/notebooks/execute.py
 
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .

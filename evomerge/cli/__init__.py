@@ -10,6 +10,7 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
+from evomerge.cli.compare import compare
 from evomerge.cli.export import export
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, merge, score, zoo
@@ -42,6 +43,7 @@ VERBS = (  # in the order of the help
     status,
     sweep,
     front,
+    compare,
     estimate,
     replay,
     export,
