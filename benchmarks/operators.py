@@ -9,10 +9,10 @@
 (TPE) over its numbers, in the ranges below: a weight for each expert where it has weights. All
 candidates answer the same search items (of SmolLM2, they race); the best few answer fresh ones, and
 the best of those, with the operator as it comes, the holdout. Errors are standard errors over
-holdout items; the gain is the paired difference. `cost`: the first merge of a fresh worker, which prepares, then candidates
-with new coefficients (parameters that are prepared stay as they are), the least of five, one
-thread; what is kept; the most memory beyond what was there before. `run` and `cost` go on where
-they were stopped; `show` prints the tables as Markdown.
+holdout items; the gain is the paired difference. `cost`: the first merge of a fresh worker, which
+prepares, then candidates with new coefficients (parameters that are prepared stay as they are), the
+least of five, one thread; what is kept; the most memory beyond what was there before. `run` and
+`cost` go on where they were stopped; `show` prints the tables as Markdown.
 """
 
 from __future__ import annotations
