@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -146,6 +146,12 @@ class TerminalView:
         )
         if not self.draws and time.monotonic() - self._last_plain > PLAIN_EVERY_S:
             self._plain(f"{self._num_told} candidates, {self._said()}")
+
+    def finished(self, final: Mapping[str, Any]) -> None:
+        """Nothing: whoever has started the run prints its table."""
+
+    def ended(self, why: str) -> None:
+        """Nothing: the view ends with its context."""
 
     # --- how it is shown --------------------------------------------------------------------------
 
