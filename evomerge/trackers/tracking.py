@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -15,6 +14,7 @@ import yaml
 
 from evomerge.files import EXPERIMENT, write_text
 from evomerge.ledger import LEDGER, Ledger, connected
+from evomerge.results.mirror import run_id
 from evomerge.trackers.figures import Figures
 from evomerge.trackers.protocol import TrackedRun, Tracker
 
@@ -101,8 +101,7 @@ def tracked(folder: Path, last: int) -> TrackedRun:
     path = folder / EXPERIMENT
     data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     with closing(connected(folder / LEDGER, read_only=True)) as db:
-        first = db.execute("SELECT time, data FROM events ORDER BY sequence LIMIT 1").fetchone()
-    id_ = hashlib.sha256(repr(first).encode()).hexdigest()[:16]
+        id_ = run_id(db)
     name = data.get("name") or folder.resolve().name
     return TrackedRun(id_, name, folder.resolve(), dict(_flat(data)), last)
 
