@@ -11,6 +11,7 @@ import typer
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
 from evomerge.cli.compare import compare
+from evomerge.cli.dashboard import dashboard
 from evomerge.cli.export import export
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, merge, score, zoo
@@ -41,6 +42,7 @@ VERBS = (  # in the order of the help
     run,
     resume,
     status,
+    dashboard,
     sweep,
     front,
     compare,

@@ -26,6 +26,7 @@ from evomerge.cli.options import (
     ItemEvaluations,
     Pool,
     RunFolder,
+    Track,
     Workers,
 )
 from evomerge.cli.screen import open_console
@@ -44,6 +45,7 @@ def run(
     workers: Workers = None,
     pool: Pool = None,
     address: Address = None,
+    track: Track = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
@@ -53,6 +55,7 @@ def run(
         budget={"candidates": budget},
         pool=(pool, workers, address),
         seed=seed,
+        track=track,
     )
     _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
 
@@ -65,6 +68,7 @@ def resume(
     workers: Workers = None,
     pool: Pool = None,
     address: Address = None,
+    track: Track = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,7 +109,7 @@ def resume(
     check_models_are_there(config)
     config = with_code(config, folder, allow_code)
     limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
-    _drive(changed(config, budget=limits, pool=(pool, workers, address)), folder)
+    _drive(changed(config, budget=limits, pool=(pool, workers, address), track=track), folder)
 
 
 def front(

@@ -36,6 +36,7 @@ from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references, models_of, references_told
 from evomerge.signals import signals
 from evomerge.stopping import Progress
+from evomerge.trackers import trackings
 
 
 def run_experiment(
@@ -53,6 +54,8 @@ def run_experiment(
         EvomergeError: of whatever kind; what was measured is in the folder's ledger.
         Interrupted: SIGINT or SIGTERM.
     """
+    trackers: list[Any] = trackings(config.trackers)  # they need not be told of everything
+    watchers = (*watchers, *trackers)
     if (out / EXPERIMENT).exists() and not (out / "run.lock").exists():
         raise ConfigurationError(
             Problem(str(out), f"has an {EXPERIMENT} that is no run's", "choose another --out")
@@ -79,7 +82,7 @@ def run_experiment(
                 write_text(out / CALIBRATION, parts.worker.calibration.to_json())
             write_text(out / EXPERIMENT, parts.config.to_yaml())
         began = time.monotonic()
-        with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
+        with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger, watchers):
             explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
             collect_beforehand(parts, progress)
@@ -89,6 +92,7 @@ def run_experiment(
                 write_text(out / EXPERIMENT, parts.config.to_yaml())
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
                 search_and_finish(parts, measurer, ledger, out, watchers, explain)
+                notify(watchers, "finished", ledger.final())
             finally:
                 pool.close()
     return out
