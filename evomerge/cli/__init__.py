@@ -12,6 +12,7 @@ from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
+from evomerge.cli.report import report
 from evomerge.cli.search import digest, front, resume, run
 from evomerge.cli.sweep import sweep
 from evomerge.cli.watch import status
@@ -41,6 +42,7 @@ VERBS = (  # in the order of the help
     status,
     sweep,
     front,
+    report,
     estimate,
     replay,
     export,

@@ -25,6 +25,7 @@ from evomerge.results.report.marks import (
     points,
     signed,
     told,
+    two_lines,
 )
 from evomerge.results.report.parts import Chart, Key, Part, Section, Table, Text
 from evomerge.stopping import CONFIDENCE
@@ -130,8 +131,8 @@ def _chart(id_: str, objective: ObjectiveFacts, found: list[Pair], small: bool) 
         f"{objective.name}, upwards what the holdout says.",
         data,
         layout(
-            axis("told in the search<br><sub>mean score per item</sub>", range=ends),
-            axis("on the holdout<br><sub>mean score per item</sub>", range=ends),
+            axis(two_lines("told in the search", "mean score per item"), range=ends),
+            axis(two_lines("on the holdout", "mean score per item"), range=ends),
             360,
         ),
         Table(f"{objective.name}: told and holdout", columns, rows_of),

@@ -27,7 +27,7 @@
   const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 
   // Names beside points, each where it covers no mark and no other name; without room, none.
-  const placed = (div, labels, ink) => {
+  const placed = (div, labels, ink, paper) => {
     const { xaxis, yaxis } = div._fullLayout;
     const taken = [];
     for (const trace of div._fullData) {
@@ -35,13 +35,17 @@
       trace.x.forEach((x, i) => {
         const px = xaxis.d2p(x), py = yaxis.d2p(trace.y[i]), r = (trace.marker.size || 8) / 2 + 1;
         taken.push({ left: px - r, right: px + r, top: py - r, bottom: py + r });
+        const half = (error, scale) => error && error.array ? Math.abs(scale.d2p(error.array[i]) - scale.d2p(0)) : 0;
+        const ex = half(trace.error_x, xaxis), ey = half(trace.error_y, yaxis);
+        taken.push({ left: px - ex, right: px + ex, top: py - 1, bottom: py + 1 });
+        taken.push({ left: px - 1, right: px + 1, top: py - ey, bottom: py + ey });
       });
     }
     const found = [];
     for (const { x, y, text } of labels) {
       const px = xaxis.d2p(x), py = yaxis.d2p(y), w = widthOf(text, "11px system-ui, sans-serif") + 4, h = 14;
       for (const d of [9, 15, 22]) {
-        const boxes = [[d, -h / 2], [-d - w, -h / 2], [-w / 2, -d - h + 2], [-w / 2, d - 2],
+        const boxes = [[-w / 2, -d - h + 2], [-w / 2, d - 2], [d, -h / 2], [-d - w, -h / 2],
           [d * 0.7, -d - h / 2], [d * 0.7, d - h / 2], [-d * 0.7 - w, -d - h / 2], [-d * 0.7 - w, d - h / 2]]
           .map(([dx, dy]) => ({ left: px + dx, right: px + dx + w, top: py + dy, bottom: py + dy + h }))
           .filter((box) => box.left >= 0 && box.right <= xaxis._length && box.top >= 0 && box.bottom <= yaxis._length)
@@ -50,7 +54,7 @@
         const box = boxes[0];
         taken.push(box);
         found.push({
-          x, y, text, showarrow: false, font: { size: 11, color: ink }, xanchor: "center", yanchor: "middle",
+          x, y, text, showarrow: false, font: { size: 11, color: ink }, bgcolor: `${paper}b0`, xanchor: "center", yanchor: "middle",
           xshift: (box.left + box.right) / 2 - px, yshift: py - (box.top + box.bottom) / 2,
         });
         break;
@@ -80,7 +84,7 @@
     const options = { displayModeBar: false, displaylogo: false, responsive: false, showLink: false, scrollZoom: false };
     await Plotly.react(div, data, layout, options);
     if (chart.labels.length) {
-      const names = placed(div, chart.labels, style.getPropertyValue("--ink").trim());
+      const names = placed(div, chart.labels, ...themed(["var(--ink)", "var(--paper)"], style));
       await Plotly.relayout(div, { annotations: [...(layout.annotations || []), ...names] });
     }
   };

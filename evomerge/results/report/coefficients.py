@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from evomerge.results.report.known import Known
@@ -26,7 +27,7 @@ from evomerge.results.report.tables_of_recipe import (
 
 # Vermillion for less than nothing, blue for more: no colour-blind person takes one for the other.
 DIVERGING = ("#D55E00", "#F0A878", "#F7F7F7", "#7FB3D5", "#0072B2")
-SEQUENTIAL = ("#F4F7FA", "#9CC7E4", "#3E92CC", "#0072B2", "#023E63")
+SEQUENTIAL = ("#F4F7FA", "#D3E6F3", "#A3CCE8", "#2F7FB8", "#023E63")
 CELL = 36  # the height of a row, in pixels
 TALLEST = 620
 
@@ -55,7 +56,7 @@ def recipe_of_best(known: Known) -> Section | None:
         parts += ribbon(recipe, run.experts, run.num_layers)
     if recipe.segments is not None:
         parts.append(segments(recipe.segments, run.experts))
-    text = f"{name} is merged by {recipe.default.operator}."
+    text = f"{name[:1].upper()}{name[1:]} is merged by {recipe.default.operator}."
     if constant:
         told = ", ".join(f"{key} {value}" for key, value in constant.items())
         text += f" The same everywhere: {told}."
@@ -74,7 +75,7 @@ def _ends(values: list[float]) -> tuple[float, float]:
 
 def _heat(id_: str, table: Coefficients, ends: tuple[float, float], several: bool) -> Chart:
     """Experts x layers."""
-    colors = DIVERGING if ends[0] < 0 < ends[1] else SEQUENTIAL
+    colors: Sequence[str] = DIVERGING if ends[0] < 0 < ends[1] else SEQUENTIAL
     if ends[1] == 0:  # all below 0
         colors = DIVERGING[:3]
     rows = [short(row, 16) for row in table.rows]

@@ -23,6 +23,7 @@ from evomerge.results.report.marks import (
     points,
     short,
     told,
+    two_lines,
 )
 from evomerge.results.report.parts import Chart, Json, Key, Section, Table, Text
 
@@ -112,8 +113,8 @@ def _names(known: Known) -> set[str]:
 
 
 def _mean_title(known: Known) -> str:
-    names = plain(short(", ".join(o.name for o in known.measured_objectives), 44))
-    return f"mean of the objectives<br><sub>{names}</sub>"
+    names = short(", ".join(o.name for o in known.measured_objectives), 40)
+    return two_lines("mean of the objectives", names)
 
 
 def _edge(x: list[float], y: list[float], **more: object) -> Json:
@@ -140,7 +141,7 @@ def _labels(
         {
             "x": right,
             "y": objective.shown(row.mean.value),
-            "text": f"{plain(short(row.name, 14))} {number(objective.shown(row.mean.value))}",
+            "text": f"{plain(short(row.name, 16))} {number(objective.shown(row.mean.value))}",
             "xanchor": "left",
             "yanchor": "middle",
             "showarrow": True,

@@ -17,7 +17,7 @@ def failures(known: Known) -> Section:
     """Candidates without a score by reason; items that could not be answered; jobs that failed."""
     run = known.account
     failed = [e.failure for e in run.evaluations.values() if e.failure is not None]
-    reasons = Counter((f.kind, " ".join(f.reason.split())[:LENGTH]) for f in failed)
+    reasons = Counter((str(f.kind), _in_line(f.reason)) for f in failed)
     jobs = [m for m in run.measured if m.failure is not None]
     items = run.ledger.num_failed_items
     total = len(run.evaluations)
@@ -29,17 +29,18 @@ def failures(known: Known) -> Section:
     if reasons:
         parts.append(_chart(reasons))
     of_jobs = Counter(
-        (
-            m.phase,
-            str((m.failure or {}).get("kind", "")),
-            " ".join(str((m.failure or {}).get("reason", "")).split())[:LENGTH],
-        )
+        (m.phase, str(m.failure["kind"]), _in_line(m.failure["reason"]))
         for m in jobs
+        if m.failure is not None
     )
     if of_jobs:
         rows = [[*what, f"{count:,}"] for what, count in of_jobs.most_common(MAX_REASONS)]
         parts.append(Table("Failed jobs", ["phase", "kind", "reason", "jobs"], rows))
     return Section("failures", "Failures", parts)
+
+
+def _in_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:LENGTH]
 
 
 def _chart(reasons: Counter[tuple[str, str]]) -> Chart:

@@ -32,6 +32,7 @@ from evomerge.results.report.marks import (
     points,
     short,
     told,
+    two_lines,
 )
 from evomerge.results.report.parallel import parallel
 from evomerge.results.report.parts import Chart, Json, Key, Part, Section, Table, Text
@@ -56,7 +57,8 @@ def front(known: Known) -> Section | None:
         parts.append(scatter(known, *pair, id_=f"front-{place}", small=len(pairs) > 1))
     if len(pairs) > MAX_PAIRS:
         parts.append(Text(f"Of {len(pairs)} pairs of objectives the first {MAX_PAIRS} are drawn."))
-    if volume := hypervolume_over_time(known):
+    fills = len(pairs) > 1 and min(len(pairs), MAX_PAIRS) % 2 == 1  # the row of the last pair
+    if volume := hypervolume_over_time(known, small=fills):
         parts.append(volume)
     return Section("front", "The front", parts)
 
@@ -85,13 +87,14 @@ def scatter(known: Known, x: ObjectiveFacts, y: ObjectiveFacts, id_: str, small:
     data, keys, labels = [], [], []
     cloud = Key("candidates, by search scores", FAINT, CANDIDATE)
     told_of = [f"candidate {e.id} (search)" for e, _ in known.shown_candidates]
-    data.append(points(known.values(x), known.values(y), told_of, cloud, opacity=0.55))
+    places = known.values(x).tolist(), known.values(y).tolist()
+    data.append(points(*places, told_of, cloud, opacity=0.55))
     keys.append(cloud)
     for rows, key in groups(known):
         if rows:
             data.append(_crosses(rows, x, y, key))
             keys.append(key)
-        if key.symbol.endswith("-open"):
+        if key.color == INK:
             labels += [
                 {"x": r.value(x), "y": r.value(y), "text": plain(short(r.name))} for r in rows
             ]
@@ -108,10 +111,16 @@ def scatter(known: Known, x: ObjectiveFacts, y: ObjectiveFacts, id_: str, small:
         data,
         layout(axis(axis_title(x)), axis(axis_title(y)), HEIGHT if not small else 340),
         table,
-        keys,
+        _in_order(keys),
         labels=labels,
         small=small,
     )
+
+
+def _in_order(keys: Sequence[Key]) -> list[Key]:
+    """What matters most first; references keep their order."""
+    ranks = {CHOSEN: 0, KNEE: 1, FRONT: 2, CANDIDATE: 4}
+    return sorted(keys, key=lambda key: ranks.get(key.symbol, 3))
 
 
 def groups(known: Known) -> list[tuple[list[Row], Key]]:
@@ -171,7 +180,7 @@ def front_table(known: Known) -> Table:
 # --- over time ------------------------------------------------------------------------------------
 
 
-def hypervolume_over_time(known: Known) -> Chart | None:
+def hypervolume_over_time(known: Known, small: bool) -> Chart | None:
     """How much of the box of all candidates the front dominates, step by step."""
     steps = [step for step in known.account.steps if len(step.front)]
     values = np.array([score.values for _, score in known.scored])
@@ -199,14 +208,15 @@ def hypervolume_over_time(known: Known) -> Chart | None:
         [data],
         layout(
             axis("item evaluations", rangemode="tozero"),
-            axis("space dominated by the front<br><sub>% of the candidates' box</sub>"),
-            300,
+            axis(two_lines("dominated space", "% of the candidates' box")),
+            340 if small else 300,
         ),
         Table("hypervolume", ["item evaluations", "candidates", "hypervolume"], rows),
         [key],
         note="The box reaches from the worst to the best search score of each objective, and a "
         "tenth below, so that the extremes count. A front that grows no more has converged, or "
         "its searcher is stuck.",
+        small=small,
     )
 
 
@@ -231,7 +241,8 @@ def candidate_scores(known: Known) -> Chart:
             values = [objective.shown(estimate.value) for estimate in estimates]
             data.append(points([e.id for e, _ in pairs], values, texts, key, opacity=0.8))
             keys.append(key)
-    best = {e.id: s for e, s in known.scored}.get(known.chosen.candidate) if known.chosen else None
+    who = known.chosen.candidate if known.chosen else None
+    best = next((score for e, score in known.scored if e.id == who), None)
     if known.chosen is not None and best is not None:
         estimate = best.objectives[objective.name]
         text = lines(f"{known.chosen.name}, chosen", told(objective, estimate))
@@ -250,10 +261,10 @@ def candidate_scores(known: Known) -> Chart:
     return Chart(
         "candidate-scores",
         f"{objective.name} of each candidate",
-        f"A scatter chart of {len(known.scored)} candidates in the order of asking: {objective.name}, "
-        f"{better(objective)}, as the search estimated it.",
+        f"A scatter chart of {len(known.scored)} candidates in the order of asking: "
+        f"{objective.name}, {better(objective)}, as the search estimated it.",
         data,
-        layout(axis("candidate<br><sub>in the order of asking</sub>"), axis(axis_title(objective))),
+        layout(axis(two_lines("candidate", "in the order of asking")), axis(axis_title(objective))),
         Table("candidates", ["candidate", objective.name, "items", "rung"], rows),
         keys,
         note=" ".join(filter(None, ("Scores are estimates on search items.", known.left_out))),

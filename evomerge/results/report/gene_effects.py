@@ -36,7 +36,7 @@ class Effects:
 
     explained: the share of the variance of ranks that the model explains, of candidates it has not
         seen. importance: the share that is lost without each gene, shape (genes,); low, high: its
-        95 % interval over candidates. trend: the rank correlation of gene and score, shape (genes,).
+        95 % interval over candidates. trend: the rank correlation with the score, shape (genes,).
     """
 
     num_candidates: int

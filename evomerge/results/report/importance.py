@@ -7,18 +7,28 @@ import numpy as np
 from evomerge.results.account import ObjectiveFacts
 from evomerge.results.report.gene_effects import FEWEST, Effects, effects, usable
 from evomerge.results.report.known import Known
-from evomerge.results.report.marks import BLUE, FAINT, INK, axis, layout, lines, plain, short
+from evomerge.results.report.marks import (
+    BLUE,
+    FAINT,
+    INK,
+    axis,
+    layout,
+    lines,
+    plain,
+    short,
+    two_lines,
+)
 from evomerge.results.report.parts import Chart, Json, Key, Part, Section, Table, Text
 
 MOST = 20  # genes in a chart
 MAX_OBJECTIVES = 4
 ROW = 22  # pixels
 HOW = (
-    "A gene's importance is how much of the explained variance of ranks is lost when its values are "
-    "shuffled: permutation importance of an additive model (each gene and its square) on candidates "
-    "that the model has not seen, with 95 % intervals. It says what went with good scores in this "
-    "search, not what causes them: the searcher chose where to look, and genes that only matter "
-    "together are not seen."
+    "A gene's importance is how much worse the ranks of candidates are predicted when its values "
+    "are shuffled: permutation importance of an additive model (each gene and its square), on "
+    "candidates that the model has not seen, with 95 % intervals. It says what went with good "
+    "scores in this search, not what causes them: the searcher chose where to look, and what genes "
+    "only do together is not seen."
 )
 
 
@@ -37,9 +47,9 @@ def importance(known: Known) -> Section | None:
             text = f"{objective.name}: fewer than {FEWEST} candidates with a score, or all alike."
         elif found.explained <= 0.02:
             text = (
-                f"{objective.name}: the model explains nothing of the ranks of candidates that it "
-                f"has not seen ({found.num_candidates:,} candidates, {len(names):,} genes): no gene "
-                "can be told apart here."
+                f"{objective.name}: the model predicts nothing of candidates that it has not seen "
+                f"({found.num_candidates:,} candidates, {len(names):,} genes), so no gene can be "
+                "told from another."
             )
         else:
             parts.append(
@@ -48,6 +58,15 @@ def importance(known: Known) -> Section | None:
             continue
         parts.append(Text(text))
     return Section("genes", "Which genes mattered", parts)
+
+
+def _prefix(names: tuple[str, ...]) -> int:
+    """How many characters all names begin with, up to a dot: a chart need not repeat them."""
+    first, last = min(names), max(names)  # what these two share, all do
+    same = next(
+        (i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0
+    )
+    return first.rfind(".", 0, same) + 1
 
 
 def _scores(known: Known, objective: ObjectiveFacts) -> list[float]:
@@ -90,14 +109,15 @@ def _chart(
             "color": INK,
         },
     }
+    shared = _prefix(names)
     y = axis(
         tickvals=list(range(len(top))),
-        ticktext=[plain(short(names[g], 20)) for g in top],
+        ticktext=[plain(short(names[g][shared:], 30)) for g in top],
         range=[len(top) - 0.4, -0.6],
         showgrid=False,
         tickfont={"size": 11},
     )
-    x = axis("importance<br><sub>% of the variance of ranks</sub>", rangemode="tozero")
+    x = axis(two_lines("importance", "% of the variance of ranks"), rangemode="tozero")
     columns = ["gene", "importance", "95 % interval", "trend (rank correlation)"]
     rows = [
         [
@@ -124,4 +144,5 @@ def _chart(
         note=f"{more}The model explains {100 * found.explained:.0f} % of the variance of ranks of "
         f"{found.num_candidates:,} candidates.",
         small=small,
+        narrow={"yaxis": {"ticktext": [plain(short(names[g][shared:], 18)) for g in top]}},
     )

@@ -15,8 +15,11 @@ from evomerge.records import Candidate, CandidateId, Estimate, Evaluation, Score
 from evomerge.results.account import Account, ObjectiveFacts
 from evomerge.results.progress import mean_of
 from evomerge.results.references import ARITHMETIC
+from evomerge.results.report.marks import told
 
 MAX_POINTS = 1500  # of candidates that a chart shows: more cannot be told apart
+POINT = "arithmetic"  # what a point of the grid is called here, and its coefficient
+RECOMMENDED = "recommended after"  # so many candidates: see results/final.py
 MAX_REFERENCES = 12  # that a chart shows
 
 
@@ -142,7 +145,7 @@ class Known:
         """The same on the search items, as the search knew them."""
         rows = [
             Row(
-                label,
+                named(label, None),
                 None,
                 {name: _estimate(e) for name, e in entry["objectives"].items()},
                 _estimate(entry["mean"]),
@@ -155,8 +158,8 @@ class Known:
                 for label, row in self.final["references"].items()
                 if "search" in row
             ]
-        grid = [row for row in rows if row.name.startswith(ARITHMETIC)]
-        others = [row for row in rows if not row.name.startswith(ARITHMETIC)]
+        grid = [row for row in rows if row.name.startswith(POINT)]
+        others = [row for row in rows if not row.name.startswith(POINT)]
         champion = sorted(grid, key=lambda row: -row.mean.value)[:1]
         return [*others, *champion][:MAX_REFERENCES]
 
@@ -168,8 +171,10 @@ class Known:
 
 def named(label: str | None, candidate: CandidateId | None) -> str:
     """What a row is called."""
+    if label and label.startswith(RECOMMENDED):
+        return "the searcher's recommendation"
     if label:
-        return label.replace(ARITHMETIC, "arithmetic")
+        return label.replace(ARITHMETIC, POINT)
     return f"candidate {candidate}"
 
 
@@ -189,8 +194,6 @@ def _estimate(told: Mapping[str, Any]) -> Estimate:
 
 def score_rows(known: Known, rows: Sequence[Row]) -> list[list[str]]:
     """Rows of a table: a name, and each objective with its interval."""
-    from evomerge.results.report.marks import told
-
     return [
         [
             row.name,

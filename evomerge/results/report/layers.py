@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from evomerge.recipe import Recipe, Segments
 from evomerge.results.report.marks import (
@@ -21,11 +22,13 @@ from evomerge.results.report.marks import (
     plain,
     points,
     short,
+    two_lines,
 )
 from evomerge.results.report.parts import Chart, Json, Key, Part, Scale, Table, Text
+from evomerge.results.report.summary import listed
 from evomerge.results.report.tables_of_recipe import Standing, standings
 
-DEPTH = ("#E3F1FA", "#9CC7E4", "#3E92CC", "#0072B2", "#023E63")
+DEPTH = ("#E3F1FA", "#C9E1F1", "#A3CCE8", "#2F7FB8", "#023E63")
 CELL = 36
 MODELS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 SCALES = (
@@ -54,8 +57,8 @@ def _told(found: Sequence[Standing], models: Sequence[str], num_layers: int | No
         there = {layer for standing in found for layer in standing.layers.values()}
         gone = [str(layer) for layer in range(num_layers) if layer not in there]
         text += f" Layers that nobody gives: {', '.join(gone)}." if gone else ""
-    shares = [f"{m} {sum(m in s.layers for s in found)}" for m in models]
-    return f"{text} Layers by model: {', '.join(shares)}."
+    shares = [f"{sum(m in s.layers for s in found)} from {m}" for m in models]
+    return f"{text} Of its layers there are {listed(shares)}."
 
 
 def _ribbon(found: Sequence[Standing], models: Sequence[str], num_layers: int | None) -> Chart:
@@ -185,7 +188,7 @@ def segments(found: Segments, experts: Sequence[str]) -> Chart:
     ]
     rows = [
         [f"{a:.2f} % to {b:.2f} %", *(f"{found.weights[m][i]:g}" for m in models)]
-        for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(edges))
     ]
     return Chart(
         "segments",
@@ -194,15 +197,13 @@ def segments(found: Segments, experts: Sequence[str]) -> Chart:
         f"which are cut into {len(found.stops)} stretches.",
         data,
         layout(
-            axis(
-                f"place among the flattened parameters<br><sub>% of {total:,}</sub>", range=[0, 100]
-            ),
+            axis(two_lines("place among the parameters", f"% of {total:,}"), range=[0, 100]),
             axis("coefficient", rangemode="tozero"),
             340,
             shapes=cuts,
         ),
         Table("stretches", ["stretch", *models], rows),
         keys,
-        note="Dotted lines are where the model is cut; within a stretch every parameter is the same "
-        "linear combination of the models.",
+        note="Dotted lines are where the flattened parameters are cut; within a stretch every "
+        "parameter is the same linear combination of the models.",
     )

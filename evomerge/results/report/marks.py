@@ -18,7 +18,7 @@ from evomerge.wording import in_short
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 ORANGE, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 INK, FAINT, GRID, PAPER = "var(--ink)", "var(--faint)", "var(--grid)", "var(--paper)"
-FRONT, CHOSEN, KNEE, CANDIDATE = "circle", "star", "diamond", "circle-small"
+FRONT, CHOSEN, KNEE, CANDIDATE = "circle", "star", "diamond-open", "circle-small"
 SYMBOLS = (
     "square",
     "triangle-up",
@@ -32,7 +32,7 @@ SYMBOLS = (
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px,1px,2px,1px,2px")
 LINES = (INK, GREEN, ORANGE, PURPLE, SKY, BLUE)
 
-SIZES = {CHOSEN: 15, KNEE: 12, CANDIDATE: 5, FRONT: 8}
+SIZES = {CHOSEN: 15, KNEE: 19, CANDIDATE: 5, FRONT: 8}  # a knee may lie under the chosen one
 HEIGHT = 400  # of a chart, in pixels: as wide as the screen, and never higher or lower
 LABEL_HEIGHT = 15  # of a line of text in a chart, in pixels
 LABEL_LENGTH = 18  # characters of a name in a chart; tables have it in full
@@ -98,10 +98,14 @@ def unit(objective: ObjectiveFacts) -> str:
     return objective.cost.replace("_", " ")
 
 
-def axis_title(objective: ObjectiveFacts, prefix: str = "") -> str:
+def axis_title(objective: ObjectiveFacts) -> str:
     """An axis's name with its unit, in two lines, so that it fits beside a small chart."""
-    name = f"{prefix}{short(objective.name, 28)}"
-    return f"{plain(name)}<br><sub>{plain(unit(objective))}; {better(objective)}</sub>"
+    return two_lines(short(objective.name, 28), f"{unit(objective)}; {better(objective)}")
+
+
+def two_lines(name: str, more: str) -> str:
+    """An axis's name, and what it counts below it."""
+    return f'{plain(name)}<br><span style="font-size:11px">{plain(more)}</span>'
 
 
 # --- plotly ---------------------------------------------------------------------------------------
@@ -159,9 +163,9 @@ def points(
         "y": list(y),
         "marker": {
             "symbol": "circle" if symbol == CANDIDATE else symbol,
-            "size": SIZES.get(symbol.removesuffix("-open"), 9),
+            "size": SIZES.get(symbol, 9),
             "color": key.color,
-            "line": {"width": 1.5 if symbol.endswith("-open") else 0.75, "color": _edge(key)},
+            "line": {"width": _edge_width(symbol), "color": _edge(key)},
         },
         "hoverinfo": "text",
         "hovertext": list(texts),
@@ -172,6 +176,12 @@ def points(
             look = {"thickness": 1, "width": 0, "color": key.color}
             trace[name] = {"type": "data", "array": list(halves), **look}
     return trace | more
+
+
+def _edge_width(symbol: str) -> float:
+    if symbol == KNEE:
+        return 2.5
+    return 1.5 if symbol.endswith("-open") else 0.75
 
 
 def _edge(key: Key) -> str:

@@ -27,7 +27,8 @@ SHAPES = {
     "triangle-up": "M8 2.500l6 10.500H2z",
     "triangle-down": "M8 13.500l6-10.500H2z",
     "cross": "M6 2h4v4h4v4h-4v4H6v-4H2V6h4z",
-    "x": "M4.500 2L8 5.500 11.500 2 14 4.500 10.500 8 14 11.500 11.500 14 8 10.500 4.500 14 2 11.500 5.500 8 2 4.500z",
+    "x": "M4.500 2L8 5.500 11.500 2 14 4.500 10.500 8 14 11.500 11.500 14 8 10.500 4.500 14 2"
+    " 11.500 5.500 8 2 4.500z",
     "x-thin": "M3 3l10 10M13 3L3 13",
     "pentagon": "M8 2l6 4.400-2.300 7.100H4.300L2 6.400z",
     "hexagon": "M8 1.500l5.600 3.250v6.500L8 14.500l-5.600-3.250v-6.500z",
@@ -84,7 +85,7 @@ def as_json(value: Any) -> str:
 @cache
 def plotly() -> str:
     """plotly.js as its Python package ships it."""
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
     text = str(get_plotlyjs())
     if "</script" in text.lower():

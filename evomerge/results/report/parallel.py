@@ -15,6 +15,7 @@ from evomerge.results.report.marks import (
     GREEN,
     INK,
     KNEE,
+    PAPER,
     VERMILLION,
     better,
     layout,
@@ -26,7 +27,7 @@ from evomerge.results.report.marks import (
 )
 from evomerge.results.report.parts import Chart, Json, Key, Table
 
-ROW = 74  # pixels between two objectives
+ROW = 92  # pixels between two objectives
 MAX_LINES = 200
 
 
@@ -68,7 +69,7 @@ def parallel(known: Known) -> Chart:
         data,
         drawn,
         Table("all objectives", columns, score_rows(known, everyone)),
-        keys,
+        sorted(keys, key=lambda key: {CHOSEN: 0, KNEE: 1, FRONT: 2}.get(key.symbol, 3)),
         note="A line is a model, a row an objective, from the worst to the best of those drawn: "
         "to the right is better. Lines that cross are models that trade one objective for another.",
     )
@@ -78,7 +79,7 @@ def _groups(known: Known) -> list[tuple[list[Row], Key, float]]:
     where = "search" if known.final is None else "holdout"
     groups = [(known.front, Key(f"front ({where})", BLUE, FRONT), 1.0)]
     groups += [
-        ([row], Key(row.name, INK, dash=dash), 1.5)
+        ([row], Key(row.name, INK, dash=dash), 1.25)
         for row, dash in zip(known.references, DASHES * 2, strict=False)
     ]
     if known.knee is not None:
@@ -117,13 +118,13 @@ def _line(
             lines(row.name, f"{objective.name}: {told(objective, row.scores[objective.name])}")
         )
     look = {"color": key.color, "width": width, "dash": key.dash or "solid"}
-    size = {CHOSEN: 12, KNEE: 10}.get(key.symbol, 5)
+    size = {CHOSEN: 13, KNEE: 15}.get(key.symbol, 5)
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "x": x,
         "y": y,
-        "opacity": 0.45 if key.symbol == FRONT else 1.0,
+        "opacity": {FRONT: 0.45, "": 0.7}.get(key.symbol, 1.0),
         "line": look,
         "marker": {"symbol": key.symbol or "circle", "size": size, "color": key.color},
         "hoverinfo": "text",
@@ -136,7 +137,7 @@ def _texts(objective: ObjectiveFacts, height: int, ends: tuple[float, float]) ->
     """An objective's name above its row, and the values at its ends below it."""
     is_cost = objective.cost is not None
     name = f"<b>{plain(short(objective.name, 28))}</b> ({better(objective)})"
-    shared = {"y": height, "showarrow": False}
+    shared = {"y": height, "showarrow": False, "bgcolor": PAPER, "borderpad": 1}
     worst, top = (number(objective.shown(value), is_cost=is_cost) for value in ends)
     return [
         {**shared, "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 8, "text": name},

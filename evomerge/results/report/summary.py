@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from math import hypot
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.records import Estimate
 from evomerge.results.account import ObjectiveFacts
 from evomerge.results.report.known import Known, Row, named, score_rows
 from evomerge.results.report.marks import better, half_width, number, signed
 from evomerge.results.report.parts import Figures, Part, Section, Table, Text
+from evomerge.stopping import CONFIDENCE
 
 
 def summary(known: Known) -> Section:
     """The summary in words, with the numbers that matter most."""
     parts: list[Part] = [Text(found(known), strong=verdict(known)), Figures(figures(known))]
-    parts += [Text(text) for text in (luck(known), searched(known), spent(known)) if text]
+    parts += [Text(text) for text in _more(known) if text]
     if known.chosen is not None or known.references:
         parts.append(scores(known))
     return Section("summary", "Summary", parts)
+
+
+def _more(known: Known) -> tuple[str, ...]:
+    return front_in_words(known), luck(known), searched(known), spent(known)
 
 
 def searched(known: Known) -> str:
@@ -63,11 +71,13 @@ def verdict(known: Known) -> str:
         return "This run is not finished." if known.chosen else "Nothing was found so far."
     gain = known.final["gain_over_best_reference"]
     rival = named(gain["reference"], None)
+    by_mean = f", by {known.mean_objective.name}" if len(known.objectives) > 1 else ""
+    by_mean = by_mean.replace(", by mean of", ", by the mean of")
     if gain["low"] > 0:
-        return f"The search was worth it: what it found is better than {rival}."
+        return f"The search was worth it{by_mean}: what it found is better than {rival}."
     if gain["high"] < 0:
-        return f"The search was not worth it: {rival} is better than what it found."
-    return f"It is not shown that the search was worth it: {rival} may be as good."
+        return f"The search was not worth it{by_mean}: {rival} is better than what it found."
+    return f"It is not shown that the search was worth it{by_mean}: {rival} may be as good."
 
 
 def found(known: Known) -> str:
@@ -93,10 +103,34 @@ def found(known: Known) -> str:
     text += " on the mean of the objectives" if len(known.measured_objectives) > 1 else ""
     text += f", with a 95 % interval of [{signed(low)}, {signed(high)}]"
     text += " (paired bootstrap over items)."
-    if known.front:
-        text += f" The front has {count(len(known.front), 'candidate')}, none better in everything"
-        text += " than another."
     return text
+
+
+def front_in_words(known: Known) -> str:
+    """The front beside the references, by their values alone."""
+    if not known.front:
+        return ""
+    text = f"The front has {count(len(known.front), 'candidate')}, none of which is better in "
+    text += "everything than another. "
+    ours, theirs = (
+        np.array([[row.scores[o.name].value for o in known.objectives] for row in rows])
+        for rows in (
+            known.front,
+            [r for r in known.references if len(r.scores) == len(known.objectives)],
+        )
+    )
+    if not len(theirs):
+        return text
+    free = sum(not any(_dominates(other, own) for other in theirs) for own in ours)
+    beaten = sum(any(_dominates(own, other) for own in ours) for other in theirs)
+    text += f"No reference is better than {free} of them in everything; of "
+    return (
+        text + f"{count(len(theirs), 'reference')}, {beaten} are beaten in everything by the front."
+    )
+
+
+def _dominates(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    return bool((one >= other).all() and (one > other).any())
 
 
 def scored(known: Known, row: Row) -> str:
@@ -116,17 +150,19 @@ def short_told(objective: ObjectiveFacts, estimate: Estimate) -> str:
 def luck(known: Known) -> str:
     """The winner's curse."""
     curse = (known.final or {}).get("best", {}).get("winners_curse")
-    if curse is None or known.chosen is None:
+    if curse is None or known.chosen is None or known.final is None:
         return ""
     sign = known.mean_objective.sign
     value = known.chosen.mean.value
     text = f"Winner's curse: the search itself had said {number(sign * (value + curse))} of it, "
     text += f"and the holdout says {number(sign * value)}. "
-    if curse > half_width(known.chosen.mean):
+    error = known.final["best"].get("search_mean", {}).get("standard_error", 0.0)
+    chance = CONFIDENCE * hypot(error, known.chosen.mean.standard_error)
+    if abs(curse) <= chance:
+        return text + f"By chance alone they may differ by {number(chance)}."
+    if curse > 0:
         return text + f"So {number(curse)} of what the search promised was luck."
-    if curse < -half_width(known.chosen.mean):
-        return text + "It is better than the search had promised."
-    return text + "The difference is within the holdout's own interval."
+    return text + "It is better than the search had promised."
 
 
 def figures(known: Known) -> list[tuple[str, str, str]]:
@@ -160,7 +196,7 @@ def figures(known: Known) -> list[tuple[str, str, str]]:
     tiles.append(
         ("item evaluations", f"{run.ledger.item_evaluations:,}", "answers of a model to an item")
     )
-    tiles.append(("time", duration(run.ledger.seconds_spent()), "that drivers worked"))
+    tiles.append(("time", duration(run.ledger.seconds_spent()), "of drivers' work"))
     return tiles
 
 

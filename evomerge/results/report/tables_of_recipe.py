@@ -15,7 +15,10 @@ SHARED = "all experts"  # the row of a parameter that has one value for all of t
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A parameter in a part of the layers. values: shape (rows, columns); None where it has none."""
+    """A parameter in a part of the layers.
+
+    values: shape (rows, columns); None where it has none.
+    """
 
     parameter: str
     part: str  # a component, `` for whole layers
@@ -55,7 +58,9 @@ def coefficients(
 
 def _parts(recipe: Recipe, num_layers: int | None) -> list[tuple[str, list[tuple[str, Merge]]]]:
     """Part -> (column, its merge): whole layers, or components and what is outside the layers."""
-    outside = [(name, recipe.merge_for(None, name)) for name in OUTSIDE if name in recipe.outside]
+    outside: list[tuple[str, Merge]] = [
+        (str(name), recipe.merge_for(None, name)) for name in OUTSIDE if name in recipe.outside
+    ]
     if recipe.slots is None:
         everything = [(EVERYWHERE, recipe.merge_for(None, "other" if not outside else ""))]
         if not outside or num_layers is None:
@@ -144,10 +149,11 @@ def standings(recipe: Recipe) -> list[Standing]:
 
 
 def is_rearranged(recipe: Recipe, num_layers: int | None) -> bool:
-    """Whether layers are elsewhere than in the models, are scaled, or are chosen from some."""
+    """Whether layers are elsewhere than in the models, are scaled, or are some models' alone."""
     if not recipe.slots:
         return False
     found = standings(recipe)
     count = len(found) if num_layers is None else num_layers
-    same_models = len({tuple(sorted(standing.layers)) for standing in found}) == 1
-    return recipe.is_scaled or not recipe.keeps_layers(count) or not same_models
+    experts = set(recipe.models) - {recipe.base}
+    of_some = any(not set(standing.layers) >= experts for standing in found)
+    return recipe.is_scaled or not recipe.keeps_layers(count) or of_some

@@ -16,9 +16,10 @@ from evomerge.results.report.marks import (
     lines,
     plain,
     short,
+    two_lines,
 )
-from evomerge.results.report.parts import Chart, Json, Key, Section, Table, Text
-from evomerge.results.report.summary import duration
+from evomerge.results.report.parts import Chart, Json, Key, Part, Section, Table, Text
+from evomerge.results.report.summary import count, duration
 
 PHASES = ("references", "search", "last choice")
 MAX_WORKERS = 16
@@ -46,7 +47,7 @@ def time_spent(known: Known) -> Section | None:
     items = sum(outcome.num_items for outcome in outcomes)
     merge, forward, rest = (sum(part) for part in zip(*by_phase.values(), strict=True))
     text = (
-        f"Drivers worked for {duration(wall)} with {len(workers)} worker(s), which were busy for "
+        f"Drivers worked for {duration(wall)} with {count(len(workers), 'worker')}, busy for "
         f"{_percent(busy, wall * len(workers))} of it; in the rest they started, loaded models, or "
         f"waited for the driver, which asks, estimates and records. Of {duration(busy)} of work, "
         f"merging took {_percent(merge, busy)}, forward passes {_percent(forward, busy)}, and the "
@@ -54,7 +55,7 @@ def time_spent(known: Known) -> Section | None:
     )
     if busy:
         text += f" A worker answered {items / busy:,.0f} items a second of work."
-    parts = [Text(text), _chart("time-phases", "Work by phase", by_phase, None)]
+    parts: list[Part] = [Text(text), _chart("time-phases", "Work by phase", by_phase, None)]
     shown = dict(sorted(by_worker.items(), key=lambda pair: (-sum(pair[1]), pair[0]))[:MAX_WORKERS])
     title = (
         "Work by worker"
@@ -114,7 +115,7 @@ def _chart(id_: str, title: str, rows: Mapping[str, Split], wall: float | None) 
         f"{len(names)} of {heads[0]}.",
         data,
         layout(
-            axis("time<br><sub>seconds of workers</sub>"), y, 90 + ROW * len(names), barmode="stack"
+            axis(two_lines("time", "seconds of workers")), y, 90 + ROW * len(names), barmode="stack"
         ),
         Table(
             title,

@@ -51,14 +51,19 @@ return found;
 WIDER = """
 const wide = document.documentElement.clientWidth;
 const found = [...document.querySelectorAll("body *")]
-  .filter((e) => !e.closest(".scroll, pre, .skip, .unseen, svg") && e.getBoundingClientRect().right > wide + 1)
+  .filter((e) => !e.closest(".scroll, pre, .skip, .unseen, svg"))
+  .filter((e) => e.getBoundingClientRect().right > wide + 1)
   .map((e) => e.tagName + "#" + e.id + "." + e.className);
 return [document.documentElement.scrollWidth - wide, found.slice(0, 10)];
 """
 UNDRAWN = """
 return [...document.querySelectorAll(".chart")]
-  .filter((c) => !c.querySelector("svg.main-svg .plot, svg.main-svg .annotation")).map((c) => c.id);
+  .filter((c) => !c.querySelector(".scatterlayer .trace, .barlayer .trace, .heatmaplayer image"))
+  .map((c) => c.id);
 """
+
+
+READY = "return !document.getElementById('charts') || document.documentElement.dataset.drawn"
 
 
 class Browser:
@@ -82,13 +87,13 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        self.driver.get("about:blank")
         for kind in ("browser", "performance"):
             self.driver.get_log(kind)  # of the page before
         self.driver.get(path.resolve().as_uri())
         from selenium.webdriver.support.ui import WebDriverWait
 
-        ready = "const c = document.getElementById('charts'); return !c || 'drawn' in document.documentElement.dataset"
-        WebDriverWait(self.driver, DRAWN_S).until(lambda d: d.execute_script(ready))
+        WebDriverWait(self.driver, DRAWN_S).until(lambda driver: driver.execute_script(READY))
 
     def ask(self, script: str) -> Any:
         """What a script of the page's returns."""
@@ -99,20 +104,24 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Whatever the page has asked for, but itself."""
-        entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        """Whatever the page has asked for, and was not in it."""
+        log = self.driver.get_log("performance")
+        entries = [json.loads(entry["message"])["message"] for entry in log]
         urls = [
             entry["params"]["request"]["url"]
             for entry in entries
             if entry["method"] == "Network.requestWillBeSent"
         ]
-        return [url for url in urls if not url.startswith(("file://", "data:"))] + urls[1:2] * (
-            len([url for url in urls if url.startswith("file://")]) > 1
-        )
+        page = self.driver.current_url
+        return [url for url in urls if url != page and not url.startswith("data:")]
 
     def photograph(self, path: Path) -> Path:
         """The whole page as a picture."""
-        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        height = self.ask("return document.documentElement.scrollHeight")
+        width = self.ask("return document.documentElement.clientWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        options = {"captureBeyondViewport": True, "clip": clip}
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
         path.write_bytes(base64.b64decode(taken["data"]))
         return path
 
