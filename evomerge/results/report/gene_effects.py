@@ -2,9 +2,10 @@
 
 The model is a ridge regression of the ranks of scores on each gene's coordinate and its square, so
 that a gene may have a best value in the middle. It is fitted on four fifths of the candidates and
-asked about the rest; a gene's importance is how much of what it explains of those ranks is lost
-when the gene's values are shuffled among them (Breiman, Random Forests, 2001, section 10; Fisher,
-Rudin & Dominici 2019, arXiv:1801.01489). Ranks, because one terrible candidate would decide a fit
+asked about the rest; a gene's importance is how much worse it predicts those ranks when the gene's
+values are shuffled among them (Breiman, Random Forests, 2001, section 10; Fisher, Rudin & Dominici
+2019, arXiv:1801.01489): half of what the mean squared error grows by, which is the variance of the
+gene's own part where the model is right. Ranks, because one terrible candidate would decide a fit
 of scores.
 
 Not covered: what two genes do together, and the searcher's choice of candidates: near its best it
@@ -35,8 +36,8 @@ class Effects:
     """What genes say of the scores.
 
     explained: the share of the variance of ranks that the model explains, of candidates it has not
-        seen. importance: the share that is lost without each gene, shape (genes,); low, high: its
-        95 % interval over candidates. trend: the rank correlation with the score, shape (genes,).
+        seen. importance: the share of each gene, shape (genes,); low, high: its 95 % interval over
+        candidates. trend: the rank correlation with the score, shape (genes,).
     """
 
     num_candidates: int
@@ -64,7 +65,7 @@ def effects(genomes: ArrayLike, scores: ArrayLike) -> Effects | None:
     generator = np.random.default_rng(SEED)
     fold_of = generator.permutation(len(points)) % FOLDS
     errors = np.empty(len(points))
-    lost = np.empty(points.shape)  # by candidate: how much worse it is predicted
+    lost = np.empty(points.shape)  # by candidate and gene
     for fold in range(FOLDS):
         held = fold_of == fold
         weights = _ridge(columns[~held], target[~held])
@@ -92,7 +93,7 @@ def _standardised(columns: Floats) -> Floats:
 
 def _ridge(columns: Floats, target: Floats) -> Floats:
     """Weights by the penalty whose leave-one-out error is least (Golub, Heath & Wahba 1979)."""
-    left, sizes, right = np.linalg.svd(columns, full_matrices=False)
+    left, sizes, right = _decomposed(columns)
     centred = target - target.mean()
     projected = left.T @ centred
     best, weights = np.inf, np.zeros(columns.shape[1])
@@ -107,6 +108,17 @@ def _ridge(columns: Floats, target: Floats) -> Floats:
     return weights
 
 
+def _decomposed(columns: Floats) -> tuple[Floats, Floats, Floats]:
+    """The singular value decomposition, by the smaller of the two Gram matrices: that is faster."""
+    is_high = columns.shape[0] >= columns.shape[1]
+    squares, vectors = np.linalg.eigh(columns.T @ columns if is_high else columns @ columns.T)
+    kept = squares > 1e-10 * max(squares.max(), 1e-300)
+    sizes, vectors = np.sqrt(squares[kept]), vectors[:, kept]
+    if is_high:
+        return columns @ vectors / sizes, sizes, vectors.T
+    return vectors, sizes, (vectors.T @ columns) / sizes[:, None]
+
+
 def _parts(columns: Floats, weights: Floats) -> Floats:
     """What each gene adds to each prediction, shape (candidates, genes)."""
     both = columns * weights
@@ -116,12 +128,12 @@ def _parts(columns: Floats, weights: Floats) -> Floats:
 
 
 def _lost(parts: Floats, gap: Floats, generator: np.random.Generator) -> Floats:
-    """How much larger squared errors are with a gene shuffled, shape (candidates, genes)."""
+    """Half of what squared errors grow by with a gene shuffled, shape (candidates, genes)."""
     total = np.zeros_like(parts)
     for _ in range(SHUFFLES):
         moved = parts - parts[generator.permutation(len(parts))]
         total += (gap[:, None] + moved) ** 2 - gap[:, None] ** 2
-    result: Floats = total / SHUFFLES
+    result: Floats = total / (2 * SHUFFLES)
     return result
 
 

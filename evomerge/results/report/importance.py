@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from evomerge.results.account import ObjectiveFacts
@@ -39,33 +41,32 @@ def importance(known: Known) -> Section | None:
     if not usable(genomes, len(genes)):
         return None
     names = genes or tuple(f"gene {number}" for number in range(len(genomes[0])))
-    parts: list[Part] = [Text(HOW)]
     points = np.array(genomes, dtype=np.float64)
+    texts, charts = [Text(HOW)], []
     for place, objective in enumerate(known.objectives[:MAX_OBJECTIVES]):
         found = effects(points, _scores(known, objective))
         if found is None:
             text = f"{objective.name}: fewer than {FEWEST} candidates with a score, or all alike."
+            texts.append(Text(text))
         elif found.explained <= 0.02:
             text = (
                 f"{objective.name}: the model predicts nothing of candidates that it has not seen "
                 f"({found.num_candidates:,} candidates, {len(names):,} genes), so no gene can be "
                 "told from another."
             )
+            texts.append(Text(text))
         else:
-            parts.append(
-                _chart(f"genes-{place}", objective, names, found, len(known.objectives) > 1)
-            )
-            continue
-        parts.append(Text(text))
+            charts.append(_chart(f"genes-{place}", objective, names, found))
+    several = len(charts) > 1
+    parts: list[Part] = [*texts, *(replace(chart, small=several) for chart in charts)]
     return Section("genes", "Which genes mattered", parts)
 
 
 def _prefix(names: tuple[str, ...]) -> int:
     """How many characters all names begin with, up to a dot: a chart need not repeat them."""
     first, last = min(names), max(names)  # what these two share, all do
-    same = next(
-        (i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0
-    )
+    pairs = zip(first, last, strict=False)
+    same = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
     return first.rfind(".", 0, same) + 1
 
 
@@ -78,9 +79,7 @@ def _scores(known: Known, objective: ObjectiveFacts) -> list[float]:
     return [v + spread * score.rung for v, (_, score) in zip(values, known.scored, strict=True)]
 
 
-def _chart(
-    id_: str, objective: ObjectiveFacts, names: tuple[str, ...], found: Effects, small: bool
-) -> Chart:
+def _chart(id_: str, objective: ObjectiveFacts, names: tuple[str, ...], found: Effects) -> Chart:
     order = np.argsort(-found.importance, kind="stable")
     top = order[:MOST]
     matters = Key("importance, with its 95 % interval", BLUE, "square")
@@ -143,6 +142,5 @@ def _chart(
         [matters, unclear],
         note=f"{more}The model explains {100 * found.explained:.0f} % of the variance of ranks of "
         f"{found.num_candidates:,} candidates.",
-        small=small,
         narrow={"yaxis": {"ticktext": [plain(short(names[g][shared:], 18)) for g in top]}},
     )

@@ -52,13 +52,13 @@ def ribbon(recipe: Recipe, experts: Sequence[str], num_layers: int | None) -> li
 
 def _told(found: Sequence[Standing], models: Sequence[str], num_layers: int | None) -> str:
     text = f"The merged model has {len(found)} layers"
-    text += f" where the base has {num_layers}." if num_layers is not None else "."
+    text += "." if num_layers is None else f"; the base has {num_layers}."
     if num_layers is not None:
         there = {layer for standing in found for layer in standing.layers.values()}
         gone = [str(layer) for layer in range(num_layers) if layer not in there]
         text += f" Layers that nobody gives: {', '.join(gone)}." if gone else ""
-    shares = [f"{sum(m in s.layers for s in found)} from {m}" for m in models]
-    return f"{text} Of its layers there are {listed(shares)}."
+    shares = [f"{sum(m in s.layers for s in found)} are from {m}" for m in models]
+    return f"{text} Of its layers {listed(shares)}."
 
 
 def _ribbon(found: Sequence[Standing], models: Sequence[str], num_layers: int | None) -> Chart:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -78,8 +78,19 @@ def policy(scripts: Sequence[str]) -> str:
 
 def as_json(value: Any) -> str:
     """JSON that may stand in a script element: nothing in it ends the element or begins another."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=float)
+    text = json.dumps(_rounded(value), separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with seven digits: more are not seen, and the last ones depend on the processor."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    return value
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from math import hypot
 
 import numpy as np
@@ -58,7 +57,7 @@ def spent(known: Known) -> str:
     text = f"It tried {count(len(run.evaluations), 'candidate')}"
     text += f", {failed:,} of which failed" if failed else ""
     text += f", with {run.ledger.item_evaluations:,} item evaluations in all"
-    text += f" and {duration(run.ledger.seconds_spent())} of work"
+    text += f" and {duration(run.seconds)} of work"
     sessions = len(run.sessions)
     text += f" in {sessions} sessions." if sessions > 1 else "."
     ended = (known.final or {}).get("ended")
@@ -196,7 +195,7 @@ def figures(known: Known) -> list[tuple[str, str, str]]:
     tiles.append(
         ("item evaluations", f"{run.ledger.item_evaluations:,}", "answers of a model to an item")
     )
-    tiles.append(("time", duration(run.ledger.seconds_spent()), "of drivers' work"))
+    tiles.append(("time", duration(run.seconds), "of drivers' work"))
     return tiles
 
 
@@ -224,4 +223,7 @@ def duration(seconds: float) -> str:
     """A time as people read it."""
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return str(timedelta(seconds=round(seconds)))
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -42,7 +42,7 @@ def time_spent(known: Known) -> Section | None:
     by_phase = {phase: _split(of_it) for phase, of_it in phases.items() if of_it}
     workers = sorted({outcome.worker for outcome in outcomes})
     by_worker = {w: _split([o for o in outcomes if o.worker == w]) for w in workers}
-    wall = known.account.ledger.seconds_spent()
+    wall = known.account.seconds
     busy = sum(map(sum, by_worker.values()))
     items = sum(outcome.num_items for outcome in outcomes)
     merge, forward, rest = (sum(part) for part in zip(*by_phase.values(), strict=True))
