@@ -63,6 +63,19 @@
     return found;
   };
 
+  // Of the texts below a heat map's columns as many as there is room for.
+  const thinned = (axis, room) => {
+    const step = room / axis.tickvals.length;
+    let free = -Infinity;
+    const kept = axis.tickvals.filter((place, i) => {
+      const half = widthOf(axis.ticktext[i], "12px system-ui, sans-serif") / 2 + 3;
+      if (step * i - half < free) return false;
+      free = step * i + half;
+      return true;
+    });
+    return { ...axis, tickvals: kept, ticktext: kept.map((place) => axis.ticktext[axis.tickvals.indexOf(place)]), tickangle: 0 };
+  };
+
   const merged = (layout, more) => {
     const result = { ...layout };
     for (const [key, value] of Object.entries(more))
@@ -80,6 +93,7 @@
     for (const trace of data) {
       if (trace.type === "heatmap" && (room - 90) / trace.x.length < CELL) delete trace.texttemplate;
     }
+    if (layout.xaxis.tickvals) layout.xaxis = thinned(layout.xaxis, room - 110);
     layout.width = room;
     const options = { displayModeBar: false, displaylogo: false, responsive: false, showLink: false, scrollZoom: false };
     await Plotly.react(div, data, layout, options);

@@ -13,8 +13,10 @@ from evomerge.results.report.marks import (
     axis,
     layout,
     lines,
+    narrow_rows,
     number,
     plain,
+    rows_axis,
     short,
 )
 from evomerge.results.report.parts import Chart, Json, Key, Part, Scale, Section, Table, Text
@@ -78,7 +80,6 @@ def _heat(id_: str, table: Coefficients, ends: tuple[float, float], several: boo
     colors: Sequence[str] = DIVERGING if ends[0] < 0 < ends[1] else SEQUENTIAL
     if ends[1] == 0:  # all below 0
         colors = DIVERGING[:3]
-    rows = [short(row, 16) for row in table.rows]
     texts = [
         [_told(table, r, c) for c in range(len(table.columns))] for r in range(len(table.rows))
     ]
@@ -100,19 +101,13 @@ def _heat(id_: str, table: Coefficients, ends: tuple[float, float], several: boo
         "hoverongaps": False,
     }
     x = axis(
-        "layer of the merged model" if table.columns[0].isdigit() or "0" in table.columns else "",
+        "layer of the merged model" if "0" in table.columns else "",
         tickvals=list(range(len(table.columns))),
         ticktext=[plain(short(column, 12)) for column in table.columns],
         showgrid=False,
         range=[-0.5, len(table.columns) - 0.5],
     )
-    y = axis(
-        tickvals=list(range(len(rows))),
-        ticktext=list(map(plain, rows)),
-        autorange=False,
-        range=[len(rows) - 0.5, -0.5],
-        showgrid=False,
-    )
+    y = rows_axis(table.rows)
     part = f", {table.part}" if table.part else ""
     middle = [number((ends[0] + ends[1]) / 2)]
     return Chart(
@@ -122,7 +117,7 @@ def _heat(id_: str, table: Coefficients, ends: tuple[float, float], several: boo
         f"{len(table.columns)} columns of layers, from {number(min(table.numbers))} to "
         f"{number(max(table.numbers))}.",
         [trace],
-        layout(x, y, min(TALLEST, 84 + CELL * len(rows)), margin={"t": 8}),
+        layout(x, y, min(TALLEST, 84 + CELL * len(table.rows)), margin={"t": 8}),
         Table(
             f"{table.parameter}{part}",
             ["model", *_columns(table)],
@@ -132,6 +127,7 @@ def _heat(id_: str, table: Coefficients, ends: tuple[float, float], several: boo
             ],
         ),
         scale=Scale(colors, [number(ends[0]), *middle, number(ends[1])]),
+        narrow=narrow_rows(table.rows, "layer" if "0" in table.columns else ""),
         small=several and len(table.columns) <= 12,
     )
 
@@ -169,12 +165,7 @@ def _bars(id_: str, table: Coefficients) -> Chart:
             for row, value in zip(table.rows, values, strict=True)
         ],
     }
-    y = axis(
-        tickvals=names,
-        ticktext=[plain(short(row, 16)) for row in table.rows],
-        range=[len(values) - 0.5, -0.5],
-        showgrid=False,
-    )
+    y = rows_axis(table.rows)
     x = axis(plain(table.parameter), zeroline=True, zerolinecolor=INK, zerolinewidth=1)
     return Chart(
         id_.replace(" ", "-"),
@@ -188,4 +179,5 @@ def _bars(id_: str, table: Coefficients) -> Chart:
             [[row, f"{value:g}"] for row, value in zip(table.rows, values, strict=True)],
         ),
         [key],
+        narrow=narrow_rows(table.rows),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import unescape
+
 from evomerge.results.account import ObjectiveFacts, Step
 from evomerge.results.report.known import Known, Row
 from evomerge.results.report.marks import (
@@ -28,7 +31,8 @@ from evomerge.results.report.marks import (
 from evomerge.results.report.parts import Chart, Json, Key, Section, Table, Text
 
 BAND = "rgba(0, 114, 178, 0.18)"
-TOP, BOTTOM, RIGHT = 12, 56, 150  # margins in pixels
+TOP, BOTTOM = 12, 56  # margins in pixels
+CHARACTER = 7.5  # the width of one in a label, in pixels: few are wider
 
 
 def convergence(known: Known) -> Section | None:
@@ -86,14 +90,15 @@ def _chart(known: Known, steps: list[Step]) -> Chart:
     low, high = min(shown), max(shown)
     room = 0.05 * ((high - low) or abs(high) or 1.0)
     span = (low - room, high + room)
+    labels = _labels(references, objective, span, ends[1])
     drawn = layout(
         axis("item evaluations", range=ends),
         axis(
             axis_title(objective) if objective.name in _names(known) else _mean_title(known),
             range=list(span),
         ),
-        annotations=_labels(references, objective, span, ends[1]),
-        margin={"r": RIGHT, "t": TOP, "b": BOTTOM},
+        annotations=labels,
+        margin={"r": _right(labels), "t": TOP, "b": BOTTOM},
     )
     return Chart(
         "convergence-chart",
@@ -155,6 +160,12 @@ def _labels(
         }
         for row, color in zip(references, LINES * 2, strict=False)
     ]
+
+
+def _right(labels: Sequence[Json]) -> int:
+    """The margin that the longest label needs; entities count as one character."""
+    longest = max((len(unescape(label["text"])) for label in labels), default=0)
+    return 30 + round(CHARACTER * longest)
 
 
 def _table(

@@ -18,10 +18,10 @@ from evomerge.results.report.marks import (
     layout,
     line,
     lines,
+    narrow_rows,
     number,
-    plain,
     points,
-    short,
+    rows_axis,
     two_lines,
 )
 from evomerge.results.report.parts import Chart, Json, Key, Part, Scale, Table, Text
@@ -90,12 +90,7 @@ def _ribbon(found: Sequence[Standing], models: Sequence[str], num_layers: int | 
             for model, row in zip(models, layers, strict=True)
         ],
     }
-    y = axis(
-        tickvals=list(range(len(models))),
-        ticktext=[plain(short(model, 16)) for model in models],
-        range=[len(models) - 0.5, -0.5],
-        showgrid=False,
-    )
+    y = rows_axis(models)
     x = axis("slot: layer of the merged model", range=[-0.5, len(found) - 0.5], showgrid=False)
     x |= {"dtick": max(1, len(found) // 12)}
     return Chart(
@@ -120,6 +115,7 @@ def _ribbon(found: Sequence[Standing], models: Sequence[str], num_layers: int | 
             ],
         ),
         scale=Scale(DEPTH, ["layer 0", f"layer {top}"]),
+        narrow=narrow_rows(models, "slot"),
         note="A column is a layer of the merged model, from the first to the last. The number is "
         "that of the model's own layer that stands there; where several models have one, the "
         "operator merges them.",
@@ -156,6 +152,7 @@ def _scales(found: Sequence[Standing]) -> Chart:
             [[str(i), f"{s.input_scale:g}", f"{s.branch_scale:g}"] for i, s in enumerate(found)],
         ),
         [*keys, ones],
+        narrow={"xaxis": {"title": {"text": "slot", "standoff": 10}}},
     )
 
 

@@ -126,6 +126,23 @@ def axis(title: str = "", **more: Any) -> Json:
     }
 
 
+def rows_axis(names: Sequence[str], length: int = LABEL_LENGTH) -> Json:
+    """The upward axis of rows with names, the first on top."""
+    return axis(
+        tickvals=list(range(len(names))),
+        ticktext=[plain(short(name, length)) for name in names],
+        range=[len(names) - 0.5, -0.5],
+        showgrid=False,
+    )
+
+
+def narrow_rows(names: Sequence[str], x_title: str = "") -> Json:
+    """What of such a layout is otherwise on a narrow screen: shorter names."""
+    texts = [plain(short(name, 11)) for name in names]
+    title = {"xaxis": {"title": {"text": x_title, "standoff": 10}}} if x_title else {}
+    return {"yaxis": {"ticktext": texts}, **title}
+
+
 def layout(x: Json, y: Json, height: int = HEIGHT, **more: Any) -> Json:
     """What all charts look like."""
     return {

@@ -42,9 +42,14 @@ def parallel(known: Known) -> Chart:
             data.append(_line(known, row, ends, heights, key, width))
         if rows:
             keys.append(key)
-    annotations: list[Json] = []
-    for objective, height in zip(known.objectives, heights, strict=True):
-        annotations += _texts(objective, height, ends[objective.name])
+    annotations, narrow = (
+        [
+            text
+            for objective, height in zip(known.objectives, heights, strict=True)
+            for text in _texts(objective, height, ends[objective.name], length)
+        ]
+        for length in (40, 18)
+    )
     bare = {"showgrid": False, "zeroline": False, "fixedrange": True, "showticklabels": False}
     shapes = [
         {"type": "line", "x0": 0, "x1": 1, "y0": h, "y1": h, "layer": "below"}
@@ -70,6 +75,7 @@ def parallel(known: Known) -> Chart:
         drawn,
         Table("all objectives", columns, score_rows(known, everyone)),
         sorted(keys, key=lambda key: {CHOSEN: 0, KNEE: 1, FRONT: 2}.get(key.symbol, 3)),
+        narrow={"annotations": narrow},
         note="A line is a model, a row an objective, from the worst to the best of those drawn: "
         "to the right is better. Lines that cross are models that trade one objective for another.",
     )
@@ -133,10 +139,12 @@ def _line(
     }
 
 
-def _texts(objective: ObjectiveFacts, height: int, ends: tuple[float, float]) -> list[Json]:
+def _texts(
+    objective: ObjectiveFacts, height: int, ends: tuple[float, float], length: int
+) -> list[Json]:
     """An objective's name above its row, and the values at its ends below it."""
     is_cost = objective.cost is not None
-    name = f"<b>{plain(short(objective.name, 28))}</b> ({better(objective)})"
+    name = f"<b>{plain(short(objective.name, length))}</b> ({better(objective)})"
     shared = {"y": height, "showarrow": False, "bgcolor": PAPER, "borderpad": 1}
     worst, top = (number(objective.shown(value), is_cost=is_cost) for value in ends)
     return [

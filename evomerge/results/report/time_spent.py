@@ -14,8 +14,8 @@ from evomerge.results.report.marks import (
     axis,
     layout,
     lines,
-    plain,
-    short,
+    narrow_rows,
+    rows_axis,
     two_lines,
 )
 from evomerge.results.report.parts import Chart, Json, Key, Part, Section, Table, Text
@@ -101,12 +101,7 @@ def _chart(id_: str, title: str, rows: Mapping[str, Split], wall: float | None) 
         }
         for key, values in zip(KINDS, columns, strict=False)
     ]
-    y = axis(
-        tickvals=list(range(len(names))),
-        ticktext=[plain(short(name or "(unnamed)", 16)) for name in names],
-        range=[len(names) - 0.5, -0.5],
-        showgrid=False,
-    )
+    shown = [name or "(unnamed)" for name in names]
     heads = [name for name in ("phase",) if wall is None] or ["worker"]
     return Chart(
         id_,
@@ -115,7 +110,10 @@ def _chart(id_: str, title: str, rows: Mapping[str, Split], wall: float | None) 
         f"{len(names)} of {heads[0]}.",
         data,
         layout(
-            axis(two_lines("time", "seconds of workers")), y, 90 + ROW * len(names), barmode="stack"
+            axis(two_lines("time", "seconds of workers")),
+            rows_axis(shown),
+            90 + ROW * len(names),
+            barmode="stack",
         ),
         Table(
             title,
@@ -126,5 +124,6 @@ def _chart(id_: str, title: str, rows: Mapping[str, Split], wall: float | None) 
             ],
         ),
         KINDS[: len(columns)],
+        narrow=narrow_rows(shown),
         small=True,
     )

@@ -41,7 +41,11 @@ SESSION = {
 
 @dataclass(frozen=True)
 class MadeUp:
-    """What a run looked like. costs: the objectives that are costs; small: that are to be small."""
+    """What a run looked like.
+
+    costs: the objectives that are costs; small: those that are to be small. kind: of its recipes,
+    `weights`, `components`, `stack` or `segments`.
+    """
 
     name: str = "made up"
     candidates: int = 60
@@ -54,6 +58,7 @@ class MadeUp:
     reason: str = "it does not work"
     worker: str = "local-0"
     operator: str = "task_arithmetic"
+    kind: str = "weights"
     cohort: int = 10
     ended: bool = True
     seed: int = 0
@@ -75,15 +80,29 @@ class MadeUp:
             {expert: row[layer] for expert, row in zip(self.experts, table, strict=True)}
             for layer in range(self.num_layers)
         ]
-        return Recipe(
-            base="base",
-            models={name: {"path": f"/models/{name}"} for name in ("base", *self.experts)},
-            default={"operator": self.operator},
-            slots=[
-                {"layer": i, "merges": {"default": {"parameters": {"weight": w}}}}
-                for i, w in enumerate(weights)
-            ],
-        )
+        common: dict[str, Any] = {
+            "base": "base",
+            "models": {name: {"path": f"/models/{name}"} for name in ("base", *self.experts)},
+        }
+        if self.kind == "segments":
+            stops = [1000 * (i + 1) for i in range(self.num_layers)]
+            by_model = {name: [w[name] for w in weights] for name in self.experts}
+            return Recipe(**common, segments={"stops": stops, "weights": by_model})
+        parts = ("attention", "mlp", "norm") if self.kind == "components" else ("default",)
+        slots: list[dict[str, Any]] = [
+            {"layer": i, "merges": {part: {"parameters": {"weight": w}} for part in parts}}
+            for i, w in enumerate(weights)
+        ]
+        if self.kind == "stack":
+            common["default"] = {"operator": "passthrough", "sources": ["base"]}
+            for place, slot in enumerate(slots):
+                slot["layer"] = int(genome[place] * self.num_layers)
+                slot["input_scale"] = 0.5 + genome[place]
+                expert = self.experts[place % len(self.experts)]
+                slot["merges"] = {"default": {"sources": [expert]}}
+        else:
+            common["default"] = {"operator": self.operator}
+        return Recipe(**common, slots=slots)
 
     def score(self, genome: Sequence[float], generator: np.random.Generator) -> Score:
         """The first gene is good for the first objective, and bad for the others."""
@@ -133,7 +152,7 @@ def _written(ledger: Ledger, run: MadeUp) -> None:
     width = len(run.genes)
     ledger.note("session", SESSION)
     references = [
-        Candidate(-1 - k, None, run.recipe(np.full(width, 0.1 * k)), label=label)
+        Candidate(-1 - k, None, run.recipe(np.full(width, 0.1 * (k + 1))), label=label)
         for k, label in enumerate(("base", *run.experts, "uniform", "task_arithmetic 0.40"))
     ]
     ledger.asked(REFERENCES, len(references), references)

@@ -22,7 +22,7 @@ from small_run import write_experiment
 
 from evomerge.api import Run
 from evomerge.cli.report import report as report_verb
-from evomerge.errors import ConfigurationError
+from evomerge.errors import ConfigurationError, Interrupted
 from evomerge.experiment import run as runs
 from evomerge.experiment.config import read_experiment
 from evomerge.results import report as reports
@@ -306,23 +306,32 @@ def test_a_run_ends_with_its_report(small: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_stops_no_run(
-    tiny_zoo: Path,
-    tmp_path: Path,
-    small: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("no")
 
+    folder = Path(shutil.copytree(three, tmp_path / "run"))
+    (folder / "report.html").unlink(missing_ok=True)
+    with Account(folder) as account:
+        before = account.ledger.digest()
+    runs.report_if_possible(folder)
+    assert (folder / "report.html").exists()
+    assert caplog.text == ""
+    (folder / "report.html").unlink()
     monkeypatch.setattr(reports, "write_report", broken)
-    config = read_experiment(write_experiment(tmp_path, tiny_zoo))
-    out = runs.run_experiment(config, tmp_path / "run")
-    assert not (out / "report.html").exists()
+    runs.report_if_possible(folder)
     assert "report.html could not be written: ZeroDivisionError: no" in caplog.text
-    with Account(out) as account, Account(small) as other:
-        assert account.final is not None
-        assert account.ledger.digest() == other.ledger.digest()
+    assert not (folder / "report.html").exists()
+    with Account(folder) as account:
+        assert account.ledger.digest() == before
+    monkeypatch.setattr(reports, "write_report", lambda _: raising(Interrupted(2)))
+    with pytest.raises(Interrupted):
+        runs.report_if_possible(folder)
+
+
+def raising(error: BaseException) -> None:
+    raise error
 
 
 def test_the_verb_says_where_the_report_is(
