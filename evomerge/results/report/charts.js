@@ -63,17 +63,23 @@
     return found;
   };
 
-  // Of the texts below a heat map's columns as many as there is room for.
+  // Of the texts below a heat map's columns as many as there is room for; numbers evenly.
   const thinned = (axis, room) => {
     const step = room / axis.tickvals.length;
+    const width = (text) => widthOf(text, "12px system-ui, sans-serif") + 6;
+    const isNumber = (text) => /^[0-9]+$/.test(text);
+    const widest = Math.max(...axis.ticktext.filter(isNumber).map(width), 0);
+    const every = [1, 2, 5, 10, 20, 50].find((n) => n * step >= widest) || 100;
     let free = -Infinity;
-    const kept = axis.tickvals.filter((place, i) => {
-      const half = widthOf(axis.ticktext[i], "12px system-ui, sans-serif") / 2 + 3;
+    const kept = axis.tickvals.map((_, i) => i).filter((i) => {
+      const half = width(axis.ticktext[i]) / 2;
+      if (isNumber(axis.ticktext[i]) && axis.ticktext[i] % every) return false;
       if (step * i - half < free) return false;
       free = step * i + half;
       return true;
     });
-    return { ...axis, tickvals: kept, ticktext: kept.map((place) => axis.ticktext[axis.tickvals.indexOf(place)]), tickangle: 0 };
+    const texts = kept.map((i) => axis.ticktext[i]);
+    return { ...axis, tickvals: kept.map((i) => axis.tickvals[i]), ticktext: texts, tickangle: 0 };
   };
 
   const merged = (layout, more) => {

@@ -28,6 +28,7 @@ from evomerge.results.report.marks import (
     layout,
     line,
     lines,
+    padded,
     plain,
     points,
     short,
@@ -208,7 +209,7 @@ def hypervolume_over_time(known: Known, small: bool) -> Chart | None:
         [data],
         layout(
             axis("item evaluations", rangemode="tozero"),
-            axis(two_lines("dominated space", "% of the candidates' box")),
+            axis(two_lines("dominated space", "% of the candidates' box"), range=padded(shares)),
             340 if small else 300,
         ),
         Table("hypervolume", ["item evaluations", "candidates", "hypervolume"], rows),

@@ -15,7 +15,8 @@ from evomerge.stopping import CONFIDENCE
 from evomerge.wording import in_short
 
 # Okabe & Ito's palette, which colour-blind people can tell apart; no two roles share a mark.
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE = "var(--blue)"  # #0072B2, and lighter on dark ground
+VERMILLION, GREEN = "#D55E00", "#009E73"
 ORANGE, SKY, PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 INK, FAINT, GRID, PAPER = "var(--ink)", "var(--faint)", "var(--grid)", "var(--paper)"
 FRONT, CHOSEN, KNEE, CANDIDATE = "circle", "star", "diamond-open", "circle-small"

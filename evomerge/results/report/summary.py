@@ -122,10 +122,8 @@ def front_in_words(known: Known) -> str:
         return text
     free = sum(not any(_dominates(other, own) for other in theirs) for own in ours)
     beaten = sum(any(_dominates(own, other) for own in ours) for other in theirs)
-    text += f"No reference is better than {free} of them in everything; of "
-    return (
-        text + f"{count(len(theirs), 'reference')}, {beaten} are beaten in everything by the front."
-    )
+    text += f"No reference beats {free} of them in everything; of "
+    return f"{text}{count(len(theirs), 'reference')}, {beaten} are so beaten by one of the front."
 
 
 def _dominates(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

@@ -74,7 +74,7 @@ def _split(outcomes: list[Measured]) -> Split:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole > 0 else "0 %"
+    return f"{min(100.0, 100 * part / whole):.0f} %" if whole > 0 else "0 %"
 
 
 def _chart(id_: str, title: str, rows: Mapping[str, Split], wall: float | None) -> Chart:
