@@ -116,7 +116,7 @@ def test_a_keyboard_reaches_everything(opened: Browser, tmp_path: Path) -> None:
     assert skip.text == "Skip to the content"
     assert skip.rect["x"] >= 0  # it shows itself
     seen = set()
-    for _ in range(60):
+    for _ in range(40):
         element = opened.driver.switch_to.active_element
         seen.add((element.tag_name, element.get_attribute("class")))
         element.send_keys(Keys.TAB)

@@ -16,15 +16,14 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import released_runs
 from made_up import MadeUp, make
-from small_run import write_experiment
 
 from evomerge.api import Run
 from evomerge.cli.report import report as report_verb
 from evomerge.errors import ConfigurationError, Interrupted
 from evomerge.experiment import run as runs
-from evomerge.experiment.config import read_experiment
 from evomerge.results import report as reports
 from evomerge.results.account import Account
 from evomerge.results.report import report, write_report
@@ -289,9 +288,10 @@ def test_equal_ledgers_have_equal_reports(tmp_path: Path, three: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("small")
-    return runs.run_experiment(read_experiment(write_experiment(place, tiny_zoo)), place / "run")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run, of models without layers to speak of."""
+    models = released_runs.ASSETS / "0.1.0" / "models"
+    return released_runs.go_on("finished", tmp_path_factory.mktemp("small") / "run", models).folder
 
 
 def test_a_run_ends_with_its_report(small: Path) -> None:
@@ -302,7 +302,8 @@ def test_a_run_ends_with_its_report(small: Path) -> None:
         final = account.final
         assert final is not None
         assert f"candidate {final['best']['candidate']}" in page.text
-    assert written == Run(small).report(small / "again.html").read_text()
+    again = Run(small, in_memory=released_runs.given(small)).report(small / "again.html")
+    assert written == again.read_text()
 
 
 def test_a_report_that_cannot_be_written_stops_no_run(
