@@ -106,6 +106,7 @@ def test_the_checks_see_what_is_wrong(opened: Browser, tmp_path: Path) -> None:
     assert "http://127.0.0.1:9/x.png" in opened.requests()
 
 
+@pytest.mark.slow
 def test_a_keyboard_reaches_everything(opened: Browser, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

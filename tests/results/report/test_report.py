@@ -27,6 +27,7 @@ from evomerge.experiment import run as runs
 from evomerge.results import report as reports
 from evomerge.results.account import Account
 from evomerge.results.report import report, write_report
+from evomerge.results.report.page import as_json
 
 RELEASED = Path(__file__).parents[2] / "assets" / "ledgers"
 HOSTILE = "</script><img src=x onerror=alert(1)>&lt;b&gt;'\"{{7*7}}<b>é"
@@ -155,6 +156,9 @@ def test_costs_and_what_is_to_be_small_have_the_users_sign(three: Path) -> None:
     assert row[3] == f"{-final['best']['holdout']['size']['value'] / 1e6:.4g}M"
     (pair,) = [chart for chart in page.charts if chart["id"] == "front-1"]  # first, size
     assert min(pair["data"][0]["y"]) > 1e6
+    assert pair["data"][-1]["y"] == [
+        pytest.approx(-final["best"]["holdout"]["size"]["value"], rel=1e-6)
+    ]
     assert "size (smaller is better)" in page.text
 
 
@@ -256,6 +260,13 @@ def test_nothing_of_models_or_tasks_becomes_markup(tmp_path: Path) -> None:
     assert HOSTILE in page.text
     assert "49" not in page.text.split("{{7*7}}")[1][:10]
     assert all(of["href"] != HOSTILE for tag, of in page.elements if tag == "a")
+
+
+def test_json_in_a_script_neither_ends_it_nor_begins_another() -> None:
+    value = {"a</script>": ["<!--", "<script>", "&amp;", 0.1234567891, None, True, 3]}
+    text = as_json(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a</script>": [*value["a</script>"][:3], 0.1234568, None, True, 3]}
 
 
 def test_the_policy_lets_the_three_scripts_run_and_nothing_be_loaded(three: Path) -> None:
