@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,7 +12,13 @@ import torch
 
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.documents import Document, parse
-from evomerge.errors import CandidateError, ConfigurationError, Problem, nearest
+from evomerge.errors import (
+    CandidateError,
+    ConfigurationError,
+    EvomergeError,
+    Problem,
+    nearest,
+)
 from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
 from evomerge.experiment.recipes import open_recipe_models, with_texts
 from evomerge.experiment.run import read_run_config, run_calibration, run_experiment
@@ -23,8 +30,12 @@ from evomerge.merging.calibration import Calibration, read_calibration
 from evomerge.protocols import Progress
 from evomerge.recipe import DType, Match, Recipe
 from evomerge.records import Candidate, CandidateId
+from evomerge.results.account import Account
 from evomerge.results.adapter_export import AdapterReport, export_adapter
+from evomerge.results.compare import compare
+from evomerge.results.comparison import Comparison
 from evomerge.results.export import export_model, merged_tensors
+from evomerge.results.run_view import Rows, as_html, in_a_line
 from evomerge.results.status import best_candidate, final_rows
 from evomerge.results.watch import status
 
@@ -60,6 +71,18 @@ class Run:
         self.ledger = Ledger(self.folder / LEDGER, read_only=True)
         self._in_memory = in_memory
 
+    def __repr__(self) -> str:
+        try:
+            return f"Run({in_a_line(self.folder)})"
+        except (EvomergeError, OSError) as error:  # what shows a run must not stop a session
+            return f"Run({self.folder}: {error})"
+
+    def _repr_html_(self) -> str:
+        try:
+            return as_html(self.folder)
+        except (EvomergeError, OSError):
+            return f"<p>{escape(repr(self))}</p>"
+
     def status(self) -> dict[str, Any]:
         """State, counts, incumbent and final table, as `evomerge status --json` prints them now."""
         return status(self.folder)
@@ -83,8 +106,22 @@ class Run:
             raise ConfigurationError(
                 f"{self.folder}: not finished; `evomerge resume {self.folder}` goes on"
             )
-        rows: list[dict[str, Any]] = final["front"] or [final["best"]]
+        rows = Rows(final["front"] or [final["best"]])
+        with Account(self.folder) as account:
+            rows.objectives = account.objectives
         return rows
+
+    def compare(self, *others: Run | str | Path, by: str | None = None) -> Comparison:
+        """This run beside others, as `evomerge compare` prints it.
+
+        by: group runs by `searcher`, `estimator`, `space` or `name`; by default runs that differ
+            in their seeds alone are a group.
+
+        Raises:
+            ConfigurationError: the runs were scored by other tasks, or there is none in a folder.
+        """
+        folders = [other.folder if isinstance(other, Run) else Path(other) for other in others]
+        return Comparison(compare([self.folder, *folders], by))
 
     def candidate(self, id_: CandidateId) -> Candidate:
         """A candidate by its id.

@@ -192,6 +192,18 @@ class Ledger:
                 self._load()
         return self._measurements
 
+    def answers_of(self, fingerprint: str) -> Measurements:
+        """One recipe's responses, without reading those of all others."""
+        found = Measurements(self.meta["num_items"])
+        with damage(self.path):
+            for packed in self._db.execute(
+                "SELECT task, items, columns, data, texts FROM responses "
+                "WHERE fingerprint = ? AND event <= ? ORDER BY rowid",
+                (fingerprint, self._horizon),
+            ):
+                found.add(fingerprint, unpack(*packed))
+        return found
+
     @property
     def item_evaluations(self) -> int:
         """The number of all responses; costs no reading of them."""

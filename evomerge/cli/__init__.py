@@ -10,6 +10,7 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
+from evomerge.cli.compare import compare
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, export, merge, score, zoo
 from evomerge.cli.report import report
@@ -43,6 +44,7 @@ VERBS = (  # in the order of the help
     sweep,
     front,
     report,
+    compare,
     estimate,
     replay,
     export,

@@ -287,7 +287,15 @@ def about(parts: Parts) -> dict[str, Any]:
     return {
         "name": parts.config.name,
         "objectives": [
-            {"name": o.name, "sign": o.sign, "cost": o.cost, "tasks": list(o.weights)}
+            {
+                "name": o.name,
+                "sign": o.sign,
+                "cost": o.cost,
+                "tasks": list(o.weights),
+                "weights": dict(o.weights),
+                "column": o.column,
+                "agreement": o.agreement,
+            }
             for o in parts.objectives
         ],
         "experts": list(parts.config.experts),
