@@ -139,6 +139,18 @@ class Run:
             raise ConfigurationError(f"{self.folder}: no candidate {id_} to merge (last: {last})")
         return found
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the report of the run, one HTML file; by default `report.html` in its folder.
+
+        Returns the file. It shows the run as it is now, finished or not.
+
+        Raises:
+            DiskFull: it does not fit.
+        """
+        from evomerge.results.report import write_report
+
+        return write_report(self.folder, None if path is None else Path(path))
+
     def merge(self, candidate: Candidate | CandidateId | None = None) -> dict[str, Tensor]:
         """The merged state dict of a candidate; the best if none is given.
 

@@ -15,6 +15,7 @@ from evomerge.cli.dashboard import dashboard
 from evomerge.cli.export import export
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, merge, score, zoo
+from evomerge.cli.report import report
 from evomerge.cli.search import digest, front, resume, run
 from evomerge.cli.sweep import sweep
 from evomerge.cli.watch import status
@@ -45,6 +46,7 @@ VERBS = (  # in the order of the help
     dashboard,
     sweep,
     front,
+    report,
     compare,
     estimate,
     replay,

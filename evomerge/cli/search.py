@@ -164,4 +164,6 @@ def _drive(config: Any, out: Path) -> None:
     print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
+    if (report := out / "report.html").exists():
+        console.print(f"Report, for a browser: {report}")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.experiment.calibration import collect, wanted
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
@@ -211,7 +211,22 @@ def finish(
         raise ConfigurationError(no_candidate_worked(ledger))
     table["ended"] = why
     write_pictures(out, list(evaluations.values()), table)
-    ledger.note("final", table)  # last: what comes after it would not be done again
+    ledger.note("final", table)
+    # What comes after it is not done again by a resumed run, and `evomerge report` can do it.
+    report_if_possible(out)
+
+
+def report_if_possible(out: Path) -> None:
+    """Write the report. A run is finished without one, too: what is wrong with it is a warning."""
+    from evomerge.results.report import REPORT, write_report  # plotly is heavy
+
+    try:
+        write_report(out)
+    except Interrupted:
+        raise
+    except Exception as error:
+        what = f"{out / REPORT} could not be written: {type(error).__name__}: {error}"
+        logging.getLogger("evomerge").warning(what)
 
 
 def told_anew(search: Search, evaluations: Mapping[CandidateId, Evaluation]) -> list[Evaluation]:
