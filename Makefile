@@ -25,9 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
 
-quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported model
-	$(BIN)/evomerge run experiments/quickstart.yaml --out runs/quickstart
-	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
+quickstart: $(INSTALLED)  ## a whole search: models, search, report, the front as model folders
+	$(BIN)/evomerge run experiments/quickstart_pareto.yaml --out runs/quickstart
+	$(BIN)/evomerge export runs/quickstart --front --out models/quickstart
 	$(BIN)/python docs/try_it.py models/quickstart
 
 test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the machine alone

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evomerge.pareto import best, knee, non_dominated
 from evomerge.records import Candidate, CandidateId, Estimate, Evaluation, Score
 from evomerge.results.account import Account, ObjectiveFacts
+from evomerge.results.exported_rows import knee_of
 from evomerge.results.progress import mean_of
 from evomerge.results.references import ARITHMETIC
 from evomerge.results.report.marks import told
@@ -125,9 +126,12 @@ class Known:
 
     @cached_property
     def knee(self) -> Row | None:
-        """Where the front bulges most."""
+        """Where the front bulges most, by the items that choices are made on."""
         if len(self.front) < 3:
             return None
+        if self.final is not None:
+            chosen = knee_of(self.final["front"])
+            return next((row for row in self.front if row.candidate == chosen), None)
         values = [[row.scores[o.name].value for o in self.objectives] for row in self.front]
         return self.front[knee(values)]
 
