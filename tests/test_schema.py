@@ -23,6 +23,7 @@ from evomerge.merging import OPERATORS
 from evomerge.recipe import Recipe
 from evomerge.search_spaces import SPACES
 from evomerge.searchers import SEARCHERS
+from evomerge.trackers import TRACKERS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wrong_files import CASES, E, F, S, Wrong, good_files
@@ -114,6 +115,7 @@ def test_every_key_and_name_of_the_tables_is_there(
         "searcher": {n: s.Options for n, s in SEARCHERS.items()},
         "space": {n: kind.config for n, kind in SPACES.items()},
         "task": {n: kind.options for n, kind in TASKS.items()},
+        "tracker": {n: kind.Options for n, kind in TRACKERS.items()},
         "estimator": {n: kind.options for n, kind in ESTIMATORS.items()},
     }
     for name, models in tables.items():

@@ -531,6 +531,13 @@ CASES: tuple[Wrong, ...] = (
         (f"{E}:8 searcher.kind", "cma_es searches one objective, got 2: skill, size", "nsga2"),
     ),
     _case(
+        "tracker",
+        E,
+        {"seed: 0": "trackers: [tensorboad, {kind: wandb, projct: x}]"},
+        (f"{E}:10 trackers.0", "unknown tracker 'tensorboad'", "did you mean 'tensorboard'?"),
+        (f"{E}:10 trackers.1.projct", "unknown key", "did you mean 'project'?"),
+    ),
+    _case(
         "expert named base",
         E,
         {"math: models/math": "base: models/math"},

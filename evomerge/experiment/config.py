@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from evomerge import trackers as tracker_table
 from evomerge.documents import (
     Document,
     Misfit,
@@ -32,7 +33,13 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.calibration_config import CalibrationConfig
 from evomerge.experiment.file_kinds import check_kind
 from evomerge.experiment.mergekit_genome import is_evolve_file
-from evomerge.experiment.paths import absolute, absolute_models, absolute_texts, find_in_catalogue
+from evomerge.experiment.paths import (
+    absolute,
+    absolute_models,
+    absolute_texts,
+    absolute_tracker,
+    find_in_catalogue,
+)
 from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
 from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
@@ -44,6 +51,7 @@ from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.search_spaces.niches import NichesConfig
 from evomerge.searchers import SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
+from evomerge.trackers import TrackerConfig
 
 OTHERWISE = "call the expert otherwise"
 
@@ -152,6 +160,7 @@ class ExperimentConfig(Strict):
     in_flight: int | None = Field(default=None, ge=1)
     cohort: int | None = Field(default=None, ge=1)
     pool: PoolConfig = PoolConfig()
+    trackers: tuple[TrackerConfig, ...] = ()  # where its figures go beside the ledger
     threads_per_worker: int = Field(default=1, ge=1)
     dtype: DType | None = None
     tokenizer: str | None = None  # union, base, or an expert's name
@@ -186,6 +195,15 @@ class ExperimentConfig(Strict):
         matches = {n: e["match"] for n, e in entries.items() if e.get("match") is not None}
         named = data.get("matches") or {}
         return {**data, "experts": {**experts, **paths}, "matches": {**named, **matches}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trackers_may_be_names(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "trackers" not in data:
+            return data
+        found = tracker_table.entries(data["trackers"])
+        refuse(cls, tracker_table.misfits(found))
+        return {**data, "trackers": found}
 
     @field_validator("experts")
     @classmethod
@@ -235,7 +253,7 @@ class ExperimentConfig(Strict):
         adds.
         """
         unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start", "matches"}
-        unsaid |= {"calibration"}  # its texts count by their content
+        unsaid |= {"calibration", "trackers"}  # of the former, the texts count
         data = self.model_dump(mode="json", exclude=unsaid)
         data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
         for entry in data["fitness"]["tasks"].values():
@@ -374,6 +392,10 @@ def _resolved(found: Survey) -> dict[str, Any]:
         data["calibration"] = absolute_texts(data["calibration"], folder)
     if "warm_start" in data:
         data["warm_start"] = absolute(data["warm_start"], folder)
+    if "trackers" in data:
+        data["trackers"] = [
+            absolute_tracker(each, folder) for each in tracker_table.entries(data["trackers"])
+        ]
     return data
 
 

@@ -32,6 +32,17 @@ def absolute(path: Any, folder: Path) -> Any:
     return str((folder / Path(path).expanduser()).resolve()) if isinstance(path, str) else path
 
 
+def absolute_tracker(entry: Any, folder: Path) -> Any:
+    """Folders of trackers, and stores that are files, are relative to the experiment's file."""
+    if not isinstance(entry, Mapping):
+        return entry
+    found = dict(entry)
+    for key in ("folder", "uri"):
+        if key in found and "://" not in str(found[key]) and found[key] != "databricks":
+            found[key] = absolute(found[key], folder)
+    return found
+
+
 def absolute_texts(value: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Files of calibration texts are relative to the experiment's."""
     found = dict(value)

@@ -26,6 +26,7 @@ from evomerge.records import Parameter
 from evomerge.search_spaces import SPACES
 from evomerge.searchers import SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
+from evomerge.trackers import TRACKERS
 
 Json = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -71,6 +72,11 @@ def experiment_schema(defs: _Definitions) -> Json:
         whole = defs.ref(key, lambda make=make: make(defs))  # type: ignore[misc]
         named = {"type": "string", "description": "a file, or a name in the catalogue"}
         properties[key] = _described(properties[key], {"anyOf": [named, whole]})
+    trackers = {name: (kind.summary, defs.model(kind.Options)) for name, kind in TRACKERS.items()}
+    tracker = defs.ref("tracker", lambda: _by_kind("tracker", trackers, defs))
+    one = [{"enum": list(TRACKERS)}, tracker]
+    several = {"type": "array", "items": {"anyOf": one}}
+    properties["trackers"] = _described(properties["trackers"], {"anyOf": [*one, several]})
     searcher = defs.ref("searcher", lambda: _searcher(defs))
     properties["searcher"] = _described(properties["searcher"], searcher)
     return schema
