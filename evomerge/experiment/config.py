@@ -40,7 +40,7 @@ from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
-from evomerge.searchers import SEARCHERS
+from evomerge.searchers import OPTIONS, SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
 
 T = TypeVar("T")
@@ -305,7 +305,7 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
     except ConfigurationError as error:
         problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
     searcher = replace(document, data=data)
-    check_options(problems, searcher, ("searcher",), _SEARCHER_OPTIONS, noted=["scalarise"])
+    check_options(problems, searcher, ("searcher",), OPTIONS, noted=["scalarise"])
     if problems or config is None:
         raise ConfigurationError(problems)
     return config
@@ -324,9 +324,6 @@ def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
         what = f"no such file, and no such name in {kind}"
         raise ConfigurationError(Problem(reference, what, nearest(reference, names)))
     return path
-
-
-_SEARCHER_OPTIONS = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
 
 
 def _read_part(document: Document, key: str, reader: Callable[[Document], T]) -> T:
