@@ -1,0 +1,189 @@
+"""The documentation does what it says: its blocks are run, its links lead somewhere.
+
+Every fenced block of README.md, CONTRIBUTING.md and docs/ is run or parsed, in a folder where the
+files and models that it names are there (tests/docs/scratch.py), or says why not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import runpy
+import shutil
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "docs")]
+import scratch
+import yaml_blocks
+from blocks import LANGUAGES, REASONS, ROOT, Block, blocks_of, commands_of, indented_commands, pages
+from names import names_for
+
+from evomerge import installed
+from evomerge.cli import main
+
+PAGES = pages()
+BLOCKS = {page: list(blocks_of(page)) for page in PAGES}
+RUN = {"sh", "python", "yaml", "toml", "json"}
+BUDGET = 18  # candidates: what the scratch's runs have
+QUIET = {"--watch"}  # options that wait for somebody
+MAKE_IN_CI = re.compile(r"^step make ([a-z-]+)", re.MULTILINE)
+
+
+def call(*words: str) -> int:
+    """The command line in this process."""
+    before = sys.argv
+    sys.argv = ["evomerge", *words]
+    try:
+        main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scratch with its finished runs; each page gets a copy."""
+    folder = tmp_path_factory.mktemp("prepared")
+    scratch.link_models(folder, tiny_zoo)
+    scratch.write_tasks(folder)
+    scratch.write_files(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for name in ("my_search.yaml", "quickstart"):
+            assert call("run", name) == 0
+        assert (
+            call("run", "my_search.yaml", "--out", "runs/other", "--seed", "1", "--budget", "6")
+            == 0
+        )
+        shutil.copytree("runs/my_search", "runs/my_sweep/nsga2-0")  # the sweep's only run
+        made = ("export", "runs/my_search", "--candidate", "17", "--out", "models/candidate_17")
+        assert call(*made) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A page's own scratch, with the packages that the page itself writes."""
+    at = tmp_path / "scratch"
+    shutil.copytree(prepared, at, symlinks=True)
+    monkeypatch.chdir(at)
+    monkeypatch.syspath_prepend(at)
+    modules = set(sys.modules)
+    yield at
+    monkeypatch.undo()
+    for name in set(sys.modules) - modules:
+        if str(at) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    installed.named.cache_clear()
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The same command with a budget that takes seconds."""
+    kept = [word for word in words if word not in QUIET]
+    for option in ("--budget",):
+        if option in kept:
+            at = kept.index(option) + 1
+            kept[at] = str(min(int(kept[at]), BUDGET + 6))
+    return kept
+
+
+def run_command(words: list[str], block: Block) -> None:
+    """Run one command of a shell block.
+
+    Raises:
+        ValueError: nothing here can run it.
+    """
+    expected = int(block.marks.get("fails", "0"))
+    if words[0] == "evomerge":
+        assert call(*shortened(words[1:])) == expected, f"{block.where}: {' '.join(words)}"
+    elif words[0] == "make":
+        targets = MAKE_IN_CI.findall((ROOT / ".ci" / "run").read_text())
+        assert set(words[1:]) <= set(targets), f"{block.where}: CI does not make {words[1:]}"
+    elif words[0] == "python" and words[1].endswith(".py"):
+        before, sys.argv = sys.argv, words[1:]
+        try:
+            runpy.run_path(words[1], run_name="__main__")
+        finally:
+            sys.argv = before
+    else:
+        raise ValueError(f"{block.where}: cannot run {words[0]!r}; say why: <!-- not run: ... -->")
+
+
+def install(text: str, folder: Path) -> None:
+    """What `pip install -e .` does with a pyproject.toml: leave its entry points to be found."""
+    project = tomllib.loads(text)["project"]
+    facts = folder / f"{project['name']}-{project['version']}.dist-info"
+    facts.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (facts / "METADATA").write_text(head)
+    lines = [
+        line
+        for group, entries in project.get("entry-points", {}).items()
+        for line in (f"[{group}]", *(f"{name} = {at}" for name, at in entries.items()))
+    ]
+    (facts / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    importlib.invalidate_caches()
+    installed.named.cache_clear()
+
+
+def run_block(block: Block, folder: Path, names: dict[str, object]) -> None:
+    """Run or parse one block."""
+    if block.title:
+        path = folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+    if block.language == "sh":
+        for words in commands_of(block):
+            run_command(words, block)
+    elif block.language == "python":
+        exec(compile(block.text, block.title or block.where, "exec"), names)  # noqa: S102
+    elif block.language == "yaml":
+        yaml_blocks.check(block, folder)
+    elif block.language == "json":
+        json.loads(block.text)
+    elif block.language == "toml":
+        tomllib.loads(block.text)
+        if block.title == "pyproject.toml":
+            install(block.text, folder)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCKS[p]], ids=lambda p: p.stem)
+def test_every_block_runs_or_says_why_not(page: Path, request: pytest.FixtureRequest) -> None:
+    todo = [b for b in BLOCKS[page] if b.language in RUN and "not run" not in b.marks]
+    if not todo:
+        return
+    folder = request.getfixturevalue("folder")
+    names: dict[str, object] = {"__name__": "block", **names_for(page.name)}
+    for block in todo:
+        run_block(block, folder, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    assert not indented_commands(page), "indented: nothing runs them"
+    for block in BLOCKS[page]:
+        assert block.language in LANGUAGES, f"{block.where}: language {block.language!r}"
+        if (why := block.marks.get("not run")) is not None:
+            assert why.startswith(REASONS), f"{block.where}: {why!r} is none of {REASONS}"
+
+
+def test_few_blocks_are_not_run() -> None:
+    blocks = [b for found in BLOCKS.values() for b in found if b.language in RUN]
+    idle = [block for block in blocks if "not run" in block.marks]
+    why = Counter(block.marks["not run"] for block in idle)
+    print(f"{len(idle)} of {len(blocks)} blocks are not run: {dict(why)}")
+    assert len(blocks) > 80
+    assert len(idle) <= 0.25 * len(blocks), why
