@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
+.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults docs reference \
   bench-merging bench-scoring \
   test-mergekit mergekit-golden
 
@@ -67,6 +67,12 @@ bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, 
 bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
 	$(BIN)/python benchmarks/scoring.py
 
+docs: $(INSTALLED)  ## the site of docs/, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+reference: $(INSTALLED)  ## the pages of docs/ that are made from the tables and the schema
+	$(BIN)/python docs/reference/make.py
+
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +86,4 @@ longest:  ## the longest files and functions of the package
 	@$(BIN)/python .ci/longest.py evomerge
 
 clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) $(MERGEKIT) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(MERGEKIT) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

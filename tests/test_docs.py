@@ -15,12 +15,13 @@ import shutil
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "docs")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "docs"))
 import scratch
 import yaml_blocks
 from blocks import LANGUAGES, REASONS, ROOT, Block, blocks_of, commands_of, indented_commands, pages

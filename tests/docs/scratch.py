@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from adapter_folders import lora
 
 from evomerge.files import catalogue_folder
