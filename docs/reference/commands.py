@@ -60,8 +60,9 @@ def _names(one: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*one.opts, *one.secondary_opts])
     if one.is_flag:
         return names
-    kinds = {int: "NUMBER", float: "NUMBER", str: "TEXT"}
-    return f"{names} {one.metavar or kinds.get(one.bare_type, 'PATH')}"
+    told = str(one.type_descriptor.annotation)
+    kind = "NUMBER" if "int" in told or "float" in told else "PATH" if "Path" in told else "TEXT"
+    return f"{names} {one.metavar or kind}"
 
 
 def _default(one: Any) -> str:

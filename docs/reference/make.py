@@ -96,7 +96,8 @@ def spaces() -> str:
                     "",
                     keys_table(part, ()),
                 ]
-    return "\n".join([*lines, "## Parts", "", "What stands below these keys.", "", *parts])
+    lines += ["## Parts", "", "What stands below these keys.", "", *parts]
+    return "\n".join(lines)
 
 
 def estimators() -> str:
