@@ -68,7 +68,8 @@ bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one
 	$(BIN)/python benchmarks/scoring.py
 
 docs: $(INSTALLED)  ## the site of docs/, into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/: open site/index.html"
 
 reference: $(INSTALLED)  ## the pages of docs/ that are made from the tables and the schema
 	$(BIN)/python docs/reference/make.py

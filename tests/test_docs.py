@@ -12,6 +12,7 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -94,10 +95,13 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def shortened(words: list[str]) -> list[str]:
     """The same command with a budget that takes seconds."""
     kept = [word for word in words if word not in QUIET]
-    for option in ("--budget",):
-        if option in kept:
-            at = kept.index(option) + 1
-            kept[at] = str(min(int(kept[at]), BUDGET + 6))
+    if "--budget" in kept:
+        at = kept.index("--budget") + 1
+        kept[at] = str(min(int(kept[at]), BUDGET + 6))
+    elif kept[0] == "run":
+        kept += ["--budget", str(BUDGET)]
+    if kept[0] in ("run", "resume"):
+        kept += ["--workers", "0"]  # in this process
     return kept
 
 
@@ -179,6 +183,70 @@ def test_every_block_says_what_it_is(page: Path) -> None:
         assert block.language in LANGUAGES, f"{block.where}: language {block.language!r}"
         if (why := block.marks.get("not run")) is not None:
             assert why.startswith(REASONS), f"{block.where}: {why!r} is none of {REASONS}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", plain).strip()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_what_is_there(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        at = (page.parent / path).resolve() if path else page
+        if at == ROOT / "docs" / "contributing.md":
+            at = ROOT / "CONTRIBUTING.md"
+        assert at.exists(), f"{page.name}: {target}"
+        if anchor and at.suffix == ".md":
+            assert anchor in anchors_of(at), f"{page.name}: {target}"
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    named = re.findall(r"([\w/]+\.md)$", nav, re.MULTILINE)
+    later = re.findall(r'"(\w+\.md)":', (ROOT / "docs" / "site_hooks.py").read_text())
+    there = {str(p.relative_to(ROOT / "docs")) for p in PAGES if ROOT / "docs" in p.parents}
+    missing = there - set(named) - set(later)
+    assert not missing, f"add to nav in mkdocs.yml, or to LATER in docs/site_hooks.py: {missing}"
+    assert set(named) - {"contributing.md"} <= there
+    assert len(named) == len(set(named))
+
+
+def test_the_reference_is_what_the_tables_say() -> None:
+    sys.path.insert(0, str(ROOT / "docs" / "reference"))
+    made = importlib.import_module("make").PAGES
+    old = [name for name, make in made.items() if page_differs(name, make())]
+    assert not old, f"run `make reference`: {old}"
+
+
+def page_differs(name: str, made: str) -> bool:
+    """Whether a page is other than what is made for it."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8") != made.rstrip() + "\n"
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES) - 1
+    fetched = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>")
+    for page in pages:
+        found = [tag for tag in fetched.findall(page.read_text()) if "canonical" not in tag]
+        assert not found, (page.name, found)
+    index = json.loads((tmp_path / "search" / "search_index.json").read_text())
+    assert any("clip_mean" in entry["text"] for entry in index["docs"])
 
 
 def test_few_blocks_are_not_run() -> None:
