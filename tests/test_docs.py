@@ -153,8 +153,11 @@ def run_block(block: Block, folder: Path, names: dict[str, object]) -> None:
     if block.language == "sh":
         for words in commands_of(block):
             run_command(words, block)
+    elif block.language == "python" and block.title:
+        importlib.invalidate_caches()
+        importlib.import_module(Path(block.title).stem)
     elif block.language == "python":
-        exec(compile(block.text, block.title or block.where, "exec"), names)  # noqa: S102
+        exec(compile(block.text, block.where, "exec"), names)  # noqa: S102
     elif block.language == "yaml":
         yaml_blocks.check(block, folder)
     elif block.language == "json":

@@ -151,6 +151,8 @@ def _bound(value: float) -> str:
 
 
 def _referred(name: str, schema: Schema, definitions: Mapping[str, Schema]) -> str:
+    if name == "SpaceConfig":
+        return "[a space](spaces.md)"
     if schema.get("type") == "object":
         title = title_of(name)
         return f"[{title}](#{title.lower()})"
