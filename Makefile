@@ -69,7 +69,7 @@ bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one
 
 docs: $(INSTALLED)  ## the site of docs/, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "the site is in site/: open site/index.html"
+	@echo "the site is in site/; with its search: python3 -m http.server -d site"
 
 reference: $(INSTALLED)  ## the pages of docs/ that are made from the tables and the schema
 	$(BIN)/python docs/reference/make.py

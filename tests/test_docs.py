@@ -36,6 +36,7 @@ BLOCKS = {page: list(blocks_of(page)) for page in PAGES}
 RUN = {"sh", "python", "yaml", "toml", "json"}
 BUDGET = 18  # candidates: what the scratch's runs have
 QUIET = {"--watch"}  # options that wait for somebody
+SWEPT: list[list[str]] = []  # sweeps that were run
 MAKE_IN_CI = re.compile(r"^step make ([a-z-]+)", re.MULTILINE)
 
 
@@ -102,6 +103,9 @@ def shortened(words: list[str]) -> list[str]:
         kept += ["--budget", str(BUDGET)]
     if kept[0] in ("run", "resume"):
         kept += ["--workers", "0"]  # in this process
+    if kept[0] == "sweep" and "--json" not in kept:
+        kept += ["--summary"] * bool(SWEPT)  # its drivers are other processes: once is enough
+        SWEPT.append(kept)
     return kept
 
 
