@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
+TEST_PROCESSES ?= 2
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults docs reference \
-  bench-merging bench-scoring \
+.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
+  bench-merging bench-scoring notebook docs reference \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -24,13 +25,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
 
-quickstart: $(INSTALLED)  ## a whole search: models, merge, report, exported model
-	$(BIN)/evomerge run experiments/quickstart.yaml --out runs/quickstart
-	$(BIN)/evomerge export runs/quickstart --best --out models/quickstart
+quickstart: $(INSTALLED)  ## a whole search: models, search, report, the front as model folders
+	$(BIN)/evomerge run experiments/quickstart_pareto.yaml --out runs/quickstart
+	$(BIN)/evomerge export runs/quickstart --front --out models/quickstart
 	$(BIN)/python docs/try_it.py models/quickstart
 
-test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the machine alone
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not alone'
+	$(BIN)/python -m pytest -q -m 'alone and not slow'
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
@@ -73,6 +75,9 @@ docs: $(INSTALLED)  ## the site of docs/, into site/
 
 reference: $(INSTALLED)  ## the pages of docs/ that are made from the tables and the schema
 	$(BIN)/python docs/reference/make.py
+
+notebook: $(INSTALLED)  ## execute the notebooks of docs/ anew, and keep what they show
+	$(BIN)/python docs/notebooks/execute.py
 
 lint: $(INSTALLED)  ## style, types, and the layers of imports
 	$(BIN)/ruff check .

@@ -9,14 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
-LATER = {  # pages of their own that come and go with what they describe
-    "report.md": "Report",
-    "export.md": "Export",
-    "watching.md": "Watching",
-    "compare.md": "Compare",
-    "configuration.md": "Configuration",
-    "python.md": "From Python",
-}
+LATER = {"configuration.md": "Configuration"}  # pages that others are about to write
 
 
 def on_config(config: Any) -> Any:
@@ -24,7 +17,7 @@ def on_config(config: Any) -> Any:
     docs = Path(config["docs_dir"])
     there = [{title: name} for name, title in LATER.items() if (docs / name).exists()]
     if there:
-        config["nav"].insert(2, {"Results": there})
+        config["nav"].insert(2, {"Files": there})
     return config
 
 

@@ -298,3 +298,13 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if (found := _model_in(inner)) is not None:
             return found
     return None
+
+
+def leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for everything in nested mappings."""
+    if not isinstance(value, dict):
+        return {place: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= leaves(inner, f"{place}.{key}" if place else str(key))
+    return found

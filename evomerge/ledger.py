@@ -192,6 +192,18 @@ class Ledger:
                 self._load()
         return self._measurements
 
+    def answers_of(self, fingerprint: str) -> Measurements:
+        """One recipe's responses, without reading those of all others."""
+        found = Measurements(self.meta["num_items"])
+        with damage(self.path):
+            for packed in self._db.execute(
+                "SELECT task, items, columns, data, texts FROM responses "
+                "WHERE fingerprint = ? AND event <= ? ORDER BY rowid",
+                (fingerprint, self._horizon),
+            ):
+                found.add(fingerprint, unpack(*packed))
+        return found
+
     @property
     def item_evaluations(self) -> int:
         """The number of all responses; costs no reading of them."""
@@ -225,6 +237,18 @@ class Ledger:
             for fingerprint, *packed in rows:
                 responses = unpack(*packed)
                 yield fingerprint, responses.task, responses.items.tolist()
+
+    def recorded(self, fingerprint: str) -> Iterator[Responses]:
+        """What a recipe has answered, job by job, in the order of arrival."""
+        with damage(self.path):
+            rows = self._db.execute(
+                "SELECT task, items, columns, responses.data, texts "
+                "FROM responses JOIN events ON event = sequence "
+                "WHERE fingerprint = ? AND event <= ? ORDER BY responses.rowid",
+                (fingerprint, self._horizon),
+            ).fetchall()
+            for packed in rows:
+                yield unpack(*packed)
 
     def spent(self, cohort: int) -> int:
         """Item evaluations of the references and of all cohorts up to this one.

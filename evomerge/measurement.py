@@ -186,10 +186,11 @@ class Measurer:
 
 
 def notify(observers: Sequence[Observer], event: str, *facts: Any) -> None:
-    """Tell all who watch; one that fails is logged and cannot end the search."""
+    """Tell all who watch and want to know; one that fails is logged and cannot end the search."""
     for observer in observers:
         try:
-            getattr(observer, event)(*facts)
+            if (told := getattr(observer, event, None)) is not None:
+                told(*facts)
         except Exception:
             logger.exception("%s failed to watch", type(observer).__name__)
 

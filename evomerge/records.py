@@ -21,6 +21,8 @@ CandidateId = int  # counted from 0 in the order of asking; references have nega
 ItemId = int  # position of an item in its task's documents
 Genome = Any  # a JSON value that its search space understands; for most: a list in [0, 1]
 
+SHOWN_GENES = 8  # of a genome, in the line that shows a candidate
+
 
 # --- what can be varied ---------------------------------------------------------------------------
 
@@ -90,6 +92,17 @@ class Candidate:
     def fingerprint(self) -> str:
         """The recipe's fingerprint; candidates with the same one share their responses."""
         return self.recipe.fingerprint if self.recipe is not None else ""
+
+    def __repr__(self) -> str:
+        """In a line, without the recipe, which says every slot of a merged model."""
+        genome = self.genome
+        if isinstance(genome, list):  # some are long
+            numbers = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in genome[:SHOWN_GENES]]
+            more = [f"... {len(genome)} in all"] if len(genome) > SHOWN_GENES else []
+            genome = f"[{', '.join(numbers + more)}]"
+        said = f"label={self.label!r}" if self.label else f"genome={genome}"
+        what = self.violations or self.fingerprint[:12]
+        return f"Candidate({self.id}, {said}, {what})"
 
 
 @dataclass(frozen=True)

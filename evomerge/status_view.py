@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from evomerge.errors import Interrupted
+from evomerge.panel import Panel
 from evomerge.signals import signals
 
 Facts = Mapping[str, Any]
@@ -28,8 +28,9 @@ def watched(console: Console, read: Callable[[], Facts], every_s: float) -> Fact
     """
     if not console.is_terminal:
         return _watched(read, every_s, lambda facts: console.print(in_line(facts)))
+    panel = Panel()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        return _watched(read, every_s, lambda facts: live.update(view(facts), refresh=True))
+        return _watched(read, every_s, lambda facts: live.update(panel.of(facts), refresh=True))
 
 
 def _watched(read: Callable[[], Facts], every_s: float, show: Callable[[Facts], None]) -> Facts:
@@ -44,11 +45,6 @@ def _watched(read: Callable[[], Facts], every_s: float, show: Callable[[Facts], 
         if interrupted.exit_code != 128 + signal.SIGINT:
             raise
     return facts
-
-
-def view(facts: Facts) -> RenderableType:
-    """All of it."""
-    return Group(*(Text(line) for line in in_full(facts)))
 
 
 def in_full(facts: Facts) -> list[str]:

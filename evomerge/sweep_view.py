@@ -98,10 +98,7 @@ class SweepView:
 
 def print_summary(console: Console, found: Mapping[str, Any]) -> None:
     """The table, the runs that failed, and what the columns mean."""
-    table = summary_table(found["searchers"])
-    if not console.is_terminal:  # a file's lines may be of any length; a terminal breaks cells
-        console.width = max(console.width, _width(console, table))
-    console.print(table)
+    print_table(console, summary_table(found["searchers"]))
     for run in found["runs"]:
         if run["state"] == "failed":
             reason = " ".join(str(run["reason"]).split())[:SHOWN_REASON]
@@ -114,9 +111,12 @@ def print_summary(console: Console, found: Mapping[str, Any]) -> None:
     )
 
 
-def _width(console: Console, table: Table) -> int:
-    room = console.options.update(max_width=WIDEST)
-    return console.measure(table, options=room).maximum
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; a file's lines may be of any length, a terminal breaks cells."""
+    if not console.is_terminal:
+        room = console.options.update(max_width=WIDEST)
+        console.width = max(console.width, console.measure(table, options=room).maximum)
+    console.print(table)
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:

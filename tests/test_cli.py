@@ -514,11 +514,12 @@ def test_the_whole_front_is_exported_a_folder_each(
 ) -> None:
     called = evomerge("export", finished, "--front", "--out", tmp_path)
     names = {f"candidate_{row['candidate']}" for row in Run(finished).front()}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == names
     assert called.out.count("wrote") == len(names)
+    assert called.out.count("answers are the recorded ones") == len(names)
     for name in names:
         card = (tmp_path / name / "README.md").read_text()
-        assert "| objective | search | fresh | holdout |" in card
+        assert "| objective | search items | fresh | holdout |" in card
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,10 @@ def prepared(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             == 0
         )
         shutil.copytree("runs/my_search", "runs/my_sweep/nsga2-0")  # the sweep's only run
+        for name in ("cma", "a", "sweep/nsga2-0"):  # what pages call their runs
+            shutil.copytree("runs/my_search", f"runs/{name}")
+        for name in ("random", "b", "sweep/random-0"):
+            shutil.copytree("runs/other", f"runs/{name}")
         made = ("export", "runs/my_search", "--candidate", "17", "--out", "models/candidate_17")
         assert call(*made) == 0
     finally:
@@ -117,6 +122,7 @@ def run_command(words: list[str], block: Block) -> None:
     """
     expected = int(block.marks.get("fails", "0"))
     if words[0] == "evomerge":
+        words = [one for word in words for one in (sorted(glob(word)) or [word])]
         assert call(*shortened(words[1:])) == expected, f"{block.where}: {' '.join(words)}"
     elif words[0] == "make":
         targets = MAKE_IN_CI.findall((ROOT / ".ci" / "run").read_text())

@@ -82,8 +82,9 @@ def _check(checkpoints: Mapping[str, Checkpoint], wanted: Mapping[str, Match]) -
         elif to.model == name:
             problems.append(Problem(where, "a model cannot be matched to itself"))
         elif to.model in wanted:
-            what = f"{to.model!r} is matched itself"
-            problems.append(Problem(where, what, f"match both to {wanted[to.model].model!r}"))
+            what, other = f"{to.model!r} is matched itself", wanted[to.model].model
+            hint = f"match both to {other!r}" if other != name else "match one of the two alone"
+            problems.append(Problem(where, what, hint))
     if problems:
         raise ConfigurationError(problems)
 

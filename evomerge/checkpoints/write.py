@@ -30,7 +30,7 @@ def write_model(
     layout: Layout | None = None,
     config: Mapping[str, Any] | None = None,
     reads: Iterable[Checkpoint] = (),
-    extra_files: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a model folder; one tensor at a time is in memory.
@@ -46,7 +46,7 @@ def write_model(
             tensors are cast.
         config: what config.json says instead of `like`'s, for a model of other layers.
         reads: the models that the tensors come from; no folder with one of them is replaced.
-        extra_files: further text files, by bare name (README.md, evomerge_recipe.yaml, ...).
+        extra_files: further files, by bare name (README.md, evomerge_recipe.yaml, ...).
         max_shard_bytes: a tensor larger than this gets a shard of its own.
 
     Returns:
@@ -77,8 +77,8 @@ def write_model(
         if like.config:
             _write_json(staged / "config.json", _config(config or like.config, main_dtype(layout)))
             copy_files(files, staged)
-        for name, text in (extra_files or {}).items():
-            _write_text(inside(staged.resolve(), name), text)
+        for name, content in (extra_files or {}).items():
+            _write_file(inside(staged.resolve(), name), content)
         failpoint("export.before_index")
         if index is not None:
             _write_json(staged / "model.safetensors.index.json", index)
@@ -120,9 +120,9 @@ def _config(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, A
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    _write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write_file(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     fsync(path)

@@ -10,8 +10,12 @@ import typer
 
 from evomerge.cli.again import estimate, replay
 from evomerge.cli.check import plan, validate
+from evomerge.cli.compare import compare
+from evomerge.cli.dashboard import dashboard
+from evomerge.cli.export import export
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
-from evomerge.cli.models import anatomy, export, merge, score, zoo
+from evomerge.cli.models import anatomy, merge, score, zoo
+from evomerge.cli.report import report
 from evomerge.cli.search import digest, front, resume, run
 from evomerge.cli.sweep import sweep
 from evomerge.cli.watch import status
@@ -39,8 +43,11 @@ VERBS = (  # in the order of the help
     run,
     resume,
     status,
+    dashboard,
     sweep,
     front,
+    report,
+    compare,
     estimate,
     replay,
     export,

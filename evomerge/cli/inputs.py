@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def changed(
     budget: dict[str, float | None],
     pool: tuple[str | None, int | None, str | None],
     seed: int | None = None,
+    track: list[str] | None = None,
 ) -> Any:
     """The experiment with some keys changed and checked again; pool: kind, workers, address."""
     from evomerge.documents import Document, parse
@@ -84,7 +86,20 @@ def changed(
         changes["pool"] = changed_pool(config.pool, *pool)
     if seed is not None:
         changes["seed"] = seed
+    if track:
+        changes["trackers"] = changed_trackers(config.trackers, track)
     return parse(type(config), Document({**dict(config), **changes}))
+
+
+def changed_trackers(configs: Sequence[Any], kinds: Sequence[str]) -> list[Any]:
+    """An experiment's trackers with more of them; `none` leaves all before it out."""
+    found = [config.model_dump(exclude_none=True) for config in configs]
+    for kind in kinds:
+        if kind == "none":
+            found = []
+        elif kind not in [entry["kind"] for entry in found]:
+            found.append({"kind": kind})
+    return found
 
 
 def changed_pool(
@@ -103,3 +118,9 @@ def changed_pool(
     if kind is not None and kind != config.kind:  # settings of another pool say nothing here
         return {"kind": kind, **given}
     return {**config.model_dump(exclude_unset=True), **given}
+
+
+def check_rank(rank: int | None, adapter: bool) -> None:
+    """Refuse the rank of an adapter where none is written."""
+    if rank is not None and not adapter:
+        raise ConfigurationError(Problem("--rank", "is the rank of an adapter", "add --adapter"))

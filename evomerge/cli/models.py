@@ -1,14 +1,14 @@
-"""Models: making, writing, scoring and looking into them: export, merge, score, anatomy, zoo."""
+"""Models: making, scoring and looking into them: merge, score, anatomy, zoo."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from evomerge.cli.inputs import open_run
+from evomerge.cli.inputs import check_rank
 from evomerge.cli.options import (
     AllowCode,
     AllowPickle,
@@ -16,46 +16,11 @@ from evomerge.cli.options import (
     AsJson,
     OutFolder,
     Rank,
-    RunFolder,
     Scales,
     Texts,
 )
-from evomerge.cli.screen import open_console, progress_view
+from evomerge.cli.screen import open_console, print_adapter, progress_view
 from evomerge.errors import ConfigurationError, Problem
-
-if TYPE_CHECKING:
-    from evomerge.results.adapter_export import AdapterReport
-
-
-def export(
-    folder: RunFolder,
-    out: OutFolder,
-    best: Annotated[bool, typer.Option("--best", help="The chosen candidate (default).")] = False,
-    front: Annotated[bool, typer.Option("--front", help="The whole front, a folder each.")] = False,
-    candidate: Annotated[int | None, typer.Option(help="The candidate with this number.")] = None,
-    adapter: AsAdapter = False,
-    rank: Rank = None,
-    scales: Scales = None,
-) -> None:
-    """Write found models as Hugging Face folders, with cards and recipes."""
-    from evomerge.results.export import folder_name
-
-    if best + front + (candidate is not None) > 1:
-        raise ConfigurationError("choose one of --best, --front and --candidate")
-    _check_rank(rank, adapter)
-    source = open_run(folder)
-    wanted: list[tuple[int | None, Path]] = [(candidate, out)]
-    if front:
-        wanted = [(row["candidate"], out / folder_name(row)) for row in source.front()]
-    for number, target in wanted:
-        if adapter:
-            with progress_view() as view:
-                report = source.export_adapter(number, target, rank=rank, progress=view.progress)
-            _print_adapter(report)
-        else:
-            with progress_view() as view:
-                written = source.export(number, target, scales=scales, progress=view.progress)
-            open_console().print(f"wrote {written}")
 
 
 def merge(
@@ -79,7 +44,7 @@ def merge(
     from evomerge.results.adapter_export import export_adapter
     from evomerge.results.export import export_model
 
-    _check_rank(rank, adapter)
+    check_rank(rank, adapter)
     notes: list[str] = []
     parsed = read_recipe(recipe, notes=notes, allow_pickle_weights=allow_pickle)
     texts = read_texts(parsed, recipe, calibration)
@@ -97,7 +62,7 @@ def merge(
             report = export_adapter(
                 parsed, checkpoints, out, rank=rank, progress=view.progress, calibration=texts
             )
-        _print_adapter(report)
+        print_adapter(report)
         return
     with progress_view() as view:
         written = export_model(
@@ -195,15 +160,3 @@ def zoo(
         from evomerge.score_tables import zoo_table
 
         console.print(zoo_table(table(folder)))
-
-
-def _check_rank(rank: int | None, adapter: bool) -> None:
-    if rank is not None and not adapter:
-        raise ConfigurationError(Problem("--rank", "is the rank of an adapter", "add --adapter"))
-
-
-def _print_adapter(report: AdapterReport) -> None:
-    console = open_console()
-    console.print(f"wrote {report.folder}")
-    for line in report.lines:
-        console.print(line)

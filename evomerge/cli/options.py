@@ -49,6 +49,15 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that measure; 0 measures in the driver itself."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="KIND",
+        help="Log figures to tensorboard, wandb or mlflow as well; none: to nobody.",
+        show_default="the file's",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsAdapter = Annotated[
     bool, typer.Option("--adapter", help="Write a LoRA adapter of the base, not a full model.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from evomerge.results.adapter_export import AdapterReport
     from evomerge.terminal import TerminalView
 
 
@@ -26,3 +27,11 @@ def progress_view() -> TerminalView:
     from evomerge.terminal import TerminalView
 
     return TerminalView(Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False))
+
+
+def print_adapter(report: AdapterReport) -> None:
+    """Where an adapter was written, and what it lost."""
+    console = open_console()
+    console.print(f"wrote {report.folder}")
+    for line in report.lines:
+        console.print(line)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +26,7 @@ from evomerge.cli.options import (
     ItemEvaluations,
     Pool,
     RunFolder,
+    Track,
     Workers,
 )
 from evomerge.cli.screen import open_console
@@ -46,6 +45,7 @@ def run(
     workers: Workers = None,
     pool: Pool = None,
     address: Address = None,
+    track: Track = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
@@ -55,6 +55,7 @@ def run(
         budget={"candidates": budget},
         pool=(pool, workers, address),
         seed=seed,
+        track=track,
     )
     _drive(config, out or Path("runs") / (config.name or Path(experiment).stem))
 
@@ -67,6 +68,7 @@ def resume(
     workers: Workers = None,
     pool: Pool = None,
     address: Address = None,
+    track: Track = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -107,7 +109,7 @@ def resume(
     check_models_are_there(config)
     config = with_code(config, folder, allow_code)
     limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
-    _drive(changed(config, budget=limits, pool=(pool, workers, address)), folder)
+    _drive(changed(config, budget=limits, pool=(pool, workers, address), track=track), folder)
 
 
 def front(
@@ -115,20 +117,24 @@ def front(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """The Pareto front on the holdout; with one objective, the best alone."""
+    """The Pareto front on the holdout; with one objective, the best alone.
+
+    As CSV, and in `objectives` of the JSON, values are in the units of the experiment's file; the
+    other numbers of the JSON are all maximised, so that costs are negative there.
+    """
     rows = open_run(folder).front()
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    if as_csv:
-        names = list(rows[0]["holdout"])
-        header = ["candidate", *(f"{n}{part}" for n in names for part in ("", "_standard_error"))]
-        cells = [
-            [row["candidate"]]
-            + [row["holdout"][n][part] for n in names for part in ("value", "standard_error")]
-            for row in rows
-        ]
-        csv.writer(sys.stdout).writerows([header, *cells])
+    if as_json or as_csv:
+        from evomerge.results.account import Account
+        from evomerge.results.exported_rows import front_rows, rows_csv
+
+        with Account(folder) as account:
+            known, objectives = front_rows(account), account.objectives
+        if as_csv:
+            print(rows_csv(known, objectives), end="")
+            return
+        added = ("best", "knee", "fingerprint", "objectives")
+        both = zip(rows, known, strict=True)
+        print(json.dumps([{**row, **{key: k[key] for key in added}} for row, k in both], indent=2))
         return
     from evomerge.score_tables import front_table
 
@@ -158,4 +164,6 @@ def _drive(config: Any, out: Path) -> None:
     print_final(console, open_run(out).status()["final"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
+    if (report := out / "report.html").exists():
+        console.print(f"Report, for a browser: {report}")
     console.print(f"Take the model home: evomerge export {out} --best --out models/{out.name}")

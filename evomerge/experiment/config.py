@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from evomerge import trackers as tracker_table
 from evomerge.documents import (
     Document,
     Misfit,
@@ -42,6 +43,7 @@ from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.searchers import OPTIONS, SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
+from evomerge.trackers import TrackerConfig
 
 T = TypeVar("T")
 
@@ -139,6 +141,7 @@ class ExperimentConfig(Strict):
     in_flight: int | None = Field(default=None, ge=1)
     cohort: int | None = Field(default=None, ge=1)
     pool: PoolConfig = PoolConfig()
+    trackers: tuple[TrackerConfig, ...] = ()  # where its figures go beside the ledger
     threads_per_worker: int = Field(default=1, ge=1)
     dtype: DType | None = None
     tokenizer: str | None = None  # union, base, or an expert's name
@@ -173,6 +176,15 @@ class ExperimentConfig(Strict):
         matches = {n: e["match"] for n, e in entries.items() if e.get("match") is not None}
         named = data.get("matches") or {}
         return {**data, "experts": {**experts, **paths}, "matches": {**named, **matches}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trackers_may_be_names(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "trackers" not in data:
+            return data
+        found = tracker_table.entries(data["trackers"])
+        refuse(cls, tracker_table.misfits(found))
+        return {**data, "trackers": found}
 
     @field_validator("experts")
     @classmethod
@@ -220,7 +232,7 @@ class ExperimentConfig(Strict):
         adds.
         """
         unsaid = {"name", "budget", "pool", "base", "experts", "designs", "warm_start", "matches"}
-        unsaid |= {"calibration"}  # its texts count by their content
+        unsaid |= {"calibration", "trackers"}  # of the former, the texts count
         data = self.model_dump(mode="json", exclude=unsaid)
         data["fitness"]["estimator"] = pools_by_content(data["fitness"]["estimator"])
         for entry in data["fitness"]["tasks"].values():
@@ -299,6 +311,10 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
         data["calibration"] = _absolute_texts(data["calibration"], folder)
     if "warm_start" in data:
         data["warm_start"] = _absolute(data["warm_start"], folder)
+    if "trackers" in data:
+        data["trackers"] = [
+            _absolute_tracker(each, folder) for each in tracker_table.entries(data["trackers"])
+        ]
     config = None
     try:
         config = parse(ExperimentConfig, replace(document, data=data))
@@ -352,6 +368,17 @@ def _refer(document: Document, key: str) -> Document:
 def _absolute(path: Any, folder: Path) -> Any:
     """A path relative to a file's folder, made absolute; what is no text is refused elsewhere."""
     return str((folder / Path(path).expanduser()).resolve()) if isinstance(path, str) else path
+
+
+def _absolute_tracker(entry: Any, folder: Path) -> Any:
+    """Folders of trackers, and stores that are files, are relative to the experiment's file."""
+    if not isinstance(entry, Mapping):
+        return entry
+    found = dict(entry)
+    for key in ("folder", "uri"):
+        if key in found and "://" not in str(found[key]) and found[key] != "databricks":
+            found[key] = _absolute(found[key], folder)
+    return found
 
 
 def _absolute_texts(value: dict[str, Any], folder: Path) -> dict[str, Any]:

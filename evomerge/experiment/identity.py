@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evomerge.documents import Document
+from evomerge.documents import Document, leaves
 from evomerge.errors import ConfigurationError
 from evomerge.recipe import canonical_json
 from evomerge.search_spaces import parse_space
@@ -34,13 +34,3 @@ def of_today(identity: dict[str, Any]) -> dict[str, Any]:
     except ConfigurationError:
         return identity
     return {**identity, "space": space}
-
-
-def leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """Dotted key -> value, for everything in nested mappings."""
-    if not isinstance(value, dict):
-        return {place: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= leaves(inner, f"{place}.{key}" if place else str(key))
-    return found

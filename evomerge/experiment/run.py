@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigurationError, Problem
+from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.experiment.calibration import collect, wanted
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
@@ -36,6 +36,7 @@ from evomerge.results.plots import write_pictures
 from evomerge.results.references import grid_cohort, measure_references, models_of, references_told
 from evomerge.signals import signals
 from evomerge.stopping import Progress
+from evomerge.trackers import trackings
 
 
 def run_experiment(
@@ -53,6 +54,8 @@ def run_experiment(
         EvomergeError: of whatever kind; what was measured is in the folder's ledger.
         Interrupted: SIGINT or SIGTERM.
     """
+    trackers: list[Any] = trackings(config.trackers)  # they need not be told of everything
+    watchers = (*watchers, *trackers)
     if (out / EXPERIMENT).exists() and not (out / "run.lock").exists():
         raise ConfigurationError(
             Problem(str(out), f"has an {EXPERIMENT} that is no run's", "choose another --out")
@@ -79,7 +82,7 @@ def run_experiment(
                 write_text(out / CALIBRATION, parts.worker.calibration.to_json())
             write_text(out / EXPERIMENT, parts.config.to_yaml())
         began = time.monotonic()
-        with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger):
+        with closing(open_ledger(out / LEDGER, parts)) as ledger, noted_end(ledger, watchers):
             explain = explained(parts, ledger, moved, began, watchers)
             notify(watchers, "started", parts, ledger)
             collect_beforehand(parts, progress)
@@ -89,6 +92,7 @@ def run_experiment(
                 write_text(out / EXPERIMENT, parts.config.to_yaml())
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
                 search_and_finish(parts, measurer, ledger, out, watchers, explain)
+                notify(watchers, "finished", ledger.final())
             finally:
                 pool.close()
     return out
@@ -207,7 +211,22 @@ def finish(
         raise ConfigurationError(no_candidate_worked(ledger))
     table["ended"] = why
     write_pictures(out, list(evaluations.values()), table)
-    ledger.note("final", table)  # last: what comes after it would not be done again
+    ledger.note("final", table)
+    # What comes after it is not done again by a resumed run, and `evomerge report` can do it.
+    report_if_possible(out)
+
+
+def report_if_possible(out: Path) -> None:
+    """Write the report. A run is finished without one, too: what is wrong with it is a warning."""
+    from evomerge.results.report import REPORT, write_report  # plotly is heavy
+
+    try:
+        write_report(out)
+    except Interrupted:
+        raise
+    except Exception as error:
+        what = f"{out / REPORT} could not be written: {type(error).__name__}: {error}"
+        logging.getLogger("evomerge").warning(what)
 
 
 def told_anew(search: Search, evaluations: Mapping[CandidateId, Evaluation]) -> list[Evaluation]:
@@ -272,7 +291,15 @@ def about(parts: Parts) -> dict[str, Any]:
     return {
         "name": parts.config.name,
         "objectives": [
-            {"name": o.name, "sign": o.sign, "cost": o.cost, "tasks": list(o.weights)}
+            {
+                "name": o.name,
+                "sign": o.sign,
+                "cost": o.cost,
+                "tasks": list(o.weights),
+                "weights": dict(o.weights),
+                "column": o.column,
+                "agreement": o.agreement,
+            }
             for o in parts.objectives
         ],
         "experts": list(parts.config.experts),

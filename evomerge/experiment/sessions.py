@@ -16,6 +16,7 @@ from typing import Any
 from evomerge import installed
 from evomerge.errors import EvomergeError
 from evomerge.ledger import Ledger
+from evomerge.measurement import notify
 
 Facts = Mapping[str, Any]
 
@@ -59,8 +60,8 @@ def processor() -> str:
 
 
 @contextmanager
-def noted_end(ledger: Ledger) -> Iterator[None]:
-    """Note in the ledger how a session ends; one that is killed notes nothing."""
+def noted_end(ledger: Ledger, watchers: Sequence[Any] = ()) -> Iterator[None]:
+    """Note in the ledger how a session ends, and tell it; one that is killed notes nothing."""
     why = "finished"
     try:
         yield
@@ -76,6 +77,7 @@ def noted_end(ledger: Ledger) -> Iterator[None]:
     finally:
         with suppress(EvomergeError, sqlite3.Error):  # the disk may be what the session ended by
             ledger.note("ended", {"why": why})
+        notify(watchers, "ended", why)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from evomerge.ledger import LEDGER, Ledger
 from evomerge.protocols import Progress
 from evomerge.records import Candidate, CandidateId
 from evomerge.results.export import export_model
-from evomerge.results.status import best_candidate, final_rows
+from evomerge.results.status import best_candidate
 from evomerge.zoo.folders import claimed
 
 
@@ -75,7 +75,6 @@ def run_model(reference: str, progress: Progress | None = None) -> Path:
     folder, number = _parts(reference)
     with _opened(folder) as ledger:
         candidate = best_candidate(folder, ledger) if number is None else _found(ledger, number)
-        row = final_rows(ledger).get(candidate.id)
     recipe = candidate.recipe
     if recipe is None:  # whom the search scored has one
         raise ConfigurationError(f"{folder}: candidate {candidate.id} has no recipe")
@@ -107,7 +106,7 @@ def run_model(reference: str, progress: Progress | None = None) -> Path:
             if changed:
                 raise ModelError(changed)
             texts = run_calibration(folder)
-            export_model(recipe, checkpoints, target, row, report, calibration=texts)
+            export_model(recipe, checkpoints, target, report, calibration=texts)
     return target
 
 

@@ -99,7 +99,7 @@ def is_done(run: PlannedRun, folder: Path) -> bool:
     """
     if not (folder / LEDGER).exists():
         return False
-    elsewhere = {"pool": PoolConfig(), "name": "", "allow_code": False}
+    elsewhere = {"pool": PoolConfig(), "name": "", "allow_code": False, "trackers": ()}
     try:
         before = read_experiment(folder / EXPERIMENT)
         same = before.model_copy(update=elsewhere) == run.config.model_copy(update=elsewhere)

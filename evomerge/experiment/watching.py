@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from evomerge.experiment.resumption import Resumed
 from evomerge.experiment.wire import Parts
@@ -17,7 +17,10 @@ from evomerge.protocols import Observer
 
 
 class Watcher(Observer, Protocol):
-    """An observer that also wants to know what the driver is at."""
+    """An observer that also wants to know what the driver is at.
+
+    One that somebody writes needs only those methods that it wants to be told by.
+    """
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Something that takes a while goes on: training a zoo, reading a model."""
@@ -34,6 +37,12 @@ class Watcher(Observer, Protocol):
     def phase(self, name: str) -> None:
         """`references`, `search`, `finalists` or `holdout` begins."""
 
+    def finished(self, final: Mapping[str, Any]) -> None:
+        """The run has its final table, made now or before."""
+
+    def ended(self, why: str) -> None:
+        """The session is over: `finished`, `interrupted`, or the error that ended it."""
+
 
 class WarningHandler(logging.Handler):
     """Passes warnings on to those who watch."""
@@ -45,7 +54,8 @@ class WarningHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Tell every watcher."""
         for watcher in self._watchers:
-            watcher.warning(record.getMessage())
+            if (told := getattr(watcher, "warning", None)) is not None:
+                told(record.getMessage())
 
 
 class RunLog(logging.FileHandler):

@@ -190,6 +190,12 @@ class Account:
                 )
         return tuple(found)
 
+    @property
+    def seconds(self) -> float:
+        """That drivers had worked when the last answer came, or the last cohort was told."""
+        last = [self.measured[-1].seconds] if self.measured else []
+        return max([*last, *(step.seconds for step in self.steps[-1:])], default=0.0)
+
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The search from its beginning to its end, in at most `MAX_STEPS` steps."""
@@ -230,8 +236,15 @@ def _front(front: NDArray[np.float64], told: Sequence[Json]) -> NDArray[np.float
     values = [[value for value, *_ in e["score"].values()] for e in scored if e["rung"] == top]
     if not values:
         return front
-    points = np.vstack([front, np.array(values)])
-    return np.unique(points[non_dominated(points)], axis=0)
+    new = np.unique(np.array(values), axis=0)
+    new = new[[not (front >= point).all(axis=1).any() for point in new]]
+    if not len(new):
+        return front
+    new = new[non_dominated(new)]
+    beaten = np.zeros(len(front), dtype=bool)
+    for point in new:  # none of which is equal to one of the front
+        beaten |= (point >= front).all(axis=1)
+    return np.unique(np.vstack([front[~beaten], new]), axis=0)
 
 
 def share_dominated(values: ArrayLike, worst: ArrayLike, best: ArrayLike) -> float:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from evomerge.checkpoints.adapter_config import ADAPTER_CONFIG
@@ -39,12 +38,9 @@ from evomerge.results.adapter_parts import (
     keep_whole,
     module_holders,
 )
-from evomerge.results.export import (
-    calibration_file,
-    recipe_yaml,
-    scores_section,
-    statistics_of,
-)
+from evomerge.results.card import adapter_card, recipe_yaml
+from evomerge.results.export import Beside, calibration_file, statistics_of
+from evomerge.results.origins import CARD
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,9 @@ def export_adapter(
     folder: Path,
     *,
     rank: int | None = None,
-    row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     calibration: Calibration | None = None,
+    beside: Beside | None = None,
 ) -> AdapterReport:
     """Write a merge as an adapter that PEFT loads over the base.
 
@@ -109,9 +105,9 @@ def export_adapter(
         folder: a new folder, or one that evomerge wrote before.
         rank: the largest rank. None: exact concatenation where the merge is linear in adapters,
             and elsewhere the sum of the adapters' ranks (64 if there are none).
-        row: the candidate's row of the final table, for the card.
         progress: called with what is done, how much of it, of how much.
         calibration: the texts of operators that look at data.
+        beside: what else there is to tell of it.
 
     Raises:
         ConfigurationError: the merge has no form as an adapter of its base, or the folder holds
@@ -132,13 +128,24 @@ def export_adapter(
     source = recipe.models[recipe.base].path
     config = _config(found, kept, base, holders)
     config["base_model_name_or_path"] = None if source.startswith("memory:") else source
-    texts = {
+    beside = beside or Beside()
+    card = adapter_card(
+        recipe,
+        target.name,
+        report.lines,
+        rank,
+        beside.origins(recipe, checkpoints),
+        beside.found,
+        for_hub=beside.for_hub,
+    )
+    files: dict[str, str | bytes] = {
         ADAPTER_CONFIG: json.dumps(config, indent=2) + "\n",
-        "README.md": adapter_card(recipe, target.name, report, rank, row),
+        CARD: card,
         MARK: recipe_yaml(recipe),
         **calibration_file(calibration),
+        **beside.files,
     }
-    _write(target, _named(found, kept, holders), texts)
+    _write(target, _named(found, kept, holders), files)
     return report
 
 
@@ -212,7 +219,7 @@ def _named(found: Changes, kept: Kept, holders: Mapping[str, Holder]) -> dict[st
     return tensors
 
 
-def _write(target: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+def _write(target: Path, tensors: Mapping[str, Tensor], files: Mapping[str, str | bytes]) -> None:
     """The folder, whole or not at all."""
     from safetensors.torch import save_file
 
@@ -223,47 +230,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
         save_file(stored, staged / ADAPTER_MODEL, metadata={"format": "pt"})
         fsync(staged / ADAPTER_MODEL)
         failpoint("export.before_index")
-        for name, text in texts.items():
-            (staged / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (staged / name).write_bytes(data)
             fsync(staged / name)
-
-
-def adapter_card(
-    recipe: Recipe,
-    name: str,
-    report: AdapterReport,
-    rank: int | None,
-    row: Mapping[str, Any] | None,
-) -> str:
-    """The README.md of an exported adapter, in the hub's format."""
-    options = "--adapter" if rank is None else f"--adapter --rank {rank}"
-    front = {
-        "base_model": recipe.models[recipe.base].path,
-        "base_model_relation": "adapter",
-        "tags": ["lora", "merge", "evomerge"],
-        "library_name": "peft",
-    }
-    models = "\n".join(f"- `{label}`: {source.path}" for label, source in recipe.models.items())
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
-
-# {name}
-
-An adapter of `{recipe.models[recipe.base].path}`, merged with evomerge.
-`evomerge merge evomerge_recipe.yaml {options} --out FOLDER` makes it again.
-
-## Models
-
-{models}
-{scores_section(row)}
-## As an adapter
-
-{chr(10).join(f"- {line}" for line in report.lines)}
-
-## Recipe
-
-```yaml
-{recipe_yaml(recipe).strip()}
-```
-"""

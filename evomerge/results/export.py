@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.input_scales import INPUT_SCALES
@@ -20,14 +19,39 @@ from evomerge.merging.calibration import CALIBRATION, Calibration, Collected
 from evomerge.merging.input_scales import input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.protocols import Progress
-from evomerge.recipe import Match, Recipe, Segments
+from evomerge.recipe import Recipe
+from evomerge.results.card import ATTRIBUTE, model_card, recipe_yaml
+from evomerge.results.card_scores import Found
 from evomerge.results.mergekit_yaml import mergekit_yaml
-from evomerge.wording import in_short
+from evomerge.results.origins import CARD, Origin, origins_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTRIBUTE = "attribute"  # what an export may do with scales of layers' inputs
+
+@dataclass(frozen=True)
+class Beside:
+    """What is told beside a merge that a search has found.
+
+    found: of the candidate. references: how the experiment names the models. files: bare name ->
+    content, of pictures. for_hub: see `model_card`.
+    """
+
+    found: Found | None = None
+    references: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    for_hub: bool = False
+
+    def origins(self, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Origin]:
+        """Where the recipe's models come from."""
+        return origins_of(recipe, checkpoints, self.references)
+
+    def card(
+        self, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], name: str, *, scaled: bool
+    ) -> str:
+        """The card of the model."""
+        origins = self.origins(recipe, checkpoints)
+        return model_card(recipe, name, origins, self.found, scaled=scaled, for_hub=self.for_hub)
 
 
 def merged_tensors(
@@ -60,10 +84,11 @@ def export_model(
     recipe: Recipe,
     checkpoints: Mapping[str, Checkpoint],
     folder: Path,
-    row: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     scales: str | None = None,
     calibration: Calibration | None = None,
+    *,
+    beside: Beside | None = None,
 ) -> Path:
     """Write a merged model that plain transformers loads; a block of tensors is in memory.
 
@@ -73,11 +98,11 @@ def export_model(
         recipe: what to merge.
         checkpoints: the opened models, by the recipe's names.
         folder: a new folder, or one that evomerge wrote before.
-        row: the candidate's row of the final table, for the card.
         progress: called with what is done, and the bytes done and in all.
         scales: `attribute` writes scales of layers' inputs into config.json, where stock loaders
             ignore them (see `apply_scales`); None refuses them.
         calibration: the texts of operators that look at data; they are written beside the recipe.
+        beside: what else there is to tell of it.
 
     Raises:
         ConfigurationError: no config says what the recipe makes, or it scales layers' inputs.
@@ -108,10 +133,13 @@ def export_model(
         config=config,
         reads=checkpoints.values(),
         extra_files={
-            "README.md": model_card(recipe, folder.name, row, scaled=INPUT_SCALES in config),
+            CARD: (beside or Beside()).card(
+                recipe, checkpoints, folder.name, scaled=INPUT_SCALES in config
+            ),
             "evomerge_recipe.yaml": recipe_yaml(recipe),
             **({} if mergekit is None else {"mergekit_config.yml": mergekit}),
             **calibration_file(calibration),
+            **(beside or Beside()).files,
         },
     )
 
@@ -201,157 +229,8 @@ def _stacked(recipe: Recipe, merger: Merger, shapes: Shapes) -> dict[str, Any]:
     return config
 
 
-def folder_name(row: Mapping[str, Any]) -> str:
-    """What the folder of a row of the final table is called among others."""
-    return str(row["label"] or f"candidate {row['candidate']}").replace(" ", "_")
-
-
 def output_dtype(recipe: Recipe) -> Any:
     """The recipe's dtype as torch's; None keeps each tensor's own."""
     import torch
 
     return None if recipe.dtype is None else getattr(torch, recipe.dtype)
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe as `evomerge merge` reads it."""
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    flow = False if recipe.segments is None else None  # a table's rows in lines, not in columns
-    return yaml.safe_dump({"evomerge_recipe": 1, **data}, sort_keys=False, default_flow_style=flow)
-
-
-def model_card(
-    recipe: Recipe, name: str, row: Mapping[str, Any] | None, *, scaled: bool = False
-) -> str:
-    """The README.md of an exported model, in the hub's format.
-
-    scaled: whether config.json says scales of layers' inputs.
-    """
-    again = f" --scales {ATTRIBUTE}" if scaled else ""
-    front = {
-        "base_model": [source.path for source in recipe.models.values()],
-        "base_model_relation": "merge",
-        "tags": ["merge", "evomerge"],
-        "library_name": "transformers",
-    }
-    models = "\n".join(
-        f"- `{label}`: {source.path}"
-        + (f" (sha256 of its tensors {source.sha256[:16]}...)" if source.sha256 else "")
-        + (
-            f", its units in the order of `{Match.of(source.match).model}`'s"
-            if source.match
-            else ""
-        )
-        for label, source in recipe.models.items()
-    )
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
-
-# {name}
-
-A merge made with evomerge.
-`evomerge merge evomerge_recipe.yaml{again} --out FOLDER` makes it again.
-{SCALES_SECTION if scaled else ""}
-## Models
-
-{models}
-{layers_section(recipe)}{scores_section(row)}
-## Recipe
-
-```yaml
-{recipe_yaml(recipe).strip()}
-```
-"""
-
-
-SCALES_SECTION = f"""
-## Scaled inputs
-
-**transformers alone computes another model than the one that was found.** The hidden states that
-enter layer i have to be multiplied by `{INPUT_SCALES}[i]` of config.json, which no stock loader
-reads. `evomerge.apply_scales(model)` does that to a loaded model, and so does
-
-```python
-import torch
-
-def scale_inputs(model):
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    layers = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
-    for layer, scale in zip(layers, model.config.{INPUT_SCALES}, strict=True):
-        def scaled(module, args, kwargs, scale=scale):
-            if args:
-                return (args[0] * scale, *args[1:]), kwargs
-            return args, dict(kwargs, hidden_states=kwargs["hidden_states"] * scale)
-        layer.register_forward_pre_hook(scaled, with_kwargs=True)
-```
-"""
-
-
-def layers_section(recipe: Recipe) -> str:
-    """What the model is made of, where its layers are not the models' own as they are."""
-    if recipe.segments is not None:
-        return segments_section(recipe.segments)
-    slots = recipe.slots or ()
-    if recipe.keeps_layers(len(slots)) and not recipe.is_scaled:
-        return ""
-    scales = [(f"{part} times", f"{part}_scale") for part in ("input", "branch")]
-    scales = [(head, key) for head, key in scales if any(getattr(s, key) != 1 for s in slots)]
-    heads = ["layer", "made of", *(head for head, _ in scales)]
-    lines = ["", "## Layers", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for number, slot in enumerate(slots):
-        sources = recipe.merge_for(number, "default").sources or ()
-        made_of = ", ".join(f"`{model}` {slot.layer_of(model)}" for model in sources)
-        factors = [f"{getattr(slot, key):g}" for _, key in scales]
-        lines.append(f"| {' | '.join([str(number), made_of, *factors])} |")
-    return "\n".join(lines) + "\n"
-
-
-def segments_section(segments: Segments) -> str:
-    """How many stretches of the parameters there are, and what each model has of them."""
-    stops = segments.stops
-    sizes = [stop - start for start, stop in zip((0, *stops), stops, strict=False)]
-    lines = ["", "## Stretches", ""]
-    noun = (
-        "a linear combination of the models"
-        if len(stops) == 1
-        else (f"{len(stops)} stretches, each a linear combination of the models")
-    )
-    lines += [
-        f"The {stops[-1]:,} parameters, flattened, are {noun}.",
-        "",
-        "| model | mean coefficient | smallest | largest |",
-        "|---|---|---|---|",
-    ]
-    for model, weights in segments.weights.items():
-        mean = sum(w * size for w, size in zip(weights, sizes, strict=True)) / stops[-1]
-        lines.append(f"| `{model}` | {mean:.3f} | {min(weights):.3f} | {max(weights):.3f} |")
-    return "\n".join(lines) + "\n"
-
-
-def scores_section(row: Mapping[str, Any] | None) -> str:
-    """The candidate's scores as a table; the search's own are estimates that it was chosen by."""
-    if row is None:
-        return ""
-    columns = [name for name in ("search", "fresh", "holdout") if name in row]
-    lines = [
-        "",
-        "## Scores",
-        "",
-        "Mean ± standard error. The candidate was found on the search items and chosen on the "
-        "fresh ones; only the holdout is unbiased.",
-        "",
-        "| objective | " + " | ".join(columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for objective in row[columns[-1]]:
-        cells = [_score_cell(row[name][objective]) for name in columns]
-        lines.append(f"| {objective} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _score_cell(estimate: Mapping[str, float]) -> str:
-    value, error, count = (estimate[k] for k in ("value", "standard_error", "num_items"))
-    if not count:
-        return in_short(value)  # a cost, which is known exactly
-    return f"{value:.3f} ± {error:.3f} ({count} items)"

@@ -60,18 +60,30 @@ def paired_gain(
     Percentile bootstrap, items drawn with replacement within each task, the same draw for both
     models (Efron & Tibshirani 1993, ch. 13; Koehn 2004 for paired test items).
     """
-    draws = np.zeros(DRAWS)
-    value = 0.0
     ours, theirs = (
         mean_of_objectives(objectives, measurements, one, items, (near or {}).get(one, ()))
         for one in (first, second)
     )
+    value, draws = paired_draws(ours, theirs, seed)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+def paired_draws(
+    ours: Mapping[str, NDArray[np.float64]], theirs: Mapping[str, NDArray[np.float64]], seed: int
+) -> tuple[float, NDArray[np.float64]]:
+    """The gap between two models, and DRAWS bootstrap samples of it, shape (DRAWS,).
+
+    ours, theirs: what each item adds, of the same items in the same order (see
+        `mean_of_objectives`).
+    """
+    draws = np.zeros(DRAWS)
+    value = 0.0
     for task in ours:
         gap = ours[task] - theirs[task]
         value += float(gap.mean())
         draws += _resampled_means(gap, np.random.default_rng([seed, *task.encode()]))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return value, float(low), float(high)
+    return value, draws
 
 
 def _resampled_means(

@@ -33,7 +33,7 @@ def write_pictures(
 
 def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
     """Each candidate's search score, the best so far, and the references as lines."""
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     axis = axes[0]
     ids = np.array([e.id for e in scored])
     means = np.array([e.score.mean for e in scored if e.score])
@@ -63,14 +63,19 @@ def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[st
     axis.set_ylabel("mean of the objectives")
     axis.set_title("Search scores; dashed: on the holdout", loc="left", fontsize=10)
     axis.legend(loc="lower right", fontsize=8, framealpha=0.9, edgecolor="none")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
     """The front on the holdout, pair by pair of objectives, with one standard error."""
+    return save(front_figure(scored, final), path)
+
+
+def front_figure(scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Any:
+    """The same as a figure."""
     names = list(final["best"]["holdout"])
     pairs = list(combinations(names, 2))[:3]
-    figure, axes = _figure(len(pairs))
+    figure, axes = new_figure(len(pairs))
     clouds = {n: [e.score.objectives[n].value for e in scored if e.score] for n in names}
     for axis, (x, y) in zip(axes, pairs, strict=True):
         axis.plot(clouds[x], clouds[y], ".", color=GREY, alpha=0.35, label="candidates (search)")
@@ -98,7 +103,7 @@ def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any
             if _is_cost(final["best"], name):
                 side.set_major_formatter(lambda value, _: in_short(value))
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
-    return _save(figure, path)
+    return figure
 
 
 def _labels(
@@ -154,7 +159,8 @@ def _crosses(
     )
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def new_figure(columns: int) -> tuple[Any, Any]:
+    """A figure with axes side by side, all in one style; no global state of matplotlib's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -168,11 +174,26 @@ def _figure(columns: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=150, format="png")
-    write_bytes(path, drawn.getvalue())
+def drawn(figure: Any, form: str = "png", dpi: int = 150) -> bytes:
+    """A figure as the bytes of a file; of the same figure always the same."""
+    from matplotlib import rc_context
+
+    file = BytesIO()
+    metadata = {"Date": None} if form == "svg" else {}
+    with rc_context({"svg.hashsalt": "evomerge"}):
+        figure.savefig(file, dpi=dpi, format=form, metadata=metadata)
+    return file.getvalue()
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG."""
+    write_bytes(path, drawn(figure))
     return path
+
+
+def plain(text: str) -> str:
+    """Text from outside as matplotlib draws it: no formula, nor a label that legends leave out."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _apart(values: Sequence[float], gap: float = 0.028) -> NDArray[np.float64]:

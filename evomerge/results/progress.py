@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from math import hypot
 from typing import Any
 
-from evomerge.pareto import best_first
+import numpy as np
+
+from evomerge.pareto import best_first, non_dominated
 from evomerge.records import CandidateId, Estimate, Evaluation, Score
 from evomerge.stopping import CONFIDENCE
 
@@ -25,17 +27,43 @@ class Found:
     entries: dict[CandidateId, Json] = field(default_factory=dict)
     keys: dict[CandidateId, tuple[int, float]] = field(default_factory=dict)  # rung, mean
     cut: dict[CandidateId, Json] = field(default_factory=dict)
+    _num_failed: int = 0  # of the entries
+    _top: tuple[tuple[int, float], dict[CandidateId, None]] | None = None  # None: to be found anew
     _incumbent: Json | None = None  # None where it has to be found again
+    _front: list[CandidateId] | None = None  # None where it has to be found from all
+    _since: list[CandidateId] = field(default_factory=list)  # who was told since it was found
 
     def told(self, entries: Sequence[Json], *, cut_short: bool) -> None:
         """Take in a cohort; one that a budget has cut short counts until something is told."""
         by_id = {entry["id"]: entry for entry in entries}
         self._incumbent = None
+        if self.cut or cut_short:
+            self._front = None
         self.cut = by_id if cut_short else {}
         if not cut_short:
-            self.entries |= by_id
-            scored = {id_: entry for id_, entry in by_id.items() if entry["score"] is not None}
-            self.keys |= {id_: _key(entry) for id_, entry in scored.items()}
+            for id_, entry in by_id.items():
+                self._take(id_, entry)
+
+    def _take(self, id_: CandidateId, entry: Json) -> None:
+        before = self.entries.get(id_)
+        self._num_failed += entry["failure"] is not None
+        self._num_failed -= before is not None and before["failure"] is not None
+        self.entries[id_] = entry
+        if before is not None and self._front is not None and id_ in self._front:
+            self._front = None  # whom it dominated may be on the front now
+        self._since.append(id_)
+        if entry["score"] is None:
+            return
+        self.keys[id_] = key = _key(entry)
+        if self._top is None:
+            return
+        top, tied = self._top
+        if id_ in tied and key != top:
+            self._top = None
+        elif key == top:
+            tied[id_] = None
+        if key > top:
+            self._top = key, {id_: None}
 
     @property
     def count(self) -> int:
@@ -45,8 +73,10 @@ class Found:
     @property
     def num_failed(self) -> int:
         """Those that failed."""
-        kept = [e for id_, e in self.entries.items() if id_ not in self.cut]
-        return sum(e["failure"] is not None for e in (*kept, *self.cut.values()))
+        known = [self.entries[id_] for id_ in self.cut if id_ in self.entries]
+        replaced = sum(entry["failure"] is not None for entry in known)
+        cut = sum(entry["failure"] is not None for entry in self.cut.values())
+        return self._num_failed - replaced + cut
 
     def incumbent(self) -> Json | None:
         """The best candidate so far, by its search score, with 95 % intervals."""
@@ -54,20 +84,47 @@ class Found:
         return self._incumbent
 
     def _best(self) -> Json | None:
-        keys = dict(self.keys)
-        for id_, entry in self.cut.items():
-            keys.pop(id_, None)
-            if entry["score"] is not None:
-                keys[id_] = _key(entry)
+        keys = self._with_cut()
         if not keys:
             return None
-        top = max(keys.values())
+        if self.cut or self._top is None:
+            top = max(keys.values())
+            found = top, dict.fromkeys(sorted(id_ for id_, key in keys.items() if key == top))
+            self._top = None if self.cut else found
+        else:
+            found = self._top
         tied: dict[tuple[float, ...], Evaluation] = {}  # of equal scores the first candidate alone
-        for id_ in sorted(id_ for id_, key in keys.items() if key == top):
+        for id_ in sorted(found[1]):
             score = _score(self.cut.get(id_) or self.entries[id_])
             tied.setdefault(score.values, Evaluation(id_, None, score))
         first = best_first(list(tied.values()))[0]
         return described(first.id, first.score or Score({}))
+
+    def _with_cut(self) -> dict[CandidateId, tuple[int, float]]:
+        if not self.cut:
+            return self.keys
+        keys = {id_: key for id_, key in self.keys.items() if id_ not in self.cut}
+        return keys | {id_: _key(e) for id_, e in self.cut.items() if e["score"] is not None}
+
+    def front(self) -> list[CandidateId]:
+        """Those of the highest rung that nobody dominates, by their search scores."""
+        keys = self._with_cut()
+        if self._front is None:
+            pool = list(keys)
+        else:
+            pool = list(dict.fromkeys((*self._front, *(i for i in self._since if i in keys))))
+        self._since = []
+        top = max((keys[id_][0] for id_ in pool), default=0)
+        pool = [id_ for id_ in pool if keys[id_][0] == top]
+        if pool:
+            chosen = non_dominated(np.array([self.values(id_) for id_ in pool]))
+            pool = [pool[i] for i in np.flatnonzero(chosen)]
+        self._front = pool
+        return pool
+
+    def values(self, id_: CandidateId) -> list[float]:
+        """A candidate's values, in the order of the objectives."""
+        return [value for value, *_ in (self.cut.get(id_) or self.entries[id_])["score"].values()]
 
 
 def described(id_: CandidateId | None, score: Score) -> Json:

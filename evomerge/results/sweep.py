@@ -126,17 +126,24 @@ def _unfinished(state: str, reason: str | None) -> str:
 
 
 def _add_hypervolumes(runs: Sequence[Json]) -> None:
-    """How much of the box each front dominates on the holdout, where there are several objectives.
+    """How much of the box each front dominates on the holdout (see `shares_of_holdout`)."""
+    shares = shares_of_holdout([run["final"] for run in runs])
+    for run, share in zip(runs, shares, strict=True):
+        run["hypervolume"] = share
+
+
+def shares_of_holdout(finals: Sequence[Json | None]) -> list[float | None]:
+    """How much of the box each run's front dominates on the holdout.
 
     The box is the same for all runs: from the worst to the best value of each objective in any
     front and any reference (see `share_dominated`).
+
+    finals: the final tables; None stays for runs without one, or without a front.
     """
-    fronts = [
-        (run, run["final"]["front"]) for run in runs if run["final"] and run["final"]["front"]
-    ]
+    fronts = [final for final in finals if final and final["front"]]
     if not fronts:
-        return
-    names = list(fronts[0][1][0]["holdout"])
+        return [None] * len(finals)
+    names = list(fronts[0]["front"][0]["holdout"])
 
     def values(rows: Sequence[Json]) -> list[list[float]]:
         return [[row["holdout"][name]["value"] for name in names] for row in rows]
@@ -144,13 +151,15 @@ def _add_hypervolumes(runs: Sequence[Json]) -> None:
     everything = np.array(
         [
             point
-            for run, front in fronts
-            for point in values([*front, *run["final"]["references"].values()])
+            for final in fronts
+            for point in values([*final["front"], *final["references"].values()])
         ]
     )
     worst, best = everything.min(axis=0), everything.max(axis=0)
-    for run, front in fronts:
-        run["hypervolume"] = share_dominated(values(front), worst, best)
+    return [
+        share_dominated(values(final["front"]), worst, best) if final and final["front"] else None
+        for final in finals
+    ]
 
 
 def _paired(finished: Sequence[Json], first: str, name: str) -> Json | None:

@@ -329,7 +329,8 @@ def test_a_damaged_cache_costs_finding_it_again(damage: str, cache: Path) -> Non
         ({"b": "bse"}, "no model 'bse'.*did you mean 'base'"),
         ({"c": "base"}, "model c: match: no such model"),
         ({"b": "b"}, "matched to itself"),
-        ({"b": "other", "other": "base"}, "'other' is matched itself"),
+        ({"b": "other", "other": "base"}, "'other' is matched itself.*match both to 'base'"),
+        ({"b": "other", "other": "b"}, "'other' is matched itself.*match one of the two alone"),
     ],
 )
 def test_matches_that_name_the_wrong_model_are_refused(

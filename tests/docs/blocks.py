@@ -20,6 +20,7 @@ REASONS = (  # why a block may stand there without being run
     "needs another machine",
     "needs a browser",
     "installs packages",
+    "serves until Ctrl-C",
     "takes minutes",  # what CI runs by itself, or `make test-slow`
     "shows the idea",
 )

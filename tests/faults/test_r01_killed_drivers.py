@@ -8,6 +8,7 @@ of 20 generations of 8.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -234,6 +235,28 @@ def test_an_export_is_whole_or_not_there(failpoint, tmp_path, uninterrupted):
     assert {p.name: p.read_bytes() for p in target.iterdir()} == first
     run.export(folder=target)  # what the kill has left is cleared away
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+
+
+def test_an_export_of_several_goes_on(tmp_path, uninterrupted):
+    toy = Toy()
+    run = toy.open(toy.run(tmp_path / "run"))
+    run.export_front(tmp_path / "undisturbed", top=3)
+    out = tmp_path / "out"
+    assert forked(lambda: run.export_front(out, top=3), "export.shard:2") == KILLED
+    assert json.loads((out / "front.json").read_text())["complete"] is False
+    (whole,) = [path for path in out.iterdir() if (path / "evomerge_recipe.yaml").exists()]
+    written = (whole / "model.safetensors").stat().st_mtime_ns
+
+    assert forked(lambda: run.export_front(out, top=3), "export.before_index:2") == KILLED
+    assert not (out / "front.csv").exists()
+    done = run.export_front(out, top=3)
+    assert [exported.kept for exported in done] == [True, True, False]
+    assert (whole / "model.safetensors").stat().st_mtime_ns == written
+    assert files_below(out) == files_below(tmp_path / "undisturbed")
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # --- the command line -----------------------------------------------------------------------------

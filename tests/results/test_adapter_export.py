@@ -281,7 +281,7 @@ def test_merge_writes_an_adapter_and_says_what_it_lost(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     from evomerge.cli import app
-    from evomerge.results.export import recipe_yaml
+    from evomerge.results.card import recipe_yaml
 
     recipe = models.recipe("a", "b", operator="ties", density=0.5)
     (tmp_path / "recipe.yaml").write_text(recipe_yaml(recipe))

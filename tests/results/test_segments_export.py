@@ -22,7 +22,7 @@ from evomerge.merging.materialise import Merger
 from evomerge.merging.resident import Resident
 from evomerge.recipe import Recipe
 from evomerge.results.adapter_export import export_adapter
-from evomerge.results.export import model_card, recipe_yaml
+from evomerge.results.card import model_card, recipe_yaml
 from evomerge.results.mergekit_yaml import mergekit_yaml
 
 

@@ -24,6 +24,7 @@ from evomerge.experiment.recipes import open_recipe_models, read_recipe
 from evomerge.experiment.score import score_model
 from evomerge.experiment.stacked import pinned, run_model
 from evomerge.experiment.wire import resolve, wire
+from evomerge.wording import in_short
 
 __all__ = ["dropping"]  # the fixture
 
@@ -196,5 +197,5 @@ def test_limits_and_costs_of_language_models(
         assert row["holdout"]["size"] == {"value": -size, "standard_error": 0.0, "num_items": 0}
         scored = score_model(str(folder), str(tmp_path / "fitness.yaml"))
         assert scored["holdout"]["size"]["value"] == -size
-        assert "| size | " in (folder / "README.md").read_text()
+        assert f"| {in_short(size)} |" in (folder / "README.md").read_text()
     assert (run.folder / "front.png").exists()
