@@ -9,7 +9,7 @@ MERGEKIT := .venv-mergekit
 TEST_PROCESSES ?= 2
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
-  bench-merging bench-scoring notebook \
+  bench-merging bench-scoring notebook docs reference \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -69,6 +69,13 @@ bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, 
 bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
 	$(BIN)/python benchmarks/scoring.py
 
+docs: $(INSTALLED)  ## the site of docs/, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/; with its search: python3 -m http.server -d site"
+
+reference: $(INSTALLED)  ## the pages of docs/ that are made from the tables and the schema
+	$(BIN)/python docs/reference/make.py
+
 notebook: $(INSTALLED)  ## execute the notebooks of docs/ anew, and keep what they show
 	$(BIN)/python docs/notebooks/execute.py
 
@@ -85,4 +92,4 @@ longest:  ## the longest files and functions of the package
 	@$(BIN)/python .ci/longest.py evomerge
 
 clean:  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) $(MERGEKIT) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(MERGEKIT) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

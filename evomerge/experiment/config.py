@@ -49,7 +49,7 @@ from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
 from evomerge.search_spaces.niches import NichesConfig
-from evomerge.searchers import SEARCHERS
+from evomerge.searchers import OPTIONS, SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
 from evomerge.trackers import TrackerConfig
 
@@ -369,7 +369,7 @@ def survey(document: Document) -> Survey:
         found.config = parse(ExperimentConfig, resolved, STAND_INS)
     except ConfigurationError as error:
         found.problems += error.problems
-    check_options(found.problems, resolved, ("searcher",), _SEARCHER_OPTIONS, noted=["scalarise"])
+    check_options(found.problems, resolved, ("searcher",), OPTIONS, noted=["scalarise"])
     return found
 
 
@@ -397,9 +397,6 @@ def _resolved(found: Survey) -> dict[str, Any]:
             absolute_tracker(each, folder) for each in tracker_table.entries(data["trackers"])
         ]
     return data
-
-
-_SEARCHER_OPTIONS = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
 
 
 def _refer(document: Document, key: str) -> Document:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from evomerge import installed
 from evomerge.errors import EvomergeError
 from evomerge.ledger import Ledger
 from evomerge.measurement import notify
@@ -36,6 +37,7 @@ def session_facts() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
+    versions |= dict(installed.versions())  # their operators and searchers
     return {
         "versions": versions,
         "python": platform.python_version(),

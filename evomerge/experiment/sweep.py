@@ -19,7 +19,7 @@ from evomerge.experiment.config import (
     parse_experiment,
 )
 from evomerge.experiment.paths import find_in_catalogue
-from evomerge.searchers import SEARCHERS
+from evomerge.searchers import OPTIONS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a run's folder may be called
 OWN_KEYS = ("searcher", "seed", "name")  # of an experiment: the sweep says them
@@ -100,10 +100,9 @@ def read_sweep(path: Path) -> list[PlannedRun]:
     document = _with_named_searchers(read_yaml(path))
     sweep = parse(SweepConfig, document)
     problems: list[Problem] = []
-    options = {kind: searcher.Options for kind, searcher in SEARCHERS.items()}
     for name in sweep.searchers:
         collect(problems, partial(parse, SearcherConfig, document.part("searchers", name)))
-        check_options(problems, document, ("searchers", name), options, noted=["scalarise"])
+        check_options(problems, document, ("searchers", name), OPTIONS, noted=["scalarise"])
     if problems:
         raise ConfigurationError(problems)
     experiment = _experiment(document, sweep)

@@ -2,13 +2,14 @@
 
 An operator may be followed by post-steps: `ties | lines` merges as `ties` does and scales what came
 out as `lines` says. Such a name is looked up as any other, and its post-steps' parameters carry
-their names: `lines_alpha`.
+their names: `lines_alpha`. Installed packages may bring more (see installed.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping
 
+from evomerge import installed
 from evomerge.errors import nearest
 from evomerge.merging.operator import Operator, PostStep
 from evomerge.merging.operators.aim import AIM_STEP
@@ -89,7 +90,10 @@ POST_STEPS: dict[str, PostStep] = {step.name: step for step in (LINES_STEP, AIM_
 
 
 class Operators(MutableMapping[str, Operator]):
-    """By name, followed by post-steps or not; the plain ones alone are listed and counted."""
+    """By name, followed by post-steps or not; the plain ones alone are listed and counted.
+
+    Those of installed packages come last, and are imported when they are looked up.
+    """
 
     def __init__(self, plain: Iterable[Operator]) -> None:
         self._plain = {operator.name: operator for operator in plain}
@@ -97,11 +101,11 @@ class Operators(MutableMapping[str, Operator]):
 
     def __getitem__(self, name: str) -> Operator:
         if PIPE not in name:
-            return self._plain[name]
+            return self._plain[name] if name in self._plain else _installed(name)
         if name not in self._followed:
             operator, *steps = (part.strip() for part in name.split(PIPE))
             chain = [POST_STEPS[step] for step in steps]
-            self._followed[name] = followed(name, self._plain[operator], chain)
+            self._followed[name] = followed(name, self[operator], chain)
         return self._followed[name]
 
     def __setitem__(self, name: str, operator: Operator) -> None:
@@ -113,10 +117,27 @@ class Operators(MutableMapping[str, Operator]):
         self._followed.clear()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._plain)
+        return iter(dict.fromkeys((*self._plain, *installed.named("operators"))))
 
     def __len__(self) -> int:
-        return len(self._plain)
+        return len(list(iter(self)))
+
+
+def _installed(name: str) -> Operator:
+    """An installed package's operator.
+
+    Raises:
+        KeyError: there is none of that name.
+        ConfigurationError: it cannot be imported, or is something else.
+    """
+    found = installed.load("operators", name)
+    if not isinstance(found, Operator):
+        what = f"should be an evomerge.merging.Operator, got {type(found).__name__}"
+        raise installed.refused("operators", name, what)
+    if found.name != name:
+        what = f"the operator calls itself {found.name!r}: recipes name it, so both must agree"
+        raise installed.refused("operators", name, what)
+    return found
 
 
 OPERATORS = Operators(_PLAIN)

@@ -32,28 +32,32 @@ from evomerge.searchers.rl_agent import RlAgent
 from evomerge.searchers.scalarised import ScalariseConfig, Scalarised
 from evomerge.searchers.sobol import SobolSearch
 from evomerge.searchers.successive import Successive
+from evomerge.searchers.table import OptionsOf, Searchers
 from evomerge.searchers.tpe import Tpe
 
 # Each class carries its `summary`, its `Options` and what it can do, for help, docs and checks.
-SEARCHERS: dict[str, type[Any]] = {
-    "random": RandomSearch,
-    "sobol": SobolSearch,
-    "cma_es": CmaEs,
-    "cma_es_mixed": CmaEsMixed,
-    "nsga2": Nsga2,
-    "nsga3": Nsga3,
-    "tpe": Tpe,
-    "gp": GaussianProcess,
-    "successive": Successive,
-    "rl_agent": RlAgent,
-    "map_elites": MapElites,
-    "cycle_qd": CycleQd,
-    "m2n2": M2n2,
-    "map_pareto": MapPareto,
-    "greedy_soup": GreedySoup,
-    "kinship": Kinship,
-    "frank_wolfe": FrankWolfe,
-}
+SEARCHERS: Mapping[str, type[Any]] = Searchers(
+    {
+        "random": RandomSearch,
+        "sobol": SobolSearch,
+        "cma_es": CmaEs,
+        "cma_es_mixed": CmaEsMixed,
+        "nsga2": Nsga2,
+        "nsga3": Nsga3,
+        "tpe": Tpe,
+        "gp": GaussianProcess,
+        "successive": Successive,
+        "rl_agent": RlAgent,
+        "map_elites": MapElites,
+        "cycle_qd": CycleQd,
+        "m2n2": M2n2,
+        "map_pareto": MapPareto,
+        "greedy_soup": GreedySoup,
+        "kinship": Kinship,
+        "frank_wolfe": FrankWolfe,
+    }
+)
+OPTIONS = OptionsOf(SEARCHERS)
 
 
 def make_searcher(
