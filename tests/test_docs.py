@@ -17,7 +17,6 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ import yaml_blocks
 from blocks import LANGUAGES, REASONS, ROOT, Block, blocks_of, commands_of, indented_commands, pages
 from names import names_for
 
+import evomerge
 from evomerge import installed
 from evomerge.cli import main
 
@@ -114,6 +114,11 @@ def shortened(words: list[str]) -> list[str]:
     return kept
 
 
+def expanded(word: str) -> list[str]:
+    """What a shell makes of a word with a star."""
+    return sorted(map(str, Path().glob(word))) if "*" in word else [word]
+
+
 def run_command(words: list[str], block: Block) -> None:
     """Run one command of a shell block.
 
@@ -122,7 +127,7 @@ def run_command(words: list[str], block: Block) -> None:
     """
     expected = int(block.marks.get("fails", "0"))
     if words[0] == "evomerge":
-        words = [one for word in words for one in (sorted(glob(word)) or [word])]
+        words = [one for word in words for one in expanded(word)]
         assert call(*shortened(words[1:])) == expected, f"{block.where}: {' '.join(words)}"
     elif words[0] == "make":
         targets = MAKE_IN_CI.findall((ROOT / ".ci" / "run").read_text())
@@ -184,7 +189,7 @@ def test_every_block_runs_or_says_why_not(page: Path, request: pytest.FixtureReq
     if not todo:
         return
     folder = request.getfixturevalue("folder")
-    names: dict[str, object] = {"__name__": "block", **names_for(page.name)}
+    names: dict[str, object] = {"__name__": "block", "evomerge": evomerge, **names_for(page.name)}
     for block in todo:
         run_block(block, folder, names)
 
