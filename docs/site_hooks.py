@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str: 
     docs = Path(config["docs_dir"]).resolve()
 
     def named(match: re.Match[str]) -> str:
-        text, up, path, anchor = match.groups()
+        text, up, path, _ = match.groups()
         target = (here / (up + path)).resolve()
         if target.is_relative_to(docs):
             return match[0]
