@@ -20,8 +20,9 @@ from evomerge.errors import (
     nearest,
 )
 from evomerge.experiment.chosen import Choice
-from evomerge.experiment.config import ExperimentConfig, absolute_model, parse_experiment
+from evomerge.experiment.config import ExperimentConfig, parse_experiment
 from evomerge.experiment.exports import Exported, ExportOptions, export_chosen
+from evomerge.experiment.paths import absolute_model
 from evomerge.experiment.recipes import open_recipe_models, with_texts
 from evomerge.experiment.rescore import SAMPLE
 from evomerge.experiment.run import read_run_config, run_calibration, run_experiment

@@ -1,25 +1,38 @@
-"""YAML files that people write: read safely, with every key's line, and all problems at once."""
+"""What people write in YAML files, checked against models: all problems at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import difflib
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
+from evomerge.yaml_files import Document, Location, read_yaml
+
+__all__ = [
+    "Document",
+    "Location",
+    "Misfit",
+    "Strict",
+    "check_options",
+    "collect",
+    "parse",
+    "problems_of",
+    "read_yaml",
+    "refuse",
+]
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
-Location = tuple[str | int, ...]
 
 MISFIT = "evomerge_misfit"  # pydantic's name for what `refuse` raises
-NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what keys may be
 SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -29,117 +42,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class Document:
-    """A parsed file, or a part of it, and where each of its values stands."""
-
-    data: Any
-    path: Path | None = None
-    lines: dict[Location, int] = field(default_factory=dict)
-    at: Location = ()  # where in the file the part stands
-
-    def where(self, location: Location) -> str:
-        """`file.yaml:12 searcher.kind`, as exactly as it is known."""
-        location = (*self.at, *location)
-        line = None
-        for length in range(len(location), -1, -1):
-            if (line := self.lines.get(location[:length])) is not None:
-                break
-        dotted = ".".join(str(part) for part in location)
-        place = f"{self.path}:{line}" if self.path and line else str(self.path or "")
-        return f"{place} {dotted}".strip()
-
-    def part(self, *keys: str | int) -> Document:
-        """What stands under the keys, which must be there."""
-        data = self.data
-        for key in keys:
-            data = data[key]
-        return Document(data, self.path, self.lines, (*self.at, *keys))
-
-    def without(self, *keys: str) -> Document:
-        """The same mapping without some keys."""
-        return replace(self, data={k: v for k, v in self.data.items() if k not in keys})
-
-
-def read_yaml(path: Path) -> Document:
-    """Parse a YAML file; tags that make objects and duplicate keys are refused.
-
-    Raises:
-        ConfigurationError: the file is missing, not YAML, or repeats a key.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = (p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else ()
-        raise ConfigurationError(
-            Problem(str(path), "no such file", nearest(path.name, siblings))
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(Problem(str(path), f"is no text in UTF-8: {error}")) from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Location, int] = {}
-        problems: list[Problem] = []
-        if node is not None:
-            _survey(node, (), path, lines, problems, set())
-        if problems:
-            raise ConfigurationError(problems)
-        return Document(yaml.safe_load(text), path, lines)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigurationError(Problem(place, f"not valid YAML: {error.problem}")) from None
-    except (yaml.YAMLError, ValueError) as error:  # control characters; dates such as 2024-13-45
-        what = str(error).splitlines()[0]
-        raise ConfigurationError(Problem(str(path), f"not valid YAML: {what}")) from None
-    except RecursionError:
-        raise ConfigurationError(Problem(str(path), "nested too deeply")) from None
-
-
-def _survey(
-    node: yaml.Node,
-    location: Location,
-    path: Path,
-    lines: dict[Location, int],
-    problems: list[Problem],
-    seen: set[int],
-) -> None:
-    """Note the line of every value, and every key that stands twice.
-
-    What an alias repeats is surveyed once: aliases may refer to each other, and to themselves.
-    """
-    lines.setdefault(location, node.start_mark.line + 1)
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        names: set[str] = set()
-        for key, value in node.value:
-            line, name = key.start_mark.line + 1, key.value
-            if key.tag not in NAMES:  # `no`, `on` and `1` among them
-                what = "YAML does not read this key as a name: put it in quotes"
-                problems.append(
-                    Problem(f"{path}:{line} {name if isinstance(name, str) else ''}".strip(), what)
-                )
-                continue
-            if name in names:
-                problems.append(Problem(f"{path}:{line} {name}", "the key stands twice"))
-            names.add(name)
-            lines[(*location, name)] = line
-            _survey(value, (*location, name), path, lines, problems, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _survey(value, (*location, index), path, lines, problems, seen)
-
-
-def parse(model: type[Model], document: Document) -> Model:
+def parse(
+    model: type[Model], document: Document, stand_ins: Mapping[str, Any] | None = None
+) -> Model:
     """Validate a document against a pydantic model.
+
+    stand_ins: a valid value for each key without which the others could not be looked at together.
 
     Raises:
         ConfigurationError: with every problem, its line, and the nearest valid key.
     """
+    if document.data is None and not document.at:
+        needed = [key for key, info in model.model_fields.items() if info.is_required()]
+        hint = f"needed: {', '.join(needed)}" if needed else ""
+        raise ConfigurationError(Problem(document.where(()), "the file is empty", hint))
     if not isinstance(document.data, dict):
         raise ConfigurationError(
             Problem(document.where(()), f"expected a mapping{_got(document.data)}")
@@ -147,7 +63,97 @@ def parse(model: type[Model], document: Document) -> Model:
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigurationError(problems_of(error, model, document)) from None
+        raise ConfigurationError(_all_problems(error, model, document, stand_ins or {})) from None
+
+
+def _all_problems(
+    error: ValidationError,
+    model: type[BaseModel],
+    document: Document,
+    stand_ins: Mapping[str, Any],
+) -> list[Problem]:
+    """The problems of an error, and those that it kept from being looked for.
+
+    pydantic compares the parts of a model once each is right by itself. So what is wrong is taken
+    out, with what it stands in where that cannot do without, and the rest is looked at again.
+    """
+    problems: list[Problem] = []
+    broken: set[Location] = set()
+    while True:
+        reports = list(_located(error, model, document))
+        new = [report for report in reports if not _follows(report, broken)]
+        problems += [report.problem for report in new]
+        taken = {_up_to_list(report.location) for report in new}
+        if not new:
+            taken = {_up_to_list(report.location)[:-1] for report in reports} - broken - {()}
+        if not taken:
+            return problems
+        broken |= taken
+        data = _without(document.data, taken)
+        gone = {str(location[0]) for location in broken if location}
+        data |= {key: value for key, value in stand_ins.items() if key in gone}
+        document = replace(document, data=data)
+        try:
+            model.model_validate(data)
+        except ValidationError as again:
+            error = again
+        else:
+            return problems
+
+
+@dataclass(frozen=True)
+class _Report:
+    """A problem with its place in the data.
+
+    of_misfit: it comes of comparing parts, and not of the place itself.
+    """
+
+    location: Location
+    problem: Problem
+    of_misfit: bool = False
+
+    @property
+    def of_name(self) -> bool:
+        """Whether a name is wrong, whatever stands under it."""
+        return self.of_misfit and self.problem.hint.startswith(("did you mean", "valid:"))
+
+
+def _follows(report: _Report, broken: set[Location]) -> bool:
+    """Whether a problem comes of what was taken out."""
+    location = report.location
+    said = f"{report.problem.what} {report.problem.hint.partition(' valid: ')[0]}"
+    for gone in filter(None, broken):
+        if location[: len(gone)] == gone:
+            return True
+        if gone[: len(location)] == location and not report.of_name:
+            return True
+        if gone[-1] in location or f"{gone[-1]!r}" in said or f"`{gone[-1]}`" in said:
+            return True
+        if gone[:-1] == location[:-1] and location and _is_near(location[-1], gone[-1]):
+            return True  # what the key was meant to be is now missing
+    return False
+
+
+def _is_near(name: str | int, other: str | int) -> bool:
+    return bool(difflib.get_close_matches(str(name), [str(other)], cutoff=0.5))
+
+
+def _up_to_list(location: Location) -> Location:
+    """A location above any list: others in the list would change their places."""
+    number = next((n for n, part in enumerate(location) if isinstance(part, int)), len(location))
+    return location[:number]
+
+
+def _without(data: Any, locations: Iterable[Location]) -> Any:
+    """A copy of nested mappings without what stands at the locations."""
+    if not isinstance(data, dict):
+        return data
+    kept = {}
+    for key, value in data.items():
+        below = [location[1:] for location in locations if location[:1] == (key,)]
+        if () not in below:
+            kept[key] = _without(value, below) if below else value
+    return kept
 
 
 def check_options(
@@ -211,13 +217,21 @@ def refuse(model: BaseModel | type[BaseModel], misfits: Iterable[Misfit]) -> Non
 def problems_of(
     error: ValidationError, model: type[BaseModel], document: Document
 ) -> list[Problem]:
-    """The problems of a pydantic error, in the words of this project; one for each place.
+    """The problems of a pydantic error, in the words of this project; one for each place."""
+    return [report.problem for report in _located(error, model, document)]
+
+
+def _located(
+    error: ValidationError, model: type[BaseModel], document: Document
+) -> Iterator[_Report]:
+    """Each problem with its location in the data.
 
     Where several types are allowed, pydantic reports each by itself and marks the place with the
     type's name; such reports are put together.
     """
     found: dict[Location, list[tuple[str, str]]] = {}
     of_types: set[Location] = set()
+    of_misfits: set[Location] = set()
     for detail in error.errors(include_url=False):
         location, passes_type = _in_data(detail["loc"], detail["type"], document.data)
         what, hint = _in_words(detail, model, location)
@@ -225,7 +239,8 @@ def problems_of(
             found[location].append((what, hint))
         if passes_type:
             of_types.add(location)
-    problems = []
+        if detail["type"] == MISFIT:
+            of_misfits.add(location)
     for location, reports in found.items():
         if location in of_types and any(
             len(other) > len(location) and other[: len(location)] == location for other in found
@@ -236,8 +251,9 @@ def problems_of(
             wanted = [text.partition(", got ")[0].removeprefix("should be ") for text, _ in reports]
             got = what.partition(", got ")[2]
             what = f"should be {' or '.join(wanted)}" + (f", got {got}" if got else "")
-        problems.append(Problem(document.where(location), what, hint))
-    return problems
+            hint = next((hint for _, hint in reports if hint), "")
+        problem = Problem(document.where(location), what, hint)
+        yield _Report(location, problem, location in of_misfits)
 
 
 def _in_data(location: Location, kind: str, data: Any) -> tuple[Location, bool]:
@@ -259,23 +275,49 @@ def _in_data(location: Location, kind: str, data: Any) -> tuple[Location, bool]:
 
 def _in_words(detail: Any, model: type[BaseModel], location: Location) -> tuple[str, str]:
     """What a detail says, and a hint."""
-    kind = detail["type"]
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == MISFIT:
-        return detail["ctx"]["what"], detail["ctx"]["hint"]
+        return context["what"], context["hint"]
     if kind == "extra_forbidden":
         return "unknown key", nearest(str(location[-1]), _keys_at(model, location[:-1]))
     if kind == "missing":
-        return "this key is missing", ""
-    if kind in ("model_type", "dict_type"):
-        return f"should be a mapping{_got(detail['input'])}", ""
+        is_value = isinstance(detail["loc"][-1], int)
+        return f"this {'value' if is_value else 'key'} is missing", ""
+    if kind in _WANTED:
+        return f"should be {_WANTED[kind]}{_got(value)}", ""
+    if kind in ("too_short", "too_long") and context["field_type"] == "Tuple":
+        wanted = context["min_length" if kind == "too_short" else "max_length"]
+        return f"should have {wanted} values, got {len(value)}{_got(value, ': ')}", ""
     what = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return what + _got(detail["input"]), ""
+    if kind == "literal_error":
+        return what + _got(value), _nearest_of(str(value), context["expected"])
+    return _REASON.sub("", what) + _got(value), ""
 
 
-def _got(value: Any) -> str:
+_WANTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+_REASON = re.compile(r", (unable to (parse|interpret)|got a number with a fractional).*")
+
+
+def _nearest_of(value: str, expected: str) -> str:
+    """The nearest of the values that pydantic lists: the list itself stands in what it says."""
+    close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", expected), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN + 1
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = SHOWN
+
+
+def _got(value: Any, before: str = ", got ") -> str:
     """`, got 3`; nothing where it would fill the screen."""
-    text = repr(value)
-    return f", got {text}" if len(text) <= SHOWN else ""
+    text = _SHORT.repr(value)
+    return f"{before}{text}" if len(text) <= SHOWN and "..." not in text else ""
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def in_short(value: float) -> str:
     """A large number for people, with four digits: 1234567 is 1.235M."""
@@ -18,3 +20,8 @@ def in_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def in_brackets(values: Iterable[float]) -> str:
+    """Numbers as a file has them: [0, 1] and not [0.0, 1.0]."""
+    return f"[{', '.join(f'{value:.10g}' for value in values)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import BudgetConfig, find_in_catalogue, read_experiment
+from evomerge.experiment.config import BudgetConfig, read_experiment
+from evomerge.experiment.paths import find_in_catalogue
 from evomerge.experiment.plan import plan_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.experiment.sweep import read_sweep
@@ -61,9 +63,12 @@ def skip_unless_made(path: Path) -> None:
 )
 def test_there_is_something_and_it_says_what_it_is(kind: str, at_least: int) -> None:
     assert len(catalogue(kind)) >= at_least
-    for path in catalogue(kind):
-        assert path.read_text().startswith("# "), f"{path} explains itself in its first line"
-        assert all(len(line) <= 100 for line in path.read_text().splitlines())
+    for path in sorted(catalogue_folder(kind).rglob("*.yaml")):
+        lines = path.read_text().splitlines()
+        comment = list(takewhile(lambda line: line.startswith("#"), lines))
+        assert len(comment) >= 2, f"{path} says what it is, and what to expect"
+        assert len(" ".join(comment)) > 100
+        assert all(len(line) <= 100 for line in lines)
 
 
 @pytest.mark.parametrize("path", catalogue("search_spaces"), ids=lambda path: path.stem)

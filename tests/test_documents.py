@@ -57,11 +57,9 @@ def test_all_problems_at_once_each_with_its_line(tmp_path: Path) -> None:
     text = "nme: x\ninner:\n  size: three\n  shar: 1\nmany:\n  a:\n    share: lots\n  b: 3\n"
     assert problems(tmp_path, text) == [
         "F:1 name: this key is missing",
-        "F:3 inner.size: should be a valid integer, unable to parse string as an integer, "
-        "got 'three'",
+        "F:3 inner.size: should be a valid integer, got 'three'",
         "F:4 inner.shar: unknown key (did you mean 'share'? valid: share, size)",
-        "F:7 many.a.share: should be a valid number, unable to parse string as a number or a "
-        "valid boolean, unable to interpret input, got 'lots'",
+        "F:7 many.a.share: should be a valid number or a valid boolean, got 'lots'",
         "F:8 many.b: should be a mapping, got 3",
         "F:1 nme: unknown key (did you mean 'name'? valid: inner, many, name)",
     ]
@@ -77,20 +75,20 @@ def test_what_a_model_refuses_as_a_whole_has_its_place_too(tmp_path: Path) -> No
     ("text", "told"),
     [
         ("name: x\nname: y\n", ["F:2 name: the key stands twice"]),
-        ("name: {a: 1,\n b: 2, a: 3}", ["F:2 a: the key stands twice"]),
-        ("", ["F: expected a mapping, got None"]),
+        ("name: {a: 1,\n b: 2, a: 3}", ["F:2 name.a: the key stands twice"]),
+        ("", ["F: the file is empty (needed: name)"]),
         ("- name\n", ["F:1: expected a mapping, got ['name']"]),
         ("just text", ["F:1: expected a mapping, got 'just text'"]),
         ("name: [\n", ["F:2: not valid YAML: expected the node content"]),
-        ("name: x\n\tinner: 3\n", ["F:2: not valid YAML: found character"]),
+        ("name: x\n\tinner: 3\n", ["F:2: not valid YAML: a tab stands"]),
         ("name: !!python/object/apply:os.system [ls]\n", ["F:1: not valid YAML: could not"]),
         ("name: 2024-13-45\n", ["F: not valid YAML: month must be in 1..12"]),
         ("? [a]\n: 1\n", ["F:1: YAML does not read this key as a name"]),
         ("name: a\n---\nname: b\n", ["F:2: not valid YAML: but found another document"]),
         (b"name: \x07\n", ["F: not valid YAML: unacceptable character"]),
-        (b"name: \xff\xfe\n", ["F: is no text in UTF-8"]),
+        (b"name: \xff\xfe\n", ["F:1: is no text in UTF-8"]),
         ("[" * 5000, ["F: nested too deeply"]),
-        ("a: &a [*a]\nname: 1\n", ["F:2 name: should be a valid string", "F:1 a: unknown key"]),
+        ("a: &a [*a]\nname: 1\n", ["F:1 a.0: refers to itself"]),
         ("name: x\noff: 1\n1: 2\n", ["F:2 off: YAML does not", "F:3 1: YAML does not"]),
     ],
 )

@@ -88,7 +88,7 @@ def test_short_forms(tmp_path: Path, tiny_zoo: Path) -> None:
         (
             "experiment: quickstart\nsearchers:\n  a: {kind: cmaes}\n"
             "  b: {kind: random, populatoin: 3}\n",
-            r"mine.yaml:3 searchers.a.kind: unknown searcher .did you mean 'cma_es'[^\n]*\n"
+            r"mine.yaml:3 searchers.a.kind: unknown searcher 'cmaes' .did you mean 'cma_es'[^\n]*\n"
             r".*mine.yaml:4 searchers.b.populatoin: unknown key .did you mean 'population'",
         ),
         (

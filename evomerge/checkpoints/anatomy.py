@@ -8,12 +8,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
+from typing import TYPE_CHECKING
 
-from evomerge.checkpoints.module_tree import spots_by_module
 from evomerge.checkpoints.numbering import spots_by_number
-from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.residual import branch_outputs
 from evomerge.errors import ModelError, Problem, nearest
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.open import Checkpoint
 
 COMPONENTS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
@@ -218,6 +220,8 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
 
     The names decide where there is no config, or transformers does not know its class.
     """
+    from evomerge.checkpoints.module_tree import spots_by_module  # it needs torch
+
     shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
     spots = spots_by_module(checkpoint.config, shapes) if checkpoint.config else None
     if spots is None:

@@ -13,6 +13,7 @@ from evomerge.cli.check import plan, validate
 from evomerge.cli.compare import compare
 from evomerge.cli.dashboard import dashboard
 from evomerge.cli.export import export
+from evomerge.cli.init import init, schema
 from evomerge.cli.look_up import doctor, operators, searchers, spaces
 from evomerge.cli.models import anatomy, merge, score, zoo
 from evomerge.cli.report import report
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (  # in the order of the help
+    init,
     run,
     resume,
     status,
@@ -62,6 +64,7 @@ VERBS = (  # in the order of the help
     operators,
     spaces,
     searchers,
+    schema,
 )
 for verb in VERBS:
     app.command()(verb)

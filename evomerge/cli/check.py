@@ -13,9 +13,10 @@ def plan(
     experiment: ExperimentFile, as_json: AsJson = False, allow_code: AllowCode = False
 ) -> None:
     """A dry run: genes and what they make, jobs, items, bytes, and hours from a short trial."""
+    config = read_experiment_file(experiment, allow_code)  # before anything heavy is imported
+
     from evomerge.experiment.plan import plan_experiment
 
-    config = read_experiment_file(experiment, allow_code)
     with progress_view() as view:
         figures = plan_experiment(config, view.progress)
     if as_json:
@@ -31,13 +32,14 @@ def plan(
 
 def validate(experiment: ExperimentFile, allow_code: AllowCode = False) -> None:
     """Check an experiment and everything that it refers to; show the models' anatomy."""
+    config = read_experiment_file(experiment, allow_code)  # before anything heavy is imported
+
     from evomerge.experiment.wire import wire
     from evomerge.search_spaces.dead import check_genes
     from evomerge.search_spaces.limits import seldom_kept
     from evomerge.tables import anatomy_table, relatedness_table
     from evomerge.wording import in_short
 
-    config = read_experiment_file(experiment, allow_code)
     with progress_view() as view:
         parts = wire(config, progress=view.progress)
     console = open_console()

@@ -24,13 +24,14 @@ def open_run(folder: Path) -> Run:
 
 def read_experiment_file(reference: str, allow_code: bool) -> Any:
     """The experiment of a file, or of a name in the catalogue; what to know of it is printed."""
-    from evomerge.experiment.config import find_in_catalogue, read_experiment
+    from evomerge.experiment.first_look import checked_experiment
+    from evomerge.experiment.paths import find_in_catalogue
 
     path = Path(reference)
     if not path.is_file():
         path = find_in_catalogue(reference, "experiments", Path.cwd())
     notes: list[str] = []
-    config = read_experiment(path, notes=notes)
+    config = checked_experiment(path, notes=notes)
     for note in notes:
         open_console().print(f"note: {note}")
     return with_code(config, path, allow_code)

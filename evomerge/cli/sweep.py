@@ -47,7 +47,7 @@ def sweep(
     was stopped: finished runs cost nothing. One that fails stops no other; the exit code is then 1.
     At the end: what was held out, over seeds, with intervals, and each searcher beside the first.
     """
-    from evomerge.experiment.config import find_in_catalogue
+    from evomerge.experiment.paths import find_in_catalogue
     from evomerge.experiment.sweep import fair_share, folders, read_sweep
     from evomerge.experiment.sweep_runs import is_of, run_sweep
     from evomerge.results.sweep import summary as summarised

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import (
@@ -30,9 +30,16 @@ from evomerge.documents import (
     refuse,
 )
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.experiment.calibration import CalibrationConfig
+from evomerge.experiment.calibration_config import CalibrationConfig
+from evomerge.experiment.file_kinds import check_kind
 from evomerge.experiment.mergekit_genome import is_evolve_file
-from evomerge.files import catalogue_folder
+from evomerge.experiment.paths import (
+    absolute,
+    absolute_models,
+    absolute_texts,
+    absolute_tracker,
+    find_in_catalogue,
+)
 from evomerge.fitness.config import FitnessConfig, pools_by_content, read_fitness
 from evomerge.fitness.options import needs_code
 from evomerge.pools import PoolConfig
@@ -41,13 +48,12 @@ from evomerge.records import Budget, Objective
 from evomerge.search_spaces import parse_space
 from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.limits import LimitsConfig
+from evomerge.search_spaces.niches import NichesConfig
 from evomerge.searchers import OPTIONS, SEARCHERS
 from evomerge.searchers.scalarised import ScalariseConfig
 from evomerge.trackers import TrackerConfig
 
-T = TypeVar("T")
-
-RUN = "run:"  # before the folder of a run whose candidate is the model
+OTHERWISE = "call the expert otherwise"
 
 
 class BudgetConfig(Strict):
@@ -91,8 +97,10 @@ class BudgetConfig(Strict):
                 raise ConfigurationError(Problem("budget.target", what, hint))
             return {names[0]: objectives[0].sign * self.target}
         if unknown := [name for name in self.target if name not in names]:
-            what = f"no objective {unknown[0]!r}"
-            raise ConfigurationError(Problem("budget.target", what, nearest(unknown[0], names)))
+            raise ConfigurationError(
+                Problem(f"budget.target.{name}", f"no objective {name!r}", nearest(name, names))
+                for name in unknown
+            )
         signs = {objective.name: objective.sign for objective in objectives}
         return {name: signs[name] * value for name, value in self.target.items()}
 
@@ -108,12 +116,23 @@ class SearcherConfig(BaseModel):
     kind: str
     scalarise: ScalariseConfig | None = None
 
-    @field_validator("kind")
+    @model_validator(mode="before")
     @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in SEARCHERS:
-            raise ValueError(f"unknown searcher ({nearest(kind, SEARCHERS)})")
-        return kind
+    def _is_mapping_with_kind(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            hint = f"write {{kind: {data}}}" if data in SEARCHERS else nearest(data, SEARCHERS)
+            refuse(cls, [Misfit((), f"should be a mapping, got {data!r}", hint)])
+        if isinstance(data, Mapping) and "kind" not in data:
+            hint = nearest("", SEARCHERS)
+            refuse(cls, [Misfit(("kind",), "this key is missing", hint)])
+        return data
+
+    @model_validator(mode="after")
+    def _known(self) -> SearcherConfig:
+        if self.kind not in SEARCHERS:
+            what = f"unknown searcher {self.kind!r}"
+            refuse(self, [Misfit(("kind",), what, nearest(self.kind, SEARCHERS))])
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -188,14 +207,16 @@ class ExperimentConfig(Strict):
 
     @field_validator("experts")
     @classmethod
-    def _no_base(cls, experts: dict[str, str]) -> dict[str, str]:
-        if "base" in experts:
-            raise ValueError("`base` is the base model's own name; call the expert something else")
+    def _names_are_free(cls, experts: dict[str, str]) -> dict[str, str]:
+        misfits = []
         for name in experts:
+            if name == "base":
+                misfits.append(Misfit((name,), "`base` is the base model's own name", OTHERWISE))
             if name == "uniform" or name.startswith("task_arithmetic"):
-                raise ValueError(f"a reference is called {name!r}; call the expert otherwise")
+                misfits.append(Misfit((name,), f"a reference is called {name!r}", OTHERWISE))
             if name == UNION:
-                raise ValueError(f"{UNION!r} stands for all models; call the expert otherwise")
+                misfits.append(Misfit((name,), f"{UNION!r} stands for all models", OTHERWISE))
+        refuse(cls, misfits)
         return experts
 
     @model_validator(mode="after")
@@ -288,62 +309,94 @@ def parse_experiment(document: Document, *, notes: list[str] | None = None) -> E
         if notes is not None:
             notes += told
         return made
+    found = survey(document)
+    if found.problems or found.config is None:
+        raise ConfigurationError(found.problems)
+    return found.config
+
+
+# What stands in for a broken part.
+ANY_SPACE = NichesConfig(kind="niches")
+ANY_FITNESS = FitnessConfig.model_validate(
+    {"tasks": {"any": {"task": "any"}}, "objectives": {"any": "any"}}
+)
+
+
+STAND_INS = {
+    "space": ANY_SPACE,
+    "fitness": ANY_FITNESS,
+    "searcher": SearcherConfig(kind="random"),
+    "budget": BudgetConfig(candidates=1),
+}
+
+
+@dataclass
+class Survey:
+    """An experiment, as far as it and the files that it refers to could be read.
+
+    documents: `space` and `fitness`, as they are written.
+    space, fitness, config: None where they have problems.
+    """
+
+    document: Document
+    documents: dict[str, Document] = field(default_factory=dict)
+    space: SpaceConfig | None = None
+    fitness: FitnessConfig | None = None
+    config: ExperimentConfig | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def survey(document: Document) -> Survey:
+    """Read an experiment with the files that it refers to, noting what is wrong.
+
+    Raises:
+        ConfigurationError: it is no mapping at all.
+    """
     if not isinstance(document.data, dict):
         parse(ExperimentConfig, document)  # says so
-    folder = document.path.parent if document.path else Path.cwd()
-    problems: list[Problem] = []
-    data = dict(document.data)
-    readers: dict[str, Callable[[Document], Any]] = {"space": parse_space, "fitness": read_fitness}
-    broken = set()
-    for key, reader in readers.items():
-        if key in data:
-            part = collect(problems, partial(_read_part, document, key, reader))
-            if part is None:
-                broken.add(key)  # its problems are known; the rest is checked all the same
-                del data[key]
-            else:
-                data[key] = part
+    found = Survey(document)
+    for key in ("space", "fitness"):
+        if key in document.data and (
+            part := collect(found.problems, partial(_refer, document, key))
+        ):
+            found.documents[key] = part
+    if "space" in found.documents:
+        found.space = collect(found.problems, partial(parse_space, found.documents["space"]))
+    if "fitness" in found.documents:
+        found.fitness = collect(found.problems, partial(read_fitness, found.documents["fitness"]))
+    resolved = replace(document, data=_resolved(found))
+    try:
+        found.config = parse(ExperimentConfig, resolved, STAND_INS)
+    except ConfigurationError as error:
+        found.problems += error.problems
+    check_options(found.problems, resolved, ("searcher",), OPTIONS, noted=["scalarise"])
+    return found
+
+
+def _resolved(found: Survey) -> dict[str, Any]:
+    """The experiment's data with its space and its fitness in it, and with absolute paths.
+
+    In the place of what is broken stands anything: the rest is checked all the same.
+    """
+    data = dict(found.document.data)
+    folder = found.document.path.parent if found.document.path else Path.cwd()
+    if "space" in data:
+        data["space"] = found.space or ANY_SPACE
+    if "fitness" in data:
+        data["fitness"] = found.fitness or ANY_FITNESS
     for key in {"base", "experts"} & set(data):
-        data[key] = _absolute_models(data[key], folder)
+        data[key] = absolute_models(data[key], folder)
     if isinstance(data.get("designs"), list):
-        data["designs"] = [_absolute(path, folder) for path in data["designs"]]
+        data["designs"] = [absolute(path, folder) for path in data["designs"]]
     if isinstance(data.get("calibration"), dict):
-        data["calibration"] = _absolute_texts(data["calibration"], folder)
+        data["calibration"] = absolute_texts(data["calibration"], folder)
     if "warm_start" in data:
-        data["warm_start"] = _absolute(data["warm_start"], folder)
+        data["warm_start"] = absolute(data["warm_start"], folder)
     if "trackers" in data:
         data["trackers"] = [
-            _absolute_tracker(each, folder) for each in tracker_table.entries(data["trackers"])
+            absolute_tracker(each, folder) for each in tracker_table.entries(data["trackers"])
         ]
-    config = None
-    try:
-        config = parse(ExperimentConfig, replace(document, data=data))
-    except ConfigurationError as error:
-        problems += [p for p in error.problems if p.where.split(" ")[-1] not in broken]
-    searcher = replace(document, data=data)
-    check_options(problems, searcher, ("searcher",), OPTIONS, noted=["scalarise"])
-    if problems or config is None:
-        raise ConfigurationError(problems)
-    return config
-
-
-def find_in_catalogue(reference: str, kind: str, folder: Path) -> Path:
-    """A path relative to a file, or a name in the catalogue that comes with evomerge."""
-    if reference.endswith((".yaml", ".yml")):
-        near = (folder / reference).resolve()
-        if near.exists() or "/" in reference:
-            return near
-    catalogue = catalogue_folder(kind)
-    path = catalogue / f"{reference.removesuffix('.yaml').removesuffix('.yml')}.yaml"
-    if not path.exists():
-        names = [p.stem for p in catalogue.glob("*.yaml")]
-        what = f"no such file, and no such name in {kind}"
-        raise ConfigurationError(Problem(reference, what, nearest(reference, names)))
-    return path
-
-
-def _read_part(document: Document, key: str, reader: Callable[[Document], T]) -> T:
-    return reader(_refer(document, key))
+    return data
 
 
 def _refer(document: Document, key: str) -> Document:
@@ -353,73 +406,15 @@ def _refer(document: Document, key: str) -> Document:
     folder = document.path.parent if document.path else Path.cwd()
     if isinstance(value, str):
         try:
-            return read_yaml(find_in_catalogue(value, kind, folder))
+            found = read_yaml(find_in_catalogue(value, kind, folder))
         except ConfigurationError as error:
             place = document.where((key,))
             raise ConfigurationError(
                 [Problem(f"{place} -> {p.where}", p.what, p.hint) for p in error.problems]
             ) from None
+        check_kind(found, kind, document.where((key,)))
+        return found
     if not isinstance(value, dict):
         what = f"should be a file, a name in the catalogue, or a mapping, got {value!r}"
         raise ConfigurationError(Problem(document.where((key,)), what))
     return document.part(key)
-
-
-def _absolute(path: Any, folder: Path) -> Any:
-    """A path relative to a file's folder, made absolute; what is no text is refused elsewhere."""
-    return str((folder / Path(path).expanduser()).resolve()) if isinstance(path, str) else path
-
-
-def _absolute_tracker(entry: Any, folder: Path) -> Any:
-    """Folders of trackers, and stores that are files, are relative to the experiment's file."""
-    if not isinstance(entry, Mapping):
-        return entry
-    found = dict(entry)
-    for key in ("folder", "uri"):
-        if key in found and "://" not in str(found[key]) and found[key] != "databricks":
-            found[key] = _absolute(found[key], folder)
-    return found
-
-
-def _absolute_texts(value: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Files of calibration texts are relative to the experiment's."""
-    found = dict(value)
-    if "texts" in found:
-        found["texts"] = _absolute(found["texts"], folder)
-    if isinstance(found.get("of"), dict):
-        found["of"] = {
-            model: _absolute_texts(own, folder) if isinstance(own, dict) else own
-            for model, own in found["of"].items()
-        }
-    return found
-
-
-def _absolute_models(value: Any, folder: Path) -> Any:
-    """Paths of models are relative to the experiment's file; zoo references stay as they are."""
-    if isinstance(value, Mapping):
-        return {name: _absolute_entry(entry, folder) for name, entry in value.items()}
-    return absolute_model(value, folder) if isinstance(value, str) else value
-
-
-def _absolute_entry(value: Any, folder: Path) -> Any:
-    """The same for an expert's path, or its {path: ..., match: ...}."""
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return {**value, "path": absolute_model(value["path"], folder)}
-    return absolute_model(value, folder) if isinstance(value, str) else value
-
-
-def absolute_model(reference: str, folder: Path) -> str:
-    """A reference to a model, with a path that is relative to a folder made absolute.
-
-    `run:NAME` alone is where `evomerge run NAME` writes: runs/NAME below the current directory.
-    """
-    if reference.startswith(("zoo:", "memory:")):
-        return reference
-    kind = RUN if reference.startswith(RUN) else ""
-    text = reference.removeprefix(kind)
-    if kind and not text:
-        return reference  # says nothing; whoever reads it says so
-    near = (folder / Path(text).expanduser()).resolve()
-    if kind and "/" not in text and not Path(str(near).partition("#")[0]).exists():
-        return f"{kind}{Path('runs', text).resolve()}"
-    return f"{kind}{near}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.experiment.config import RUN, ExperimentConfig, absolute_model
+from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.paths import RUN, absolute_model
 from evomerge.experiment.wire import IN_MEMORY
 from evomerge.fitness.config import FitnessConfig
 

@@ -18,9 +18,9 @@ from evomerge.documents import parse, read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
 from evomerge.experiment.calibration import check_recipe as check_operators_of
 from evomerge.experiment.calibration import looking
-from evomerge.experiment.config import absolute_model
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_yaml import recipe_from_mergekit
+from evomerge.experiment.paths import absolute_model
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.wire import resolve
 from evomerge.merging.adapter_sources import check_adapters

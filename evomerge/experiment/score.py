@@ -11,7 +11,7 @@ from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.preflight import check_finite
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError, ModelError, Problem
-from evomerge.experiment.config import find_in_catalogue
+from evomerge.experiment.paths import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe, read_texts, with_texts
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.tasks import (

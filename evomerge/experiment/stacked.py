@@ -13,7 +13,8 @@ from pathlib import Path
 
 from evomerge.checkpoints.write import MARK
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem, nearest
-from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.paths import RUN
 from evomerge.experiment.run import read_run_config, run_calibration
 from evomerge.experiment.wire import IN_MEMORY, open_models
 from evomerge.files import cache_folder

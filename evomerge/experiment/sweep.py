@@ -16,9 +16,9 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.experiment.config import (
     ExperimentConfig,
     SearcherConfig,
-    find_in_catalogue,
     parse_experiment,
 )
+from evomerge.experiment.paths import find_in_catalogue
 from evomerge.searchers import OPTIONS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a run's folder may be called

@@ -17,8 +17,9 @@ from evomerge.checkpoints.preflight import check_finite, preflight
 from evomerge.checkpoints.relatedness import Relatedness, relate
 from evomerge.errors import ConfigurationError, EvomergeError, ModelError, Problem
 from evomerge.experiment.calibration import calibration_of, check_recipe
-from evomerge.experiment.config import RUN, ExperimentConfig
+from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.demand import demand_for
+from evomerge.experiment.paths import RUN
 from evomerge.experiment.searcher_warnings import searcher_warnings
 from evomerge.experiment.some_recipes import some_recipes
 from evomerge.experiment.start import Start, read_start

@@ -7,15 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.checkpoints.config_defaults import completed
-from evomerge.checkpoints.module_tree import Use, uses_by_module
-from evomerge.checkpoints.open import Checkpoint
 from evomerge.recipe import Recipe, Slot
+
+if TYPE_CHECKING:
+    import torch
+
+    from evomerge.checkpoints.module_tree import Use
+    from evomerge.checkpoints.open import Checkpoint
 
 Cost = Literal["parameters", "layers", "bytes", "flops_per_token"]
 
@@ -66,6 +68,8 @@ class Costs:
     """
 
     def __init__(self, checkpoint: Checkpoint, anatomy: Anatomy) -> None:
+        from evomerge.checkpoints.module_tree import uses_by_module  # it needs torch
+
         uses = uses_by_module(checkpoint.config, checkpoint.names) if checkpoint.config else None
         self._outside = _Sizes()
         self._layers = [_Sizes() for _ in range(anatomy.num_layers)]
@@ -94,6 +98,8 @@ class Costs:
             total = total.plus(self._layers[layer], times)
         floats = total.float_bytes
         if recipe.dtype is not None:
+            import torch
+
             dtype: torch.dtype = getattr(torch, recipe.dtype)
             floats = total.num_floats * dtype.itemsize
         return {
@@ -158,6 +164,8 @@ def _sizes(checkpoint: Checkpoint, name: str, use: Use, share: _Share, *, again:
 
 def _use_by_place(name: str, checkpoint: Checkpoint, anatomy: Anatomy) -> Use:
     """What a tensor is used for, where no module is known that would say."""
+    from evomerge.checkpoints.module_tree import Use
+
     place, leaf = anatomy.places[name], name.rpartition(".")[2]
     matrix = len(checkpoint.shape(name)) > 1 and "bias" not in leaf
     is_learnt = checkpoint.dtype(name).is_floating_point

@@ -15,14 +15,17 @@ import math
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
-from evomerge.checkpoints.open import Checkpoint
 from evomerge.errors import Problem
 from evomerge.recipe import Segments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evomerge.checkpoints.open import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evomerge.checkpoints.anatomy import Anatomy
-from evomerge.checkpoints.open import Checkpoint
 from evomerge.documents import Document, parse
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.merging.flat_order import FlatModels
@@ -24,6 +23,9 @@ from evomerge.search_spaces.niches import Niches, NichesConfig
 from evomerge.search_spaces.stack_by_position import ByPosition
 from evomerge.search_spaces.stack_in_a_row import InARow
 from evomerge.search_spaces.weights import Weights, WeightsConfig
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.open import Checkpoint
 
 
 def make_layer_stack(

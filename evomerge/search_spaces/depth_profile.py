@@ -32,6 +32,7 @@ from evomerge.search_spaces.searched import (
     parameter_misfits,
 )
 from evomerge.search_spaces.spots import BEFORE, Apart, Spot, layer_groups, spots_of
+from evomerge.wording import in_brackets
 
 # Knots are coarse beside the values between them, so that they can be read off again exactly.
 KNOT_DECIMALS = 4
@@ -106,7 +107,7 @@ class Curve(BaseModel):
         if self.range is None:
             yield Misfit(("range",), "is needed: [low, high] of each knot")
         elif self.range[0] >= self.range[1]:
-            yield Misfit(("range",), f"expected low < high, got {list(self.range)}")
+            yield Misfit(("range",), f"expected low < high, got {in_brackets(self.range)}")
 
 
 class DepthProfileConfig(SpaceConfig):

@@ -17,6 +17,7 @@ from evomerge.search_spaces.config import SpaceConfig
 from evomerge.search_spaces.cube import CubeSpace
 from evomerge.search_spaces.outside import BASE, outside_problems
 from evomerge.search_spaces.searched import Bounds
+from evomerge.wording import in_brackets
 
 # 17! orders are as many as coordinates between 0 and 1 can tell apart.
 MOST_ORDERED = 16
@@ -37,7 +38,7 @@ class Scales(BaseModel):
     @model_validator(mode="after")
     def _sensible(self) -> Scales:
         if not 0 < self.range[0] < self.range[1]:
-            what = f"expected 0 < low < high, got {list(self.range)}"
+            what = f"expected 0 < low < high, got {in_brackets(self.range)}"
             refuse(self, [Misfit(("range",), what)])
         return self
 

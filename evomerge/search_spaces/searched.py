@@ -19,6 +19,7 @@ from evomerge.recipe import Merge
 from evomerge.records import Parameter
 from evomerge.search_spaces.shares import As, is_step
 from evomerge.search_spaces.spots import Apart, first_fits
+from evomerge.wording import in_brackets
 
 Bounds = tuple[float, float]
 FixedValue = float | bool | str
@@ -38,7 +39,7 @@ class Varied(BaseModel):
     def range_misfits(self) -> Iterator[Misfit]:
         """What is wrong with the values by themselves."""
         if self.range is not None and self.range[0] >= self.range[1]:
-            yield Misfit(("range",), f"expected low < high, got {list(self.range)}")
+            yield Misfit(("range",), f"expected low < high, got {in_brackets(self.range)}")
         if self.scale == "log" and (self.range is None or self.range[0] <= 0):
             yield Misfit(("scale",), "a log scale needs a range that begins above 0")
 
@@ -200,9 +201,11 @@ def parameter_misfits(
         return
     low, high = varied.range
     if parameter.kind == "integer" and (low != int(low) or high != int(high)):
-        yield Misfit((*where, "range"), f"{name} is a whole number, got {list(varied.range)}")
+        yield Misfit(
+            (*where, "range"), f"{name} is a whole number, got {in_brackets(varied.range)}"
+        )
     if shares == "raw" and (low < bounds[0] or high > bounds[1]):
-        what = f"{list(varied.range)} leaves the operator's [{bounds[0]:g}, {bounds[1]:g}]"
+        what = f"{in_brackets(varied.range)} leaves the operator's {in_brackets(bounds)}"
         yield Misfit((*where, "range"), what)
     yield from _share_bounds(shares, low, bounds, where)
 

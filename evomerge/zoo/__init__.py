@@ -92,6 +92,22 @@ def zoo_path(reference: str, progress: Progress | None = None) -> Path:
         ConfigurationError: there is no such family, model or task; or the family is one that is
             made on request only, and is not there.
     """
+    family, seed, model = check_reference(reference)
+    zoo = ZOOS[family]
+    if zoo.is_made is not None and not zoo.is_made(seed):
+        command = f"evomerge zoo {family}" + (f" --seed {seed}" if seed else "")
+        raise ConfigurationError(
+            Problem(reference, "is not made yet", f"make it with: {command} ({zoo.cost})")
+        )
+    return zoo(seed=seed, progress=progress) / model
+
+
+def check_reference(reference: str) -> tuple[str, int, str]:
+    """Family, seed and model of a reference; whether they are made is not looked at.
+
+    Raises:
+        ConfigurationError: there is no such family, model or task.
+    """
     match = re.fullmatch(r"zoo:([^@/]*)(?:@(\d+))?(?:/(.*))?", reference)
     if match is None:
         valid = [f"{PREFIX}{name}/{model}" for name, zoo in ZOOS.items() for model in zoo.models]
@@ -112,9 +128,4 @@ def zoo_path(reference: str, progress: Progress | None = None) -> Path:
         what = f"{family} has no model {model!r}" if model else "which model of the zoo?"
         names = zoo.tasks if (model or "").startswith("tasks/") else zoo.models
         raise ConfigurationError(Problem(reference, what, nearest(model or "", names)))
-    if zoo.is_made is not None and not zoo.is_made(seed):
-        command = f"evomerge zoo {family}" + (f" --seed {seed}" if seed else "")
-        raise ConfigurationError(
-            Problem(reference, "is not made yet", f"make it with: {command} ({zoo.cost})")
-        )
-    return zoo(seed=seed, progress=progress) / model
+    return family, seed, model

@@ -274,7 +274,7 @@ def test_violations_are_told(genome: Any, told: str) -> None:
             },
             [
                 "search.weigt: ties has no such parameter (did you mean 'weight'?",
-                "search.weight.range: [0.0, 11.0] leaves the operator's [-10, 10]",
+                "search.weight.range: [0, 11] leaves the operator's [-10, 10]",
                 "search.lambda.per: it is one value for all experts",
                 "search.normalize: is a flag, so has no range",
                 "search.trim.options: trim is never 'tesnor' (did you mean 'tensor'?",

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
-from evomerge.experiment.config import find_in_catalogue, read_experiment
+from evomerge.experiment.config import read_experiment
+from evomerge.experiment.paths import find_in_catalogue
 from evomerge.experiment.tasks import task_entries
 from evomerge.files import catalogue_folder
 from evomerge.fitness.config import read_fitness

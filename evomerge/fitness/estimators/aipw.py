@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from evomerge.fitness.estimators.column import (
     Floats,
@@ -69,6 +68,8 @@ class Aipw:
         N value_i = sum_others y + sum_left f + (N - n + 1) (y_i - f_i), and the mean over i is
         unbiased.
         """
+        from scipy.linalg import cho_factor, cho_solve
+
         n, total = len(seen), self._num_items
         if n < 2:
             return mean_of(answers)

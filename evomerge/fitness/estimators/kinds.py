@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from evomerge.documents import Document, parse
+from evomerge.documents import Document, Misfit, parse, refuse
 from evomerge.errors import ConfigurationError, nearest
 from evomerge.fitness.estimators.aipw import Aipw
 from evomerge.fitness.estimators.anchors import Anchors
@@ -76,7 +76,8 @@ class ShrinkageOptions(EstimatorOptions):
     @classmethod
     def _is_reading(cls, of: Mapping[str, Any]) -> Mapping[str, Any]:
         if of.get("kind") == "shrinkage":
-            raise ValueError("scores are drawn together once: name another kind")
+            what = "scores are drawn together once: name another kind"
+            refuse(cls, [Misfit(("kind",), what)])
         return check_reading(of)
 
 
@@ -197,17 +198,19 @@ def check_reading(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same mapping, if it describes a reading.
 
     Raises:
-        ValueError: it does not, as pydantic's validators say it.
+        ValidationError: it does not.
     """
     kind = str(config.get("kind"))
     if kind not in READINGS:
-        raise ValueError(f"unknown kind {kind!r} ({nearest(kind, READINGS)})")
+        what = f"unknown kind {kind!r}"
+        refuse(EstimatorOptions, [Misfit(("kind",), what, nearest(kind, READINGS))])
     rest = {key: value for key, value in config.items() if key != "kind"}
-    for key in ("items", "rotate", "incumbents"):
-        if key in rest:
-            raise ValueError(f"`{key}` stands beside the outer kind, not in here")
+    outer = {"items", "rotate", "incumbents"} & rest.keys()
+    what = "stands beside the outer kind, not in here"
+    misfits = [Misfit((key,), what) for key in sorted(outer)]
     try:
-        parse(READINGS[kind].options, Document(rest))
+        parse(READINGS[kind].options, Document({k: v for k, v in rest.items() if k not in outer}))
     except ConfigurationError as error:
-        raise ValueError("; ".join(map(str, error.problems))) from None
+        misfits += [Misfit(tuple(p.where.split(".")), p.what, p.hint) for p in error.problems]
+    refuse(EstimatorOptions, misfits)
     return config

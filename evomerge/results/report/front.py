@@ -74,8 +74,8 @@ def _intro(known: Known) -> str:
     text += "estimates that the search had of them. On the front nobody is better in everything."
     if known.knee is not None:
         text += (
-            f" The knee, {known.knee.name}, is where the front bulges most by the items that choices "
-            "are made on: from there, more of one objective costs most of another."
+            f" The knee, {known.knee.name}, is where the front bulges most by the items that "
+            "choices are made on: from there, more of one objective costs most of another."
         )
     return " ".join(filter(None, (text, known.left_out)))
 
