@@ -21,6 +21,7 @@ REASONS = (  # why a block may stand there without being run
     "needs a browser",
     "installs packages",
     "serves until Ctrl-C",
+    "logs to a tracker",
     "takes minutes",  # what CI runs by itself, or `make test-slow`
     "shows the idea",
 )
