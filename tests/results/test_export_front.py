@@ -297,6 +297,15 @@ def test_what_is_there_is_kept_and_what_was_damaged_is_not(
     assert files_below(out) == files_below(exported)
 
 
+def test_what_was_verified_stays_so(folder: Path, tmp_path: Path) -> None:
+    choice = Choice("top", count=2)
+    for number in (3, 0, 2):  # the last two are less than what is known already
+        export_chosen(folder, tmp_path, choice, ExportOptions(verify=number))
+        for model in told(tmp_path)["models"]:
+            assert model["verification"]["verified"] is True
+            assert model["verification"]["tasks"]["sort"]["items"] == 3
+
+
 def test_foreign_folders_are_left_alone(folder: Path, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ConfigurationError, match=r"has a README.md that evomerge did not write"):
