@@ -13,6 +13,7 @@ from evomerge.wording import in_bytes
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's share of it
 EXPERIMENT = "experiment.yaml"  # in a run folder, from the beginning
+REPORT = "report.html"  # in a run folder, at the end
 ROOM = 1.2  # times what is to be written must be free before it is begun
 
 

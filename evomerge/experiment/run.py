@@ -22,7 +22,7 @@ from evomerge.experiment.some_recipes import some_recipes
 from evomerge.experiment.start import Start, recorded_start
 from evomerge.experiment.watching import Watcher, run_log
 from evomerge.experiment.wire import InMemory, Parts, wire
-from evomerge.files import EXPERIMENT, check_room, disk_errors, write_text
+from evomerge.files import EXPERIMENT, REPORT, check_room, disk_errors, write_text
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.lock import RunLock
 from evomerge.loop import Search, run_search
@@ -169,6 +169,8 @@ def search_and_finish(
     measurer.cancel()  # a budget of items or hours may end with cohorts under way
     if ledger.final() is None:
         finish(parts, search, measurer, references, phase, out, why)
+    elif not (out / REPORT).exists():  # the last session was killed before it
+        report_if_possible(out)
 
 
 def finish(
@@ -212,7 +214,6 @@ def finish(
     table["ended"] = why
     draw_if_possible(out, evaluations, table, parts)
     ledger.note("final", table)
-    # What comes after it is not done again by a resumed run, and `evomerge report` can do it.
     report_if_possible(out)
 
 
@@ -239,7 +240,7 @@ def report_if_possible(out: Path) -> None:
     except Interrupted:
         raise
     except Exception as error:
-        what = f"{out / 'report.html'} could not be written: {type(error).__name__}: {error}"
+        what = f"{out / REPORT} could not be written: {type(error).__name__}: {error}"
         logging.getLogger("evomerge").warning(what)
 
 

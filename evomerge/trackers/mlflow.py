@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from uuid import uuid4
 
 from evomerge.documents import Strict
 from evomerge.trackers.figures import Row
@@ -56,7 +57,10 @@ class MlflowTracker:
 
         uri = self._config.uri or str(run.folder / "mlflow.db")
         if "://" not in uri and uri != "databricks":
-            uri = f"sqlite:///{Path(uri).expanduser().resolve()}"
+            path = Path(uri).expanduser().resolve()
+            if not path.exists():
+                _make_store(path, in_run=path.parent == run.folder.resolve())
+            uri = f"sqlite:///{path}"
         self._client = MlflowClient(tracking_uri=uri)
         experiment = self._experiment(run, is_local=uri.startswith("sqlite:"))
         found = self._client.search_runs([experiment], f"tags.`{TAG}` = '{run.id}'", max_results=1)
@@ -96,6 +100,30 @@ class MlflowTracker:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _make_store(path: Path, *, in_run: bool) -> None:
+    """Make a store's file, which appears whole: MLflow cannot go on with tables made halfway.
+
+    in_run: whether it is in the run's own folder, where nobody else makes one.
+    """
+    from mlflow.tracking import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if in_run:
+        for left in path.parent.glob(f".{path.name}.*.part*"):  # by a session that was killed
+            left.unlink(missing_ok=True)
+    # A name of its own each time: MLflow keeps a store that it has opened by its address.
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    try:
+        os.link(part, path)  # never in the place of another run's
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without links
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[list[Any]]:

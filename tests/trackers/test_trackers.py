@@ -361,3 +361,29 @@ def test_mlflow_in_a_local_store(tmp_path: Path) -> None:
         assert dict(got) == pytest.approx(want)
     assert "holdout/best/first" in found.data.metrics
     assert found.data.tags["mlflow.note.content"].startswith("| model |")
+
+
+def test_a_store_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    from evomerge.trackers.mlflow import MlflowConfig, MlflowTracker
+
+    run = TrackedRun("0" * 32, "a run", tmp_path, {}, -1)
+    tracker = MlflowTracker(MlflowConfig(kind="mlflow"))
+    made, search = [], MlflowClient.search_experiments
+
+    def killed(self: Any, **options: Any) -> Any:
+        search(self, **options)
+        made.append(sorted(path.name for path in tmp_path.iterdir()))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_experiments", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.begin(run)
+    assert made
+    assert "mlflow.db" not in made[0]  # its tables are there already
+    assert not (tmp_path / "mlflow.db").exists()
+    assert tracker.begin(run) == -1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]

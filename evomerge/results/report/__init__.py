@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.files import write_text
+from evomerge.files import REPORT, write_text
 from evomerge.results.account import Account
 from evomerge.results.report.page import page
 from evomerge.results.report.sections import sections
-
-REPORT = "report.html"  # in a run folder
 
 
 def report(account: Account) -> str:
