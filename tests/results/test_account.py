@@ -121,3 +121,13 @@ def test_a_cohort_that_was_cut_short_counts_until_something_is_told(
     assert fronts[2] == [*first[:1], [0.3, 0.3], first[1]]
     assert fronts[3] == fronts[2]
     assert best == [1, 4, 1, 1]
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it_when_it_is_resumed(folder: Path) -> None:
+    with Account(folder) as run:
+        digest = run.ledger.digest()
+    (folder / "report.html").unlink()
+    run_experiment(read_experiment(folder.parent / "experiment.yaml"), folder)
+    assert (folder / "report.html").stat().st_size > 10_000
+    with Account(folder) as run:
+        assert run.ledger.digest() == digest
