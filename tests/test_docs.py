@@ -127,15 +127,7 @@ def run_command(words: list[str], block: Block) -> None:
     """
     expected = int(block.marks.get("fails", "0"))
     if words[0] == "evomerge":
-<<<<<<< HEAD
         words = [one for word in words for one in expanded(word)]
-=======
-        words = [
-            one
-            for word in words
-            for one in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
-        ]
->>>>>>> 2413c797b253699a68b44992313b3423aff866a4
         assert call(*shortened(words[1:])) == expected, f"{block.where}: {' '.join(words)}"
     elif words[0] == "make":
         targets = MAKE_IN_CI.findall((ROOT / ".ci" / "run").read_text())
