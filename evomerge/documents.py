@@ -81,11 +81,12 @@ def _all_problems(
     broken: set[Location] = set()
     while True:
         reports = list(_located(error, model, document))
-        new = [report for report in reports if not _follows(report, broken)]
+        new = [r for r in reports if not _follows(r, broken) and r.problem not in problems]
         problems += [report.problem for report in new]
         taken = {_up_to_list(report.location) for report in new}
-        if not new:
-            taken = {_up_to_list(report.location)[:-1] for report in reports} - broken - {()}
+        if not taken - broken - {()}:
+            taken = {_up_to_list(report.location)[:-1] for report in reports}
+        taken -= broken | {()}
         if not taken:
             return problems
         broken |= taken

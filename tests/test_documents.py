@@ -65,6 +65,27 @@ def test_all_problems_at_once_each_with_its_line(tmp_path: Path) -> None:
     ]
 
 
+class Whole(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    low: int = 0
+    high: int = 1
+
+    @model_validator(mode="after")
+    def _rises(self) -> Whole:
+        if self.low >= self.high:
+            refuse(self, [Misfit((), "does not rise", "did you mean 3?")])
+        return self
+
+
+def test_what_is_wrong_with_the_whole_is_told_once() -> None:
+    for data in ({"low": 2}, {"low": 2, "hgh": 3}, {"low": 2, "high": "x"}):
+        with pytest.raises(ConfigurationError) as caught:
+            parse(Whole, Document(data))
+        told = [problem.what for problem in caught.value.problems]
+        assert told.count("does not rise") <= 1
+        assert len(told) == len(data)
+
+
 def test_what_a_model_refuses_as_a_whole_has_its_place_too(tmp_path: Path) -> None:
     assert problems(tmp_path, "name: x\nmany:\n  yes_: {}\n  'no': {}\n") == [
         "F:4 many.no: is not wanted (try another)"

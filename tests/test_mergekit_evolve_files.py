@@ -69,6 +69,9 @@ limt: 5
         ":8 tasks.0.wieght: unknown key (did you mean 'weight'",
         ":9 tasks.1.metric: expected a metric and a filter, got 'acc' (such as acc,none)",
         ":10 limt: unknown key (did you mean 'limit'",
+        ":3 genome.models.2: stands twice",
+        ":2 genome.base_model: task_arithmetic needs one",
+        ":6 genome.filters.1: stands twice",
     ]
     assert len(told) == len(starts)
     assert all(any(one.startswith(start) for one in told) for start in starts), told
