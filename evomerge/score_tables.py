@@ -171,9 +171,9 @@ def zoo_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def brief(estimate: Mapping[str, float]) -> str:
-    """An estimate's value alone; a cost as a large number in short."""
+    """An estimate's value alone; a cost as its user counts it, and in short."""
     is_cost = estimate.get("num_items") == 0  # the means of rows have no number
-    return in_short(estimate["value"]) if is_cost else f"{estimate['value']:.3f}"
+    return in_short(0.0 - estimate["value"]) if is_cost else f"{estimate['value']:.3f}"
 
 
 def _cell(estimate: Mapping[str, float]) -> str:

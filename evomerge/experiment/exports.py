@@ -14,7 +14,7 @@ from typing import Any, Literal
 from evomerge.checkpoints.adapter_config import ADAPTER_CONFIG
 from evomerge.checkpoints.input_scales import INPUT_SCALES
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
-from evomerge.checkpoints.write import MARK
+from evomerge.checkpoints.write import MARK, check_target
 from evomerge.errors import ConfigurationError, EvomergeError
 from evomerge.experiment.chosen import Choice, Known, chosen, known_of
 from evomerge.experiment.config import ExperimentConfig
@@ -177,6 +177,8 @@ class Export:
         check_set_target(out)
         known = self.known(ids)
         names = {id_: folder_name(known[id_].row) for id_ in ids}
+        for name in names.values():  # before the first of them is merged
+            check_target(out / name, ())
         pictures = {name: (PICTURES[name], data) for name, data in self._pictures.items()}
         said = CHOSEN.get(choice.kind, "some candidates")
 
@@ -289,7 +291,7 @@ class Export:
             return  # what its card says of losses is known to whoever wrote it
         scaled = INPUT_SCALES in open_checkpoint(str(target), name=target.name).config
         text = beside.card(recipe, self._checkpoints, target.name, scaled=scaled)
-        if (target / CARD).read_text("utf-8") != text:
+        if not (target / CARD).exists() or (target / CARD).read_bytes() != text.encode():
             write_text(target / CARD, text)
         for name, content in beside.files.items():
             if not (target / name).exists() or (target / name).read_bytes() != content:
@@ -300,8 +302,11 @@ class Export:
         if not before or not before.get("verified"):
             return False
         wanted = self._options.verify
+        if wanted == 0:
+            return True  # what was found out stays known
         return all(
-            "items" in told and told["items"] >= min(told["of"], wanted or told["of"])
+            "items" in told
+            and told["items"] >= (told["of"] if wanted is None else min(told["of"], wanted))
             for told in before["tasks"].values()
         )
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import ConfigurationError, Interrupted, Problem
+from evomerge.errors import ConfigurationError, EvomergeError, Interrupted, Problem
 from evomerge.experiment.calibration import collect, wanted
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.identity import differences
@@ -210,22 +210,36 @@ def finish(
     if table is None:
         raise ConfigurationError(no_candidate_worked(ledger))
     table["ended"] = why
-    write_pictures(out, list(evaluations.values()), table)
+    draw_if_possible(out, evaluations, table, parts)
     ledger.note("final", table)
     # What comes after it is not done again by a resumed run, and `evomerge report` can do it.
     report_if_possible(out)
 
 
+def draw_if_possible(
+    out: Path, evaluations: Mapping[CandidateId, Evaluation], table: Mapping[str, Any], parts: Parts
+) -> None:
+    """Draw the pictures. A run is finished without them, too; a full disk is for its user."""
+    signs = {objective.name: objective.sign for objective in parts.objectives}
+    try:
+        write_pictures(out, list(evaluations.values()), table, signs)
+    except EvomergeError:
+        raise
+    except Exception as error:
+        what = f"{out}: a picture could not be drawn: {type(error).__name__}: {error}"
+        logging.getLogger("evomerge").warning(what)
+
+
 def report_if_possible(out: Path) -> None:
     """Write the report. A run is finished without one, too: what is wrong with it is a warning."""
-    from evomerge.results.report import REPORT, write_report  # plotly is heavy
-
     try:
+        from evomerge.results.report import write_report  # plotly is heavy
+
         write_report(out)
     except Interrupted:
         raise
     except Exception as error:
-        what = f"{out / REPORT} could not be written: {type(error).__name__}: {error}"
+        what = f"{out / 'report.html'} could not be written: {type(error).__name__}: {error}"
         logging.getLogger("evomerge").warning(what)
 
 

@@ -202,6 +202,7 @@ class Account:
         tells = [data for _, _, data in self.ledger.events("told", "scored")]
         wanted = set(np.linspace(0, len(tells) - 1, MAX_STEPS).round().astype(int).tolist())
         found, front = Found(), np.empty((0, len(self.objectives)))
+        top = 0  # the highest rung that anybody has come to
         items, number, steps = 0, -1, []
         for kind, cohort, seconds, data in self._working("measured", "told", "scored"):
             if kind == "measured":
@@ -211,9 +212,13 @@ class Account:
             if kind in ("told", "scored"):
                 number += 1
                 found.told(data, cut_short=kind == "scored")
-                front = _front(front, data)
+                reached = max((e["rung"] for e in data if e["score"] is not None), default=top)
+                kept = front if reached <= top else front[:0]
+                shown = _front(kept, data, max(top, reached))
+                if kind == "told":  # a cohort that was cut short counts until something is told
+                    front, top = shown, max(top, reached)
                 if number in wanted:
-                    steps.append(Step(found.count, items, seconds, found.incumbent(), front))
+                    steps.append(Step(found.count, items, seconds, found.incumbent(), shown))
         return tuple(steps)
 
     def _working(self, *kinds: str) -> Iterator[tuple[str, int, float, Any]]:
@@ -229,10 +234,9 @@ class Account:
                 yield kind, cohort, worked + moment - (start if start is not None else moment), data
 
 
-def _front(front: NDArray[np.float64], told: Sequence[Json]) -> NDArray[np.float64]:
-    """The front with those that survived every rung; who is scored anew is there twice."""
+def _front(front: NDArray[np.float64], told: Sequence[Json], top: int) -> NDArray[np.float64]:
+    """The front with those that came to rung `top`; who is scored anew is there twice."""
     scored = [entry for entry in told if entry["score"] is not None]
-    top = max((entry["rung"] for entry in scored), default=0)
     values = [[value for value, *_ in e["score"].values()] for e in scored if e["rung"] == top]
     if not values:
         return front

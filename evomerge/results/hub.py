@@ -30,6 +30,7 @@ def check_push(push: Push) -> None:
         ConfigurationError: the name is none, the hub is switched off, or there is no token.
     """
     import huggingface_hub
+    from huggingface_hub import constants  # the package itself has not imported it
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -40,7 +41,7 @@ def check_push(push: Push) -> None:
         raise ConfigurationError(Problem(where, _line(error), "expected ORG/NAME")) from None
     if "/" not in push.repo:
         raise ConfigurationError(Problem(where, "names no owner", "expected ORG/NAME"))
-    if huggingface_hub.constants.is_offline_mode():
+    if constants.is_offline_mode():
         what = "the environment says to stay offline"
         raise ConfigurationError(Problem(where, what, "unset HF_HUB_OFFLINE"))
     if not huggingface_hub.get_token():

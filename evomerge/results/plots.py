@@ -21,20 +21,33 @@ SIZE = (7.2, 4.2)  # inches
 
 
 def write_pictures(
-    folder: Path, evaluations: Sequence[Evaluation], final: Mapping[str, Any]
+    folder: Path,
+    evaluations: Sequence[Evaluation],
+    final: Mapping[str, Any],
+    signs: Mapping[str, int] | None = None,
 ) -> list[Path]:
-    """`convergence.png`, and `front.png` where there are several objectives."""
+    """`convergence.png`, and `front.png` where there are several objectives.
+
+    signs: objective -> -1 if it is to be small; of costs that is known.
+    """
     scored = sorted((e for e in evaluations if e.score is not None), key=lambda e: e.id)
-    pictures = [draw_convergence(folder / "convergence.png", scored, final)]
+    pictures = [draw_convergence(folder / "convergence.png", scored, final, signs)]
     if final["front"]:
-        pictures.append(draw_front(folder / "front.png", scored, final))
+        pictures.append(draw_front(folder / "front.png", scored, final, signs))
     return pictures
 
 
-def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
+def draw_convergence(
+    path: Path,
+    scored: Sequence[Evaluation],
+    final: Mapping[str, Any],
+    signs: Mapping[str, int] | None = None,
+) -> Path:
     """Each candidate's search score, the best so far, and the references as lines."""
     figure, axes = new_figure(1)
     axis = axes[0]
+    measured = [name for name in final["best"]["holdout"] if not _is_cost(final["best"], name)]
+    sign = (signs or {}).get(measured[0], 1) if len(measured) == 1 else 1
     ids = np.array([e.id for e in scored])
     means = np.array([e.score.mean for e in scored if e.score])
     rungs = np.array([e.score.rung for e in scored if e.score])
@@ -52,7 +65,7 @@ def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[st
         value = row["holdout_mean"]["value"]
         axis.axhline(value, color=color, linewidth=1, linestyle="--")
         axis.annotate(
-            f"{label} {value:.3f}",
+            f"{plain(label)} {sign * value:.3f}",
             (1.01, height),
             xycoords=("axes fraction", "data"),
             color=color,
@@ -61,18 +74,27 @@ def draw_convergence(path: Path, scored: Sequence[Evaluation], final: Mapping[st
         )
     axis.set_xlabel("candidate")
     axis.set_ylabel("mean of the objectives")
+    if sign < 0:
+        _show_turned(axis.yaxis)
     axis.set_title("Search scores; dashed: on the holdout", loc="left", fontsize=10)
     axis.legend(loc="lower right", fontsize=8, framealpha=0.9, edgecolor="none")
     return save(figure, path)
 
 
-def draw_front(path: Path, scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Path:
+def draw_front(
+    path: Path,
+    scored: Sequence[Evaluation],
+    final: Mapping[str, Any],
+    signs: Mapping[str, int] | None = None,
+) -> Path:
     """The front on the holdout, pair by pair of objectives, with one standard error."""
-    return save(front_figure(scored, final), path)
+    return save(front_figure(scored, final, signs), path)
 
 
-def front_figure(scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Any:
-    """The same as a figure."""
+def front_figure(
+    scored: Sequence[Evaluation], final: Mapping[str, Any], signs: Mapping[str, int] | None = None
+) -> Any:
+    """The same as a figure: better is to the right and above, in the user's own units."""
     names = list(final["best"]["holdout"])
     pairs = list(combinations(names, 2))[:3]
     figure, axes = new_figure(len(pairs))
@@ -88,7 +110,7 @@ def front_figure(scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Any:
             low, high = axis.get_xlim()
             at_the_edge = place[0] > low + 0.8 * (high - low)  # written to the left, to stay inside
             axis.annotate(
-                label,
+                plain(label),
                 place,
                 xytext=(-4 if at_the_edge else 4, 4),
                 textcoords="offset points",
@@ -97,11 +119,10 @@ def front_figure(scored: Sequence[Evaluation], final: Mapping[str, Any]) -> Any:
                 rotation=(-35 if at_the_edge else 35) if in_a_row else 0,
                 rotation_mode="anchor",
             )
-        axis.set_xlabel(x)
-        axis.set_ylabel(y)
         for side, name in ((axis.xaxis, x), (axis.yaxis, y)):
-            if _is_cost(final["best"], name):
-                side.set_major_formatter(lambda value, _: in_short(value))
+            side.set_label_text(plain(name))
+            if (signs or {}).get(name, -1 if _is_cost(final["best"], name) else 1) < 0:
+                _show_turned(side)
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
     return figure
 
@@ -122,6 +143,12 @@ def _labels(
             groups.append(([label], place))
     short = "task_arithmetic", "arithmetic"
     return {", ".join(names).replace(*short): place for names, place in groups}
+
+
+def _show_turned(side: Any) -> None:
+    """Say what is to be small as its user does: inside, everything is maximised."""
+    side.set_major_formatter(lambda value, _: in_short(0.0 - value))
+    side.set_label_text(f"{side.get_label_text()} (less is better)")
 
 
 def _is_cost(row: Mapping[str, Any], name: str) -> bool:

@@ -179,10 +179,11 @@ def _has_front(run: Account) -> bool:
 
 def _picture(run: Account) -> bytes | None:
     if run.final is not None and _has_front(run):
+        signs = {objective.name: objective.sign for objective in run.objectives}
         scored = sorted(
             (e for e in run.evaluations.values() if e.score is not None), key=lambda e: e.id
         )
-        return drawn(front_figure(scored, run.final), dpi=DPI)
+        return drawn(front_figure(scored, run.final, signs), dpi=DPI)
     return _convergence(run) if any(step.incumbent for step in run.steps) else None
 
 

@@ -89,3 +89,35 @@ def test_the_share_of_a_box_that_a_front_dominates() -> None:
     assert share_dominated([[0.0, 0.0]], worst, top) == pytest.approx(0.01 / 1.21)
     assert share_dominated([[0.4, 0.9], [0.9, 0.4]], worst, top) == pytest.approx(0.75 / 1.21)
     assert share_dominated(np.empty((0, 2)), worst, top) == 0.0
+
+
+def entry(id_: int, rung: int, *values: float) -> dict[str, Any]:
+    score = {name: [value, 0.1, 9] for name, value in zip("ab", values, strict=True)}
+    return {"id": id_, "score": score, "rung": rung, "failure": None}
+
+
+def test_a_cohort_that_was_cut_short_counts_until_something_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [
+        ("told", [entry(0, 0, 0.9, 0.9), entry(1, 1, 0.5, 0.2), entry(2, 1, 0.2, 0.5)]),
+        ("scored", [entry(3, 0, 1.0, 1.0), entry(4, 1, 0.6, 0.6)]),  # not all rungs were run
+        ("told", [entry(3, 1, 0.3, 0.3), entry(4, 0, 0.7, 0.7)]),  # and the next session ran them
+        ("scored", [entry(5, 0, 1.0, 1.0)]),
+    ]
+
+    def timeline(_: Ledger, *kinds: str) -> Any:
+        moments = enumerate(told)
+        yield from ((kind, n, float(n), data) for n, (kind, data) in moments if kind in kinds)
+
+    monkeypatch.setattr(Ledger, "timeline", timeline)
+    with Account(folder) as run:
+        run.objectives = run.objectives[:2]
+        fronts = [step.front.tolist() for step in run.steps]
+        best = [step.incumbent["candidate"] for step in run.steps if step.incumbent]
+    first = [[0.2, 0.5], [0.5, 0.2]]
+    assert fronts[0] == first
+    assert fronts[1] == [[0.6, 0.6]]
+    assert fronts[2] == [*first[:1], [0.3, 0.3], first[1]]
+    assert fronts[3] == fronts[2]
+    assert best == [1, 4, 1, 1]

@@ -291,10 +291,20 @@ def test_what_is_there_is_kept_and_what_was_damaged_is_not(
     names = [entry["folder"] for entry in told(out)["models"]]
     damaged = out / names[1] / "model.safetensors"
     shutil.copy(out / names[0] / "model.safetensors", damaged)
+    (out / names[0] / "README.md").unlink()
     (out / names[2] / "README.md").write_text("nothing")
     done = export_chosen(folder, out, Choice("top", count=3), ExportOptions(verify=None))
     assert [e.kept for e in done] == [True, False, True]
     assert files_below(out) == files_below(exported)
+
+
+def test_what_was_verified_stays_so(folder: Path, tmp_path: Path) -> None:
+    choice = Choice("top", count=2)
+    for number in (3, 0, 2):  # the last two are less than what is known already
+        export_chosen(folder, tmp_path, choice, ExportOptions(verify=number))
+        for model in told(tmp_path)["models"]:
+            assert model["verification"]["verified"] is True
+            assert model["verification"]["tasks"]["sort"]["items"] == 3
 
 
 def test_foreign_folders_are_left_alone(folder: Path, exported: Path, tmp_path: Path) -> None:
@@ -307,6 +317,13 @@ def test_foreign_folders_are_left_alone(folder: Path, exported: Path, tmp_path: 
         export_chosen(folder, one, Choice("front"), NO_CHECK)
     with pytest.raises(ConfigurationError, match="was not written by evomerge"):
         export_chosen(folder, exported, Choice("best"), NO_CHECK)
+    out = tmp_path / "out"
+    theirs = out / told(exported)["models"][-1]["folder"] / "theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(ConfigurationError, match="was not written by evomerge"):
+        export_chosen(folder, out, Choice("top", count=3), NO_CHECK)
+    assert [path for path in out.rglob("*") if path.is_file()] == [theirs]  # nothing was merged
 
 
 @pytest.mark.parametrize(

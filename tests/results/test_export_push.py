@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,3 +152,19 @@ def test_without_a_token_nothing_is_begun(
 def test_names_that_are_none_are_refused(repo: str, hub: Hub) -> None:
     with pytest.raises(ConfigurationError, match="expected ORG/NAME"):
         check_push(Push(repo))
+
+
+@pytest.mark.parametrize(("offline", "said"), [("0", "no token of the hub"), ("1", "stay offline")])
+def test_a_process_that_has_imported_nothing_of_the_hub(
+    offline: str, said: str, tmp_path: Path
+) -> None:
+    code = "from evomerge.results.hub import *; check_push(Push('me/merge'))"
+    unset = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"}
+    kept = {key: value for key, value in os.environ.items() if key not in unset}
+    environment = {**kept, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ConfigurationError" in last
+    assert said in last

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evomerge.records import Estimate, Evaluation, Failure, Score
-from evomerge.results.plots import write_pictures
+from evomerge.results.plots import front_figure, write_pictures
 
 
 def row(candidate: int, values: dict[str, float]) -> dict[str, Any]:
@@ -67,3 +67,28 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
         write_pictures(tmp_path / name, [evaluation], final)[0].read_bytes() for name in "ab"
     )
     assert one == other
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    names = [r"a$\foo{$", "_b^$x"]
+    score = Score({name: Estimate(0.5, 0.1, 9) for name in names})
+    best = row(0, dict.fromkeys(names, 0.5))
+    references = {r"r$\bar$": row(-1, dict.fromkeys(names, 0.2))}
+    final = {"best": best, "front": [best], "references": references}
+    assert len(write_pictures(tmp_path, [Evaluation(0, [0.5], score)], final)) == 2
+
+
+def test_what_is_to_be_small_is_shown_as_its_user_counts_it() -> None:
+    best = row(0, {"accuracy": 0.5, "loss": -2.5})
+    best["holdout"]["size"] = {"value": -1.3e8, "standard_error": 0.0, "num_items": 0}
+    values = {name: e["value"] for name, e in best["holdout"].items()}
+    score = Score({n: Estimate(v, 0.0, 0 if n == "size" else 9) for n, v in values.items()})
+    final = {"best": best, "front": [best], "references": {}}
+    figure = front_figure([Evaluation(0, [0.5], score)], final, {"loss": -1})
+    accuracy_loss, accuracy_size, loss_size = figure.axes
+    assert accuracy_loss.get_xlabel() == "accuracy"
+    assert accuracy_loss.get_ylabel() == loss_size.get_xlabel() == "loss (less is better)"
+    assert accuracy_size.get_ylabel() == loss_size.get_ylabel() == "size (less is better)"
+    assert accuracy_loss.yaxis.get_major_formatter()(-2.5, None) == "2.5"
+    assert loss_size.yaxis.get_major_formatter()(-1.3e8, None) == "130M"
+    assert loss_size.yaxis.get_major_formatter()(0.0, None) == "0"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from made_up import MadeUp, make
 
 from evomerge.api import Run
 from evomerge.cli.report import report as report_verb
-from evomerge.errors import ConfigurationError, Interrupted
+from evomerge.errors import ConfigurationError, DiskFull, Interrupted
 from evomerge.experiment import run as runs
 from evomerge.results import report as reports
 from evomerge.results.account import Account
@@ -340,6 +341,23 @@ def test_a_report_that_cannot_be_written_stops_no_run(
     monkeypatch.setattr(reports, "write_report", lambda _: raising(Interrupted(2)))
     with pytest.raises(Interrupted):
         runs.report_if_possible(folder)
+
+
+def test_a_picture_that_cannot_be_drawn_stops_no_run(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Account(three) as account:
+        final, evaluations = account.final, account.evaluations
+        objectives = account.objectives
+    assert final is not None
+    parts: Any = SimpleNamespace(objectives=objectives)
+    (tmp_path / "front.png").mkdir()
+    runs.draw_if_possible(tmp_path, evaluations, final, parts)
+    assert "a picture could not be drawn" in caplog.text
+    for error in (Interrupted(2), DiskFull("full")):  # these are for the user
+        monkeypatch.setattr(runs, "write_pictures", lambda *_, error=error: raising(error))
+        with pytest.raises(type(error)):
+            runs.draw_if_possible(tmp_path, evaluations, final, parts)
 
 
 def raising(error: BaseException) -> None:
