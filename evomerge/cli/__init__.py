@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = {  # in the order of the help
+VERBS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order of the help
     "Search": (init, validate, plan, run, resume, sweep),
     "Look at a run": (status, dashboard, front, report, compare, digest),
     "Take models home": (export, merge, score),
