@@ -26,8 +26,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 quickstart: $(INSTALLED)  ## a whole search: models, search, report, the front as model folders
-	$(BIN)/evomerge run experiments/quickstart_pareto.yaml --out runs/quickstart
-	$(BIN)/evomerge export runs/quickstart --front --out models/quickstart
+	$(BIN)/evomerge run experiments/quickstart_pareto.yaml
+	$(BIN)/evomerge export runs/quickstart_pareto --front --out models/quickstart
 	$(BIN)/python docs/try_it.py models/quickstart
 
 test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the machine alone

@@ -30,7 +30,7 @@ cd "$work/evomerge"
 step "make install" make install
 bin=.venv/bin
 step "four tiny models are trained" $bin/evomerge zoo tiny
-step "the search, and its report" $bin/evomerge run experiments/quickstart_pareto.yaml --out runs/quickstart
-step "the front is exported, verified" $bin/evomerge export runs/quickstart --front --out models/quickstart
+step "the search, and its report" $bin/evomerge run experiments/quickstart_pareto.yaml
+step "the front is exported, verified" $bin/evomerge export runs/quickstart_pareto --front --out models/quickstart
 step "a merged model answers" $bin/python docs/try_it.py models/quickstart
 printf '%-34s %5d s\n' "in all" $((SECONDS - began))

@@ -9,16 +9,6 @@ from typing import Any
 from mkdocs.structure.files import File
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
-LATER = {"configuration.md": "Configuration"}  # pages that others are about to write
-
-
-def on_config(config: Any) -> Any:
-    """Give pages in LATER that are there a place in the navigation, behind the how-to pages."""
-    docs = Path(config["docs_dir"])
-    there = [{title: name} for name, title in LATER.items() if (docs / name).exists()]
-    if there:
-        config["nav"].insert(2, {"Files": there})
-    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

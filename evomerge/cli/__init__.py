@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -40,34 +41,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (  # in the order of the help
-    init,
-    run,
-    resume,
-    status,
-    dashboard,
-    sweep,
-    front,
-    report,
-    compare,
-    estimate,
-    replay,
-    export,
-    merge,
-    score,
-    plan,
-    validate,
-    anatomy,
-    digest,
-    zoo,
-    doctor,
-    operators,
-    spaces,
-    searchers,
-    schema,
-)
-for verb in VERBS:
-    app.command()(verb)
+VERBS: dict[str, tuple[Callable[..., None], ...]] = {  # in the order of the help
+    "Search": (init, validate, plan, run, resume, sweep),
+    "Look at a run": (status, dashboard, front, report, compare, digest),
+    "Take models home": (export, merge, score),
+    "Ask a run again": (estimate, replay),
+    "What there is": (operators, spaces, searchers, schema, anatomy, doctor, zoo),
+}
+for panel, verbs in VERBS.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
 
 
 def main() -> None:

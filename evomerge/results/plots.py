@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from evomerge.files import write_bytes
 from evomerge.records import Evaluation
+from evomerge.results.label_places import label_points
 from evomerge.wording import in_short
 
 # Okabe & Ito's palette, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#9a9a9a", "#222222"
 SIZE = (7.2, 4.2)  # inches
+NEAR = 0.015  # models so near, by the axis, share a label
 
 
 def write_pictures(
@@ -98,51 +100,46 @@ def front_figure(
     names = list(final["best"]["holdout"])
     pairs = list(combinations(names, 2))[:3]
     figure, axes = new_figure(len(pairs))
+    rivals = final["references"]
     clouds = {n: [e.score.objectives[n].value for e in scored if e.score] for n in names}
     for axis, (x, y) in zip(axes, pairs, strict=True):
         axis.plot(clouds[x], clouds[y], ".", color=GREY, alpha=0.35, label="candidates (search)")
         _crosses(axis, final["front"], x, y, color=BLUE, label="front (holdout)")
         _crosses(axis, [final["best"]], x, y, color=ORANGE, label="chosen (holdout)", size=8)
-        rivals = final["references"]
         _crosses(axis, list(rivals.values()), x, y, color=BLACK, label="references", marker="s")
-        in_a_row = _is_cost(final["best"], y)  # references cost the same, as a rule
-        for label, place in _labels(rivals, x, y).items():
-            low, high = axis.get_xlim()
-            at_the_edge = place[0] > low + 0.8 * (high - low)  # written to the left, to stay inside
-            axis.annotate(
-                plain(label),
-                place,
-                xytext=(-4 if at_the_edge else 4, 4),
-                textcoords="offset points",
-                fontsize=7,
-                ha="right" if at_the_edge else "left",
-                rotation=(-35 if at_the_edge else 35) if in_a_row else 0,
-                rotation_mode="anchor",
-            )
         for side, name in ((axis.xaxis, x), (axis.yaxis, y)):
             side.set_label_text(plain(name))
             if (signs or {}).get(name, -1 if _is_cost(final["best"], name) else 1) < 0:
                 _show_turned(side)
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
+    for axis, (x, y) in zip(axes, pairs, strict=True):
+        rows = [final["best"], *final["front"], *rivals.values()]
+        markers = [(row["holdout"][x]["value"], row["holdout"][y]["value"]) for row in rows]
+        cloud = list(zip(clouds[x], clouds[y], strict=True))
+        label_points(figure, axis, _labels(rivals, x, y, _spans(axis)), markers, cloud)
     return figure
 
 
+def _spans(axis: Any) -> tuple[float, float]:
+    """How much of each objective an axis shows."""
+    return tuple(high - low for low, high in (axis.get_xlim(), axis.get_ylim()))
+
+
 def _labels(
-    rows: Mapping[str, Mapping[str, Any]], x: str, y: str, near: float = 0.03
+    rows: Mapping[str, Mapping[str, Any]], x: str, y: str, spans: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
     """Label -> where it stands; models that lie on top of each other share a label."""
-    units = [_unit(rows, name) for name in (x, y)]
     groups: list[tuple[list[str], tuple[float, float]]] = []
     for label, row in rows.items():
         place = (row["holdout"][x]["value"], row["holdout"][y]["value"])
         for names, other in groups:
-            if all(abs(p - o) < near * u for p, o, u in zip(place, other, units, strict=True)):
+            if all(abs(p - o) < NEAR * u for p, o, u in zip(place, other, spans, strict=True)):
                 names.append(label)
                 break
         else:
             groups.append(([label], place))
     short = "task_arithmetic", "arithmetic"
-    return {", ".join(names).replace(*short): place for names, place in groups}
+    return {plain(", ".join(names).replace(*short)): place for names, place in groups}
 
 
 def _show_turned(side: Any) -> None:
@@ -153,12 +150,6 @@ def _show_turned(side: Any) -> None:
 
 def _is_cost(row: Mapping[str, Any], name: str) -> bool:
     return bool(row["holdout"][name]["num_items"] == 0)
-
-
-def _unit(rows: Mapping[str, Mapping[str, Any]], name: str) -> float:
-    """What distances along an axis are measured in: scores as they are, costs by their size."""
-    costs = [abs(row["holdout"][name]["value"]) for row in rows.values() if _is_cost(row, name)]
-    return max(costs, default=1.0) or 1.0
 
 
 def _crosses(
