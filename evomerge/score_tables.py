@@ -12,6 +12,7 @@ from rich.table import Table
 from evomerge.wording import in_short
 
 MAX_FRONT_ROWS = 8
+MAX_COLUMN = 18  # characters of an objective's name
 
 
 def front_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -49,10 +50,10 @@ def final_table(final: Mapping[str, Any]) -> Table:
     names = list(best["holdout"])
     title = "On the holdout, ± one standard error"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model")
+    table.add_column("model", min_width=14)
     measured = [name for name in names if best["holdout"][name]["num_items"]]
     for name in (*names, *(["mean"] if len(measured) > 1 else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, max_width=MAX_COLUMN)
     table.add_column("search", justify="right", no_wrap=True)
 
     def add(label: str, row: Mapping[str, Any], style: str = "") -> None:
