@@ -22,8 +22,11 @@ def open_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def read_experiment_file(reference: str, allow_code: bool) -> Any:
-    """The experiment of a file, or of a name in the catalogue; what to know of it is printed."""
+def read_experiment_file(reference: str, allow_code: bool, run: Path | None = None) -> Any:
+    """The experiment of a file, or of a name in the catalogue; what to know of it is printed.
+
+    run: the folder of its run, which may have begun.
+    """
     from evomerge.experiment.first_look import checked_experiment
     from evomerge.experiment.paths import find_in_catalogue
 
@@ -31,7 +34,7 @@ def read_experiment_file(reference: str, allow_code: bool) -> Any:
     if not path.is_file():
         path = find_in_catalogue(reference, "experiments", Path.cwd())
     notes: list[str] = []
-    config = checked_experiment(path, notes=notes)
+    config = checked_experiment(path, notes=notes, run=run)
     for note in notes:
         open_console().print(f"note: {note}")
     return with_code(config, path, allow_code)

@@ -49,9 +49,10 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Search for a merge. A run of the same experiment that is there goes on."""
-    refuse_locked(out or Path("runs") / run_name(experiment))
+    folder = out or Path("runs") / run_name(experiment)
+    refuse_locked(folder)
     config = changed(
-        read_experiment_file(experiment, allow_code),
+        read_experiment_file(experiment, allow_code, folder),
         budget={"candidates": budget},
         pool=(pool, workers, address),
         seed=seed,

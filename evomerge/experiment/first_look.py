@@ -28,7 +28,7 @@ from evomerge.experiment.file_kinds import check_kind
 from evomerge.experiment.look_at_tasks import missing, task_problems
 from evomerge.experiment.mergekit_file import is_mergekit
 from evomerge.experiment.mergekit_genome import is_evolve_file
-from evomerge.experiment.paths import RUN
+from evomerge.experiment.paths import RUN, absolute
 from evomerge.files import EXPERIMENT
 from evomerge.ledger import LEDGER
 from evomerge.recipe import Recipe
@@ -42,10 +42,13 @@ from evomerge.zoo import PREFIX, check_reference
 LINE = re.compile(r"^(.*?):(\d+)")  # of a problem's place
 
 
-def checked_experiment(path: Path, *, notes: list[str] | None = None) -> ExperimentConfig:
+def checked_experiment(
+    path: Path, *, notes: list[str] | None = None, run: Path | None = None
+) -> ExperimentConfig:
     """Read an experiment file, and look for everything that it refers to.
 
-    notes: as for `read_experiment`.
+    notes: as for `read_experiment`. run: the folder of its run, which holds what the run began
+        with (designs, a warm start, texts) once that has begun: the files may be gone then.
 
     Raises:
         ConfigurationError: with every problem of every file, file by file and line by line.
@@ -56,7 +59,7 @@ def checked_experiment(path: Path, *, notes: list[str] | None = None) -> Experim
         return parse_experiment(document, notes=notes)
     check_kind(document, "experiments", str(path))
     found = survey(document)
-    problems = dict.fromkeys([*found.problems, *_looked_at(found)])
+    problems = dict.fromkeys([*found.problems, *_looked_at(found, run)])
     if problems or found.config is None:
         raise ConfigurationError(_in_order(problems))
     return found.config
@@ -76,22 +79,19 @@ def _in_order(problems: Mapping[Problem, None]) -> list[Problem]:
     return [every[n] for n in order]
 
 
-def _looked_at(found: Survey) -> Iterator[Problem]:
-    data, document = found.document.data, found.document
+def _looked_at(found: Survey, run: Path | None) -> Iterator[Problem]:
+    document = found.document
     folder = document.path.parent if document.path else Path.cwd()
-    names = _model_names(data)
+    names = _model_names(document.data)
+    has_begun = run is not None and (run / EXPERIMENT).exists()
     yield from _model_problems(document, folder)
-    if isinstance(designs := data.get("designs"), list):
-        for number, design in enumerate(designs):
-            if isinstance(design, str):
-                where = document.where(("designs", number))
-                yield from _design_problems(where, design, folder, names)
-    if isinstance(run := data.get("warm_start"), str):
-        yield from _run_problems(document.where(("warm_start",)), (folder / run).resolve())
+    if not has_begun:
+        yield from _start_problems(document, folder, names)
     fitness = found.documents.get("fitness")
     if fitness is not None and isinstance(fitness.data, dict):
         yield from task_problems(fitness, found.fitness, names)
-    yield from _calibration_problems(document, folder, names, fitness)
+    if not has_begun:
+        yield from _calibration_problems(document, folder, names, fitness)
     yield from _mismatches(found)
 
 
@@ -170,9 +170,19 @@ def _circle(
                 return
 
 
-def _design_problems(where: str, design: str, folder: Path, names: list[str]) -> Iterator[Problem]:
+def _start_problems(document: Document, folder: Path, names: list[str]) -> Iterator[Problem]:
+    """What a search is to begin with."""
+    if isinstance(designs := document.data.get("designs"), list):
+        for number, design in enumerate(designs):
+            if isinstance(design, str):
+                where = document.where(("designs", number))
+                yield from _design_problems(where, Path(absolute(design, folder)), names)
+    if isinstance(run := document.data.get("warm_start"), str):
+        yield from _run_problems(document.where(("warm_start",)), Path(absolute(run, folder)))
+
+
+def _design_problems(where: str, path: Path, names: list[str]) -> Iterator[Problem]:
     """A recipe that is not there, is none, or merges other models."""
-    path = (folder / design).resolve()
     if not path.exists():
         yield from missing(where, path)
         return
@@ -207,12 +217,18 @@ def _calibration_problems(
         if not isinstance(part, Mapping):
             continue
         if isinstance(texts := part.get("texts"), str):
-            yield from missing(document.where((*place, "texts")), (folder / texts).resolve())
+            where = document.where((*place, "texts"))
+            yield from missing(where, Path(absolute(texts, folder)))
         task = part.get("task")
-        if isinstance(task, str) and isinstance(tasks, Mapping) and task not in tasks:
+        if isinstance(task, str) and isinstance(tasks, Mapping) and not _is_among(task, tasks):
             yield Problem(
                 document.where((*place, "task")), f"no task {task!r}", nearest(task, tasks)
             )
+
+
+def _is_among(task: str, tasks: Mapping[str, Any]) -> bool:
+    """Whether an entry has that name, or is perhaps a group that holds a task of that name."""
+    return task in tasks or any(task.startswith(f"{name}/") for name in tasks)
 
 
 # --- what does not go together --------------------------------------------------------------------
@@ -264,9 +280,14 @@ def _searcher_mismatches(found: Survey, kind: str, scalarise: Any) -> Iterator[P
         except EvomergeError:
             wrong = ()  # noted elsewhere
         yield from (_placed(problem, found.document, found.document) for problem in wrong)
-    able = [name for name in SEARCHERS if not list(_lacking(found, name, seen))]
+    if not (lacking := list(_lacking(found, kind, seen))):
+        return
+    able = []
+    for name in SEARCHERS:
+        with suppress(EvomergeError):  # an installed package's, which cannot be imported
+            able += [] if list(_lacking(found, name, seen)) else [name]
     hint = f"searchers that can: {', '.join(able)}" if able else ""
-    for what in _lacking(found, kind, seen):
+    for what in lacking:
         named = f": {', '.join(names)}" if what.endswith(str(seen)) else ""
         yield Problem(where, f"{kind} {what}{named}", hint)
 

@@ -19,6 +19,8 @@ from evomerge.fitness.options import needs_code
 from evomerge.fitness.split import split_items
 from evomerge.zoo import PREFIX, check_reference
 
+DATA_FILES = "data_files"
+
 
 def missing(where: str, path: Path, what: str = "no such file") -> Iterator[Problem]:
     """That there is nothing at a path, and what there is that is called nearly so."""
@@ -52,7 +54,8 @@ def task_problems(
         found = list(_file_problems(fitness, place, entry, folder, counts))
         yield from found
         teacher = entry.get("teacher")
-        if isinstance(teacher, str) and teacher not in models:
+        has_own_keys = needs_code(entry.get("kind"))
+        if isinstance(teacher, str) and teacher not in models and not has_own_keys:
             where = fitness.where((*place, "teacher"))
             yield Problem(where, f"no model {teacher!r}", nearest(teacher, models))
     yield from _of_problems(fitness, entries)
@@ -131,31 +134,53 @@ def _lm_eval_problems(
 ) -> Iterator[Problem]:
     """A task that is in none of the files, or whose data are not there."""
     found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    groups: set[str] = set()
+    is_all = True  # whether these files name everything that can be meant
     for file in [path] if path.is_file() else sorted(path.rglob("*.yaml")):
         data = _task_file(file)
         if data is None:
             return  # whoever makes the task says what is wrong with the file
-        for key in ("task", "group"):
-            if isinstance(name := data.get(key), str):
-                found[name] = (file, data)
+        if isinstance(name := data.get("task"), str):
+            found.setdefault(name, (file, data))  # lm-eval takes the first, too
+        groups |= _names_in(data.get("group")) | _names_in(data.get("tag"))
+        is_group_file = path.is_file() and "group" in data  # lm-eval looks beside it, too
+        is_all = is_all and "include" not in data and not is_group_file
     wanted = entry.get("task")
-    if not isinstance(wanted, str) or not found:
+    if not isinstance(wanted, str) or not (found or groups):
         return
-    if wanted not in found:
-        what = f"{path} has no task {wanted!r}"
-        yield Problem(fitness.where((*place, "task")), what, nearest(wanted, found))
-        return
-    file, data = found[wanted]
-    files = _data_files(data)
-    lines = Document(data, file, _lines_of(file))
-    for split, name in files.items():
-        at = ("dataset_kwargs", "data_files", split)
-        yield from missing(lines.where(at), (file.parent / name).resolve())
-    split = data.get("test_split", data.get("validation_split"))
-    if isinstance(split, str) and split in files and "process_docs" not in data:
-        number = num_records((file.parent / files[split]).resolve())
-        if number and "overrides" not in entry:
+    if wanted in found:
+        yield from _data_problems(*found[wanted])
+        if "overrides" not in entry and (number := _num_items(*found[wanted])):
             counts[place[-1]] = _at_most(number, entry)
+    elif is_all and wanted not in groups:
+        what = f"{path} has no task {wanted!r}"
+        yield Problem(fitness.where((*place, "task")), what, nearest(wanted, [*found, *groups]))
+
+
+def _names_in(value: Any) -> set[str]:
+    """A name, or a list of them."""
+    return {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)}
+
+
+def _data_problems(file: Path, data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Data of a task that are not there."""
+    lines = Document(data, file, _lines_of(file))
+    for split, name in _data_files(data).items():
+        at = ("dataset_kwargs", DATA_FILES, split)
+        there = file.parent / name
+        if not there.exists() and not any(there.parent.glob(there.name)):  # or a pattern
+            yield from missing(lines.where(at), there.resolve())
+
+
+def _num_items(file: Path, data: Mapping[str, Any]) -> int | None:
+    """How many items a task has; None where only lm-eval can tell."""
+    options = data.get("dataset_kwargs")
+    if {"include", "process_docs"} & data.keys() or options is None or set(options) != {DATA_FILES}:
+        return None
+    files, split = _data_files(data), data.get("test_split", data.get("validation_split"))
+    if not isinstance(split, str) or split not in files or data.get("dataset_path") == "text":
+        return None
+    return num_records((file.parent / files[split]).resolve())
 
 
 class _AnyTags(yaml.SafeLoader):
@@ -187,13 +212,13 @@ def _lines_of(file: Path) -> dict[tuple[str | int, ...], int]:
 def _data_files(data: Mapping[str, Any]) -> dict[str, str]:
     """Split -> a file beside the task's; of other kinds of data nothing is known here."""
     options = data.get("dataset_kwargs")
-    files = options.get("data_files") if isinstance(options, Mapping) else None
+    files = options.get(DATA_FILES) if isinstance(options, Mapping) else None
     if not isinstance(files, Mapping):
         return {}
     return {
         str(split): name
         for split, name in files.items()
-        if isinstance(name, str) and "://" not in name and "*" not in name
+        if isinstance(name, str) and "://" not in name
     }
 
 

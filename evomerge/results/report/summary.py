@@ -109,8 +109,9 @@ def front_in_words(known: Known) -> str:
     """The front beside the references, by their values alone."""
     if not known.front:
         return ""
-    text = f"The front has {count(len(known.front), 'candidate')}, none of which is better in "
-    text += "everything than another. "
+    text = f"The front has {count(len(known.front), 'candidate')}"
+    is_one = len(known.front) == 1
+    text += ". " if is_one else ", none of which is better in everything than another. "
     ours, theirs = (
         np.array([[row.scores[o.name].value for o in known.objectives] for row in rows])
         for rows in (
@@ -122,8 +123,9 @@ def front_in_words(known: Known) -> str:
         return text
     free = sum(not any(_dominates(other, own) for other in theirs) for own in ours)
     beaten = sum(any(_dominates(own, other) for own in ours) for other in theirs)
-    text += f"No reference beats {free} of them in everything; of "
-    return f"{text}{count(len(theirs), 'reference')}, {beaten} are so beaten by one of the front."
+    text += f"References beat {len(ours) - free:,} of {len(ours):,} (as good in everything, better "
+    text += f"in something); of {count(len(theirs), 'reference')}, {beaten:,} are so beaten by one "
+    return text + "of the front."
 
 
 def _dominates(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

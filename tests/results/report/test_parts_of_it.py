@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_up import MadeUp
 
 from evomerge.recipe import Recipe
+from evomerge.records import Estimate
 from evomerge.results.report.gene_effects import effects, usable
 from evomerge.results.report.importance import _prefix
 from evomerge.results.report.marks import apart, number, plain, short, signed
-from evomerge.results.report.summary import duration, listed
+from evomerge.results.report.summary import duration, front_in_words, listed
 from evomerge.results.report.tables_of_recipe import coefficients, is_rearranged, standings
 
 # --- gene importance ------------------------------------------------------------------------------
@@ -201,3 +204,21 @@ def test_texts_are_as_people_and_plotly_read_them() -> None:
     assert listed(list("abcdefghij"), 3) == "a, b, c and 7 more"
     assert _prefix(("weight.a.x", "weight.a.y", "weight.b")) == len("weight.")
     assert _prefix(("weight.a",)) == 0
+
+
+def test_the_front_in_words_says_who_is_beaten() -> None:
+    def row(one: float, two: float) -> SimpleNamespace:
+        return SimpleNamespace(scores={"a": Estimate(one, 0.0, 9), "b": Estimate(two, 0.0, 9)})
+
+    def told(front: list[SimpleNamespace], references: list[SimpleNamespace]) -> str:
+        objectives = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+        return front_in_words(
+            cast(Any, SimpleNamespace(front=front, references=references, objectives=objectives))
+        )
+
+    alone = told([row(0.5, 1.0)], [row(0.6, 1.0), row(0.4, 1.0)])
+    assert alone == (
+        "The front has 1 candidate. References beat 1 of 1 (as good in everything, better in "
+        "something); of 2 references, 1 are so beaten by one of the front."
+    )
+    assert "none of which is better" in told([row(0.5, 1.0), row(1.0, 0.5)], [row(0.0, 0.0)])
