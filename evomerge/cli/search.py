@@ -139,7 +139,7 @@ def front(
         return
     from evomerge.score_tables import front_table
 
-    open_console().print(front_table(rows))
+    open_console().print(front_table(rows, open_run(folder).status()["objectives"]))
 
 
 def digest(folder: RunFolder) -> None:
@@ -162,7 +162,8 @@ def _drive(config: Any, out: Path) -> None:
         raise
     from evomerge.score_tables import print_final
 
-    print_final(console, open_run(out).status()["final"])
+    facts = open_run(out).status()
+    print_final(console, facts["final"], facts["objectives"])
     pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
     console.print(f"Run folder: {out} (pictures: {pictures})")
     if (report := out / "report.html").exists():

@@ -53,6 +53,6 @@ def _print(console: Console, facts: Mapping[str, Any], folder: Path) -> None:
     if facts["state"] == "finished":
         from evomerge.score_tables import print_final
 
-        print_final(console, facts["final"])
+        print_final(console, facts["final"], facts["objectives"])
     elif facts["state"] == "stopped":
         console.print(f"go on with: evomerge resume {folder}")

@@ -151,6 +151,25 @@ def test_all_of_it_is_printed(two_skills: Run) -> None:
     assert f"had said {holdout + curse:.3f}, the holdout says {holdout:.3f}" in words
 
 
+def test_what_is_to_be_small_is_shown_as_its_user_counts_it(two_skills: Run) -> None:
+    final = final_of(two_skills)
+    best, rows = final["best"], final["front"]
+    value = best["holdout"]["sorting"]["value"]
+    both = {"sorting": -1, "turning": -1}
+    for signs, mean, one in (({"sorting": -1}, 1, -1), (both, -1, -1), ({}, 1, 1)):
+        table = printed(final_table(final, signs))
+        assert ("sorting ↓" in table) == (one < 0)
+        row = table.splitlines()[-2]
+        told, held = best["told_mean"]["value"], best["holdout_mean"]["value"]
+        for expected in (one * value, mean * held, mean * told):
+            assert f" {expected:.3f}" in row
+        assert f" {one * value:.3f} " in printed(gains_table(final, signs))
+        assert f"the holdout says {mean * held:.3f}." in summary(final, signs)
+        assert f" {one * rows[0]['holdout']['sorting']['value']:.3f} " in printed(
+            front_table(rows, signs)
+        )
+
+
 def test_one_objective_needs_no_second_table_and_its_gain_is_the_whole(
     tiny_zoo: Path, tmp_path: Path
 ) -> None:
