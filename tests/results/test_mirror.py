@@ -254,7 +254,7 @@ def test_ten_thousand_candidates(tmp_path: Path) -> None:
     first = time.process_time() - start
     start = time.process_time()
     assert mirror.update() == 0
-    assert (first < 10, time.process_time() - start < 0.2) == (True, True)
+    assert (first < 10, time.process_time() - start < 1) == (True, True)
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -303,12 +303,12 @@ def test_the_command_serves_a_run_that_goes_on_and_ctrl_c_ends_it(tmp_path: Path
         found = re.search(r"shown at (http://127\.0\.0\.1:\d+)/", line)
         assert found, line
         Toy("nsga2", budget=16).run(tmp_path)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(got(f"{found[1]}/api/studies/1")["trials"]) < 16:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
     finally:
         process.kill()
