@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,6 +44,7 @@ class TensorBoardTracker:
         if self._config.folder is not None:
             folder = Path(self._config.folder) / f"{run.name}-{run.id[:8]}".replace("/", "_")
         is_new = run.last < 0
+        _let_a_second_begin(folder)
         self._writer = SummaryWriter(str(folder), purge_step=None if is_new else run.last + 1)
         if is_new:
             text = json.dumps(dict(run.parameters), indent=1, default=str)
@@ -67,6 +69,18 @@ class TensorBoardTracker:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _let_a_second_begin(folder: Path) -> None:
+    """Wait, up to a second, until a new event file sorts behind those that are there.
+
+    TensorBoard reads files in the order of their names: the second they were made in, then the
+    process. What a killed session wrote is void only if it is read before what says so.
+    """
+    made = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
+    end = time.monotonic() + 1.1
+    while made and int(time.time()) <= max(made) and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def _code(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,20 @@ def test_tensorboard_reads_each_candidate_once(tmp_path: Path) -> None:
         assert dict(got) == pytest.approx(want)
     assert "holdout/best/first" in found.Tags()["scalars"]
     assert {"experiment/text_summary", "final/text_summary"} <= set(found.Tags()["tensors"])
+
+
+def test_a_new_event_file_sorts_behind_the_others(tmp_path: Path) -> None:
+    from evomerge.trackers.tensorboard import _let_a_second_begin
+
+    now = int(time.time())
+    (tmp_path / f"events.out.tfevents.{now}.host.99999.0").touch()
+    _let_a_second_begin(tmp_path)
+    assert int(time.time()) > now
+    # A clock that was set back does not hold a run up for longer.
+    (tmp_path / f"events.out.tfevents.{now + 5000}.host.99999.0").touch()
+    begin = time.monotonic()
+    _let_a_second_begin(tmp_path)
+    assert time.monotonic() - begin < 2
 
 
 def records(file: Path) -> Iterator[bytes]:
