@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,14 +42,38 @@ GENES = {
     "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
+    "smollm2_evolutionary_dfs": 360,
+    "smollm2_evolutionary_ps": 6,
+    "smollm2_gptailor_10": 123,
+    "smollm2_gptailor_20": 126,
+    "smollm2_gptailor_30": 129,
+    "smollm2_m2n2": "none: its genomes are lineages",
+    "smollm2_merge3": 3,
+    "smollm2_ps_then_dfs": 240,
+    "smollm2_per_expert": 3,
+    "smollm2_per_layer": 96,
     "smollm2_pruned": 30,
+    "smollm2_three_skills": 15,
+    "smollm2_three_skills_map": 3,
+    "smollm2_ties": 6,
     "mergekit_evolve": 6,
 }
-AFTER = {"evolutionary_ps_then_dfs": "evolutionary_ps"}
+AFTER = {
+    "evolutionary_ps_then_dfs": "evolutionary_ps",
+    "smollm2_ps_then_dfs": "smollm2_evolutionary_ps",
+}
 
 
 def catalogue(kind: str) -> list[Path]:
     return sorted(catalogue_folder(kind).glob("*.yaml"))
+
+
+def dry_runs() -> list[Any]:
+    """The experiments; those of a real model take many seconds each."""
+    return [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * p.stem.startswith("smollm2"))
+        for p in catalogue("experiments")
+    ]
 
 
 def skip_unless_made(path: Path) -> None:
@@ -88,7 +113,7 @@ def test_fitness_files_are_valid_and_their_tasks_have_the_items(path: Path) -> N
     assert {t for o in config.objectives.values() for t in o.tasks} == set(tasks)
 
 
-@pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", dry_runs())
 def test_experiments_are_dry_run(
     path: Path, tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +147,7 @@ def test_sweeps_are_of_experiments_that_are_wired(path: Path, tiny_zoo: Path) ->
         wire(run.config)
 
 
-@pytest.mark.parametrize("path", catalogue("experiments"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", dry_runs())
 def test_a_resolved_experiment_is_read_back_the_same(path: Path, tmp_path: Path) -> None:
     config = read_experiment(path)
     copy = tmp_path / "experiment.yaml"
