@@ -42,6 +42,7 @@ GENES = {
     "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
+    "smollm2_conflict_map": 2,
     "smollm2_evolutionary_dfs": 360,
     "smollm2_evolutionary_ps": 6,
     "smollm2_gptailor_10": 123,
@@ -56,6 +57,7 @@ GENES = {
     "smollm2_three_skills": 15,
     "smollm2_three_skills_map": 3,
     "smollm2_ties": 6,
+    "smollm2_two_of_five": 5,
     "mergekit_evolve": 6,
 }
 AFTER = {

@@ -48,6 +48,13 @@ class Study:
 
 STUDIES: tuple[Study, ...] = (
     Study("quickstart", "a coefficient for each expert beats every expert and one for all"),
+    Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
+    Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
+    Study(
+        "smollm2_conflict_map",
+        "the front of a grid, at a tenth of its evaluations",
+        SMOLLM2,
+    ),
     Study("smollm2_per_expert", "so it does on a real model", SMOLLM2),
     Study("smollm2_per_layer", "and with a coefficient for each layer, still more", SMOLLM2),
     Study("smollm2_ties", "TIES beats task arithmetic", SMOLLM2),
