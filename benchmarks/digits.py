@@ -212,7 +212,7 @@ def report(kind: str, done: dict[tuple[str, int], dict[str, Any]], runs: int) ->
             if better in found and worse in found
         }
         lines += ["", f"after {stop:,} evaluations", "", HEAD]
-        lines += [difference.row for difference in differences(gains)]
+        lines += [difference.row() for difference in differences(gains)]
     return "\n".join(lines)
 
 

@@ -37,13 +37,12 @@ class Difference:
             return "holds" if self.mean > 0 else "does not hold: the reverse"
         return "not told apart"
 
-    @property
-    def row(self) -> str:
+    def row(self, digits: int = 3) -> str:
         """A row of a table in Markdown; see `HEAD`."""
+        mean, low, high = (f"{value:+.{digits}f}" for value in (self.mean, self.low, self.high))
         return (
-            f"| {self.name} | {self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] "
-            f"| {self.ahead} of {self.pairs} | {figure(self.p)} | {figure(self.p_holm)} "
-            f"| {self.verdict} |"
+            f"| {self.name} | {mean} [{low}, {high}] | {self.ahead} of {self.pairs} "
+            f"| {figure(self.p)} | {figure(self.p_holm)} | {self.verdict} |"
         )
 
 
