@@ -150,10 +150,12 @@ def evolve(
         evolution = GridEvolution(seeds, train, odd, seed=run, noise_std=noise_std)
     else:
         evolution = Evolution(seeds, train, seed=run, noise_std=noise_std, **VARIANTS[name])
+    # Without noise and crossover a child is its parent, and nothing new is ever found.
+    barren = noise_std == 0 and not VARIANTS[name].get("crossover", True)
     accuracies, seconds = [], 0.0
     for stop in stops:
         started = time.process_time()
-        evolution.run(stop)
+        evolution.run(len(seeds) if barren else stop)
         seconds += time.process_time() - started
         accuracies.append(float(test(evolution.vector(evolution.best())).mean()))
     return accuracies, 1e3 * seconds / stops[-1]
