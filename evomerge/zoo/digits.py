@@ -111,7 +111,8 @@ def _trained(
     optimiser = torch.optim.Adam(network.values(), lr=LEARNING_RATE)
     for step in range(STEPS):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(logits(network, images), labels).backward()
+        loss = torch.nn.functional.cross_entropy(logits(network, images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if progress is not None:
             progress(name, step + 1, STEPS)

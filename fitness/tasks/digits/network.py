@@ -22,8 +22,8 @@ def right(module: nn.Module, items: Sequence[int]) -> Tensor:
     return (logits(module.state_dict(), images[rows]).argmax(1) == labels[rows]).float()
 
 
-right.num_items = 1_797 - NUM_SEEN  # type: ignore[attr-defined]
-right.worst = 0.0  # type: ignore[attr-defined]
+right.num_items = 1_797 - NUM_SEEN
+right.worst = 0.0
 
 
 @cache
