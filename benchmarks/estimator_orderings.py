@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 
 # (paper, the worse, the better)
 ERRORS = [
+    ("tinyBenchmarks", "random", "stratified"),
     ("tinyBenchmarks", "random", "anchors"),
     ("tinyBenchmarks", "random", "gp-irt"),
     ("tinyBenchmarks", "anchors", "gp-irt, anchors"),
@@ -124,20 +125,22 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=8)
     parser.add_argument("--families", type=int, default=40)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--without-irt", action="store_true", help="pools take most of the time")
     parser.add_argument("--out", type=Path, default=Path("runs/estimators"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    with_pool = not given.without_irt
     with threadpool_limits(1):
         for path in given.matrix:
             with np.load(path, allow_pickle=False) as arrays:
                 responses = arrays["responses"].astype(np.float64)
             generator = np.random.default_rng([0, 0])
-            targets = target_cases(responses, given.targets, generator, True)
+            targets = target_cases(responses, given.targets, generator, with_pool)
             report(path.stem, targets, "error", given.subsets, given.out)
-            families = family_cases(responses, given.families, generator, True)
+            families = family_cases(responses, given.families, generator, with_pool)
             report(path.stem, families, "regret", given.draws, given.out)
         for path in given.run:
-            _, targets, families = run_cases(path, given.targets, given.families, 0, True)
+            _, targets, families = run_cases(path, given.targets, given.families, 0, with_pool)
             report(path.name, targets, "error", given.subsets, given.out)
             report(path.name, families, "regret", given.draws, given.out)
 
