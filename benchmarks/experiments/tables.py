@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
-from studies import STUDIES, Study, run_folder
+from studies import SMOLLM2, STUDIES, Study, run_folder
 
 from evomerge.files import write_text
 
 Json = dict[str, Any]
+Found = Mapping[str, Sequence[Json]]  # study -> its outcomes, seed by seed
+KEPT = Path(__file__).parents[1] / "results" / "experiments"
+FRONT = "smollm2_conflict"  # the study whose front is drawn
 BEGIN, END = "<!-- made: {} -->", "<!-- end: {} -->"
 RIVALS = (
     "best expert",
@@ -27,30 +30,63 @@ RIVALS = (
 
 
 def show(out: Path, page: Path | None) -> int:
-    """Print the tables, or write them into a page between its marks."""
-    found = {study: outcomes(study, out) for study in STUDIES}
-    parts = {
-        "gains": "\n".join(gains_table(found)),
-        "scores": "\n".join(scores_table(found)),
-        "fronts": "\n".join(fronts_table(found)),
-        "costs": "\n".join(costs_table(found)),
-    }
+    """Print the tables; or keep the outcomes, and write tables and pictures into a page."""
+    found = {study.name: outcomes(study, out) for study in STUDIES}
+    parts = {name: "\n".join(make(found)) for name, make in TABLES.items()}
     if page is None:
         print("\n\n".join(parts.values()))
         return 0
+    keep(found)
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
-        before, _, rest = text.partition(BEGIN.format(name))
-        _, _, after = rest.partition(END.format(name))
-        text = f"{before}{BEGIN.format(name)}\n{part}\n{END.format(name)}{after}"
+        before, begun, rest = text.partition(BEGIN.format(name))
+        _, ended, after = rest.partition(END.format(name))
+        if not (begun and ended):
+            raise SystemExit(f"{page}: expected the marks {BEGIN.format(name)}, {END.format(name)}")
+        text = f"{before}{begun}\n{part}\n{ended}{after}"
     write_text(page, text)
+    from pictures import draw_front, draw_gains
+
+    draw_gains(page.parent / "experiments_gains.png", found)
+    if rows := found.get(FRONT):
+        draw_front(page.parent / "experiments_front.png", rows[0])
     return 0
 
 
 def outcomes(study: Study, out: Path) -> list[Json]:
-    """Of the seeds that are finished."""
-    files = [run_folder(out, study.name, seed) / "outcome.json" for seed in study.seeds]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    """Of the seeds that are finished: of the runs at hand, else as they were kept."""
+    kept = KEPT / f"{study.name}.json"
+    rows: dict[int, Json] = {}
+    if kept.exists():
+        rows = {row["seed"]: row for row in json.loads(kept.read_text(encoding="utf-8"))}
+    for seed in study.seeds:
+        file = run_folder(out, study.name, seed) / "outcome.json"
+        if file.exists():
+            rows[seed] = json.loads(file.read_text(encoding="utf-8"))
+    return [rows[seed] for seed in sorted(rows)]
+
+
+def keep(found: Found) -> None:
+    """Write the outcomes where they are read without the runs."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name, rows in found.items():
+        if rows:
+            short = json.dumps(rounded(rows), separators=(",", ":"))
+            write_text(KEPT / f"{name}.json", short.replace('{"scores"', '\n{"scores"') + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with five decimals: a hundredth of a standard error."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {key: rounded(own) for key, own in value.items()}
+    return [rounded(own) for own in value] if isinstance(value, list) else value
+
+
+def shown_name(name: str) -> str:
+    """A study's name with where it was measured."""
+    return name if name.startswith(SMOLLM2) else f"tiny: {name}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -78,7 +114,7 @@ def as_text(told: tuple[float, float, float] | None) -> str:
     return f"**{text}**" if told[1] > 0 or told[2] < 0 else text
 
 
-def gains_table(found: dict[Study, list[Json]]) -> Iterator[str]:
+def gains_table(found: Found) -> Iterator[str]:
     """What each search found, minus everything that it is compared with."""
     yield f"| experiment | seeds | found | {' | '.join(f'minus {r}' for r in RIVALS)} |"
     yield "|---" * (len(RIVALS) + 3) + "|"
@@ -89,10 +125,10 @@ def gains_table(found: dict[Study, list[Json]]) -> Iterator[str]:
             if len(rows) == 1:
                 own += f" ± {1.96 * rows[0]['scores']['found']['standard_error']:.3f}"
             cells = [as_text(gap(rows, name)) for name in RIVALS]
-            yield f"| `{study.name}` | {len(rows)} | {own} | {' | '.join(cells)} |"
+            yield f"| `{study}` | {len(rows)} | {own} | {' | '.join(cells)} |"
 
 
-def scores_table(found: dict[Study, list[Json]]) -> Iterator[str]:
+def scores_table(found: Found) -> Iterator[str]:
     """The held-out means themselves."""
     names = "base | best expert | uniform | grid, hindsight | TIES | DARE | random | found"
     yield f"| experiment | {names} |"
@@ -110,10 +146,10 @@ def scores_table(found: dict[Study, list[Json]]) -> Iterator[str]:
             ]
             cells.append(f"{np.mean(values):.3f}" if values else "")
         own = np.mean([row["scores"]["found"]["mean"] for row in rows])
-        yield f"| `{study.name}` | {' | '.join(cells)} | {own:.3f} |"
+        yield f"| `{study}` | {' | '.join(cells)} | {own:.3f} |"
 
 
-def fronts_table(found: dict[Study, list[Json]]) -> Iterator[str]:
+def fronts_table(found: Found) -> Iterator[str]:
     """Hypervolumes on the holdout, above the base's scores."""
     yield (
         "| experiment | seeds | front | references and grid | random search "
@@ -140,10 +176,10 @@ def fronts_table(found: dict[Study, list[Json]]) -> Iterator[str]:
                 gaps.append(
                     as_text(tuple(own[0]) if len(own) == 1 else interval([g[0] for g in own]))
                 )
-        yield f"| `{study.name}` | {len(told)} | {' | '.join(cells)} | {' | '.join(gaps)} |"
+        yield f"| `{study}` | {len(told)} | {' | '.join(cells)} | {' | '.join(gaps)} |"
 
 
-def costs_table(found: dict[Study, list[Json]]) -> Iterator[str]:
+def costs_table(found: Found) -> Iterator[str]:
     """Item evaluations and minutes of workers, of one seed."""
     yield (
         "| experiment | candidates | items: references | search | finalists and holdout "
@@ -157,6 +193,14 @@ def costs_table(found: dict[Study, list[Json]]) -> Iterator[str]:
             minutes = np.mean([c["worker_seconds"]["search"] for c in costs]) / 60
             candidates = np.mean([c["candidates"] for c in costs])
             yield (
-                f"| `{study.name}` | {candidates:.0f} | {items['references']:,.0f} | "
+                f"| `{study}` | {candidates:.0f} | {items['references']:,.0f} | "
                 f"{items['search']:,.0f} | {items['final']:,.0f} | {minutes:.1f} |"
             )
+
+
+TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
+    "gains": gains_table,
+    "scores": scores_table,
+    "fronts": fronts_table,
+    "costs": costs_table,
+}
