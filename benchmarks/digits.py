@@ -193,11 +193,15 @@ def compare(
 
 
 def read_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What was found before, by variant and run; a line that a kill cut off is left out."""
+    """What was found before, by variant and run; a line that a kill cut off is removed."""
     if not path.exists():
         return {}
-    lines = path.read_text().split("\n")[:-1]
-    return {(line["variant"], line["run"]): line for line in map(json.loads, lines)}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    lines = map(json.loads, whole.splitlines())
+    return {(line["variant"], line["run"]): line for line in lines}
 
 
 def report(kind: str, done: dict[tuple[str, int], dict[str, Any]], runs: int) -> str:
