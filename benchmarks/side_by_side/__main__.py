@@ -13,9 +13,9 @@ evomerge       racing on the same search items, the choice among the best by fre
 evomerge_full  all search items for each candidate, no fresh items: what the others do.
 
 One process and one thread are at work at a time; the order of the ways changes from seed to seed.
-The best by each tool's own rule is scored on held-out items by one scorer. A search's time is the
-wall's, or with `--clock processor` the processors', for a machine that others use too. See theirs.py
-and ours.py for what counts. `run` goes on where it was stopped.
+The best by each tool's own rule is scored on held-out items by one scorer. A search's time is that
+on the wall, or with `--clock processor` the processors', for a machine that others use too. See
+theirs.py and ours.py for what counts. `run` goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case
-from table import markdown, plain
+from shown import markdown, plain
 
 THEIRS = ("mergekit", "mergenetic")
 WAYS = (*THEIRS, "evomerge", "evomerge_full")

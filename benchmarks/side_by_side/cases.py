@@ -86,7 +86,7 @@ class Case:
         }
 
     def experiment(self, seed: int, *, races: bool, candidates: int) -> ExperimentConfig:
-        """evomerge's experiment.
+        """The experiment of evomerge.
 
         races: candidates race, and fresh items choose among the best. Otherwise everybody answers
             all search items and these choose, as in the other tools.

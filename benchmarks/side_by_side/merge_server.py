@@ -1,8 +1,8 @@
 """Merges with mergekit for a driver in another environment; runs in mergekit's own.
 
-python benchmarks/side_by_side/merge_server.py SETUP: JSON lines come in, JSON lines go out. SETUP is
-JSON: names (the experts), paths (of base and experts), dtype. A request is {"way", "values", "out"};
-the answer is the processor time that this process has used so far, in seconds.
+python benchmarks/side_by_side/merge_server.py SETUP: JSON lines come in, JSON lines go out. SETUP
+is JSON: names (the experts), paths (of base and experts), dtype. A request is {"way", "values",
+"out"}; the answer is the processor time that this process has used so far, in seconds.
 
 `mergekit`: what mergekit-evolve makes of a genotype. `mergenetic`: the file that Mergenetic's TIES
 stands for, weights first. Both in mergekit's own process, kept alive, as the tools do it.

@@ -1,10 +1,10 @@
-"""What a user has today: merge to disk, load, `simple_evaluate`; mergekit-evolve's and Mergenetic's.
+"""What a user has today, mergekit-evolve and Mergenetic: merge to disk, load, `simple_evaluate`.
 
-Both are loops around public tools: mergekit 0.1.5 in a process of its own that stays alive, lm-eval's
-HFLM and `simple_evaluate`, pycma and pymoo. Starts, imports and the reading of task files do not
-count. Favours to them: batches as large as evomerge's, float32 (mergekit-evolve writes and scores in
-bfloat16, which is slower without a matrix unit), no model cards, no bootstrap; the candidate under
-way at the end of the time is finished and counts.
+Both are loops around public tools: mergekit 0.1.5 in a process of its own that stays alive,
+lm-eval's HFLM and `simple_evaluate`, pycma and pymoo. Starts, imports and the reading of task files
+do not count. Favours to them: batches as large as evomerge's; float32 (mergekit-evolve writes and
+scores in bfloat16, which is slower without a matrix unit); no model cards, no bootstrap; and the
+candidate under way at the end of the time is finished and counts.
 """
 
 from __future__ import annotations
