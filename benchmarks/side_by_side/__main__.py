@@ -1,7 +1,7 @@
 """evomerge beside what a user has today: the same experts, TIES, the same items, the same time.
 
     python benchmarks/side_by_side run --mergekit-python .venv-mergekit/bin/python
-    python benchmarks/side_by_side run --case smollm2 --seeds 0 ...   # after `evomerge zoo smollm2`
+    python benchmarks/side_by_side run --case smollm2 ...   # after `evomerge zoo smollm2`
     python benchmarks/side_by_side show
 
 Four ways to search for a merge by TIES with a weight and a density for each of three experts:
@@ -24,6 +24,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,9 @@ from typing import Any
 import torch
 from cases import CASES, Case
 from shown import markdown, plain
+
+from evomerge.errors import EvomergeError
+from evomerge.experiment.run import run_experiment
 
 THEIRS = ("mergekit", "mergenetic")
 WAYS = (*THEIRS, "evomerge", "evomerge_full")
@@ -76,6 +81,7 @@ def find(way: str, case: Case, seed: int, arguments: argparse.Namespace) -> dict
         }
         models, recipe, versions = paths, ours_found.recipe, {}
     scores = ours.holdout_scores(case, models, recipe, split.holdout)
+    shutil.rmtree(folder / "best", ignore_errors=True)  # its values are kept
     about = {"seconds": seconds, "clock": arguments.clock, "dtype": arguments.dtype}
     return {
         "case": case.family,
@@ -84,6 +90,7 @@ def find(way: str, case: Case, seed: int, arguments: argparse.Namespace) -> dict
         **row,
         **about,
         "versions": versions | versions_here(),
+        "machine": machine(),
         "holdout": scores,
     }
 
@@ -93,9 +100,15 @@ def versions_here() -> dict[str, str]:
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
+def machine() -> str:
+    """The processor, and how busy it is with everything that is going on."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}, load {busy}"
+
+
 def warm_up(arguments: argparse.Namespace) -> None:
     """One candidate of each kind, which does not count: what is imported and compiled once."""
-    import ours
     import theirs
 
     case = CASES["tiny"]
@@ -105,7 +118,7 @@ def warm_up(arguments: argparse.Namespace) -> None:
         server.merge("mergekit", server.first, folder / "merged")
     theirs.Scoring(case, few, clock=arguments.clock).score(folder / "merged")
     config = case.experiment(0, races=True, candidates=2)
-    ours.run_experiment(config, folder / "run")
+    run_experiment(config, folder / "run")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -116,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     case = CASES[arguments.case]
     turns = [
         (seed, way)
-        for number, seed in enumerate(arguments.seeds)
+        for number, seed in enumerate(arguments.seeds or case.seeds)
         for way in (*arguments.ways[number % 4 :], *arguments.ways[: number % 4])
         if (case.family, seed, way) not in done
     ]
@@ -142,7 +155,7 @@ def main() -> None:
     runs = verbs.add_parser("run")
     runs.add_argument("--mergekit-python", type=Path, required=True)
     runs.add_argument("--case", choices=CASES, default="tiny")
-    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--seeds", type=int, nargs="+", help="the case's own")
     runs.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     runs.add_argument("--seconds", type=float, help="for each search; the case's own")
     runs.add_argument("--clock", choices=("wall", "processor"), default="wall")
@@ -156,10 +169,15 @@ def main() -> None:
         rows = rows_of(arguments.out / "results.jsonl")
         sys.stdout.write((markdown if arguments.markdown else plain)(rows, WAYS))
         return
+    if not arguments.mergekit_python.is_file():
+        parser.error(f"no such file: {arguments.mergekit_python}; `make mergekit` makes one")
     os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    run(arguments)
+    try:
+        run(arguments)
+    except EvomergeError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

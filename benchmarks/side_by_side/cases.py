@@ -21,14 +21,16 @@ OWN_HOLDOUT = 8  # items of each task for evomerge's own report, which is not wh
 class Case:
     """A family of models and how much of its tasks a search sees.
 
-    seconds: for each search. finale_s: of these, what evomerge's choice by fresh items takes.
-    search, fresh, holdout: items of each task. rungs, finalists: of the race.
+    seeds: of families and searches. seconds: for each search. finale_s: of these, what evomerge's
+    choice by fresh items takes. search, fresh, holdout: items of each task. rungs, finalists: of
+    the race.
     """
 
     family: str
     experts: tuple[str, ...]
     batch_size: int
     metric: str
+    seeds: tuple[int, ...]
     seconds: float
     finale_s: float
     search: int
@@ -131,6 +133,7 @@ CASES = {
         experts=("sort", "back", "rot"),
         batch_size=256,
         metric="exact_match,none",
+        seeds=(0, 1, 2),
         seconds=60,
         finale_s=4,
         search=240,
@@ -144,6 +147,7 @@ CASES = {
         experts=("sentiment", "domain", "sums"),
         batch_size=16,
         metric="acc,none",
+        seeds=(0,),
         seconds=360,
         finale_s=50,
         search=60,

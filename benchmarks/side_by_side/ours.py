@@ -82,18 +82,20 @@ def search(
     to end it by the clock, and resumed for the choice: its second opening does not count.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    forward.time = SimpleNamespace(perf_counter=CLOCKS[clock])  # by which ForwardClock counts
+    vars(forward)["time"] = SimpleNamespace(perf_counter=CLOCKS[clock])  # what ForwardClock asks
     finale_s = case.finale_s if races else case.finale_s / 6  # the recommended one alone is new
     watch = Stopwatch(seconds - finale_s, clock)
+    watchers: Any = [watch]  # of an observer, it has what it needs
     config = case.experiment(seed, races=races, candidates=MANY)
     try:
-        run_experiment(config, folder, watchers=[watch])
+        run_experiment(config, folder, watchers=watchers)
         raise RuntimeError("the search has ended before its time")
     except TimeIsUp:
         spent = watch.spent()
     again = Stopwatch(None, clock)
+    watchers = [again]
     config = case.experiment(seed, races=races, candidates=watch.num_told)
-    run_experiment(config, folder, watchers=[again])
+    run_experiment(config, folder, watchers=watchers)
     if again.num_told:
         raise RuntimeError("the run went on searching")
     choice = again.begun["holdout"].since(again.begun["finalists"])

@@ -27,10 +27,6 @@ HEADS = (
 )
 
 
-def total(accounts: Sequence[Account]) -> Account:
-    return functools.reduce(operator.add, accounts)
-
-
 def of_way(rows: Sequence[Row], way: str) -> dict[int, Row]:
     """Seed -> its row."""
     return {row["seed"]: row for row in rows if row["way"] == way}
@@ -48,11 +44,10 @@ def gain(first: dict[int, Row], second: dict[int, Row]) -> str:
 def lines_of(rows: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
     """A line for each way of one case: its searches together."""
     spent = {way: total_of(rows, way, "account") for way in ways if of_way(rows, way)}
-    within = {way: total_of(rows, way, "search") or spent[way] for way in spent}
+    within = {way: total_of(rows, way, "search") for way in spent}
     ours = of_way(rows, "evomerge")
     lines = []
     for way, account in spent.items():
-        assert account is not None
         found = of_way(rows, way)
         mean = float(np.mean([mean_of(row["holdout"]) for row in found.values()]))
         lines.append(
@@ -74,9 +69,11 @@ def lines_of(rows: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
     return lines
 
 
-def total_of(rows: Sequence[Row], way: str, key: str) -> Account | None:
-    accounts = [Account.of_json(row[key]) for row in of_way(rows, way).values() if key in row]
-    return total(accounts) if accounts else None
+def total_of(rows: Sequence[Row], way: str, key: str) -> Account:
+    """All searches of a way together; other tools have nothing but their search."""
+    found = of_way(rows, way).values()
+    accounts = [Account.of_json(row[key if key in row else "account"]) for row in found]
+    return functools.reduce(operator.add, accounts)
 
 
 def ratio(seconds: float, ours: Account | None) -> str:
@@ -95,6 +92,7 @@ def plain(rows: Sequence[Row], ways: Sequence[str]) -> str:
         chosen = [row for row in rows if row["case"] == case]
         setting = {k: chosen[0][k] for k in ("seconds", "clock", "dtype")}
         texts.append(f"{case}: {setting}, {chosen[0]['versions']}")
+        texts += dict.fromkeys(row["machine"] for row in chosen if "machine" in row)
         table = [list(HEADS), *lines_of(chosen, ways)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         texts += [
