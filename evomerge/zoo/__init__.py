@@ -1,8 +1,8 @@
 """Families of models that this project trains itself.
 
-`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. `tiny` is
-trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A family that brings
-tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
+`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. `tiny`
+and `digits` are trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A
+family that brings tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ def _tiny(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     return tiny(folder, seed=seed, progress=progress)
 
 
+def _digits(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.digits import digits
+
+    return digits(folder, seed=seed, progress=progress)
+
+
 def _smollm2(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     from evomerge.zoo.smollm2 import smollm2
 
@@ -72,6 +78,7 @@ def _smollm2_table(folder: Path) -> dict[str, Any]:
 
 ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
+    "digits": Zoo(("base", "low", "high"), _digits),
     "smollm2": Zoo(
         SMOLLM2_MODELS,
         _smollm2,
