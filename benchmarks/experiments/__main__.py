@@ -41,15 +41,18 @@ from studies import (
 
 from evomerge.documents import read_yaml
 from evomerge.experiment.config import ExperimentConfig
-from evomerge.experiment.plan import seconds_per_item
 from evomerge.experiment.room import expected_items
 from evomerge.experiment.run import run_experiment
 from evomerge.experiment.wire import Parts, wire
 from evomerge.files import catalogue_folder, write_text
 from evomerge.fitness.config import read_fitness
 from evomerge.ledger import LEDGER, Ledger
+from evomerge.pools.worker import Worker
+from evomerge.records import Job
+from evomerge.results.references import reference_recipes
 
 OUTCOME = "outcome.json"
+TRIAL_ITEMS = {TINY: 256, SMOLLM2: 16}  # of each task, to learn how fast the machine is
 Task = tuple[Study, int]  # a study and its seed
 
 
@@ -186,13 +189,26 @@ def expected_seconds(tasks: Sequence[Task], out: Path, jobs: int) -> float:
             continue
         key = json.dumps(sorted(parts.tasks)) + parts.config.base
         if key not in speeds:
-            speeds[key] = seconds_per_item(parts)
+            speeds[key] = seconds_per_item(parts, study.scale)
         items = expected_items(parts)
         twice = 2 if study.twin is not None and not study.twin_of else 1
         asked = (items.search or 0) * twice + items.finalists * twice + items.holdout / 4
         workers = jobs if study.scale == TINY else max(1, parts.config.pool.num_workers)
         total += count * asked * speeds[key] / workers
     return total
+
+
+def seconds_per_item(parts: Parts, scale: str) -> float:
+    """Processor seconds that the base takes for an item, in batches as a search has them."""
+    worker = Worker(parts.worker, "driver")
+    recipe = reference_recipes(parts.template)["base"]
+    count = TRIAL_ITEMS[scale]
+    trial = {task: ids[:count] for task, ids in parts.split.search.items()}
+    job = Job(0, -1, recipe, trial)
+    worker.run(job)  # compiles the tasks
+    began = time.process_time()
+    worker.run(job)
+    return (time.process_time() - began) / job.num_items
 
 
 def main() -> int:

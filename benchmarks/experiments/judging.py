@@ -15,7 +15,7 @@ from evomerge.api import Run
 from evomerge.experiment.wire import Parts
 from evomerge.ledger import FINAL, LEDGER, REFERENCES, Ledger
 from evomerge.pareto import hypervolume, non_dominated
-from evomerge.recipe import Merge, Recipe
+from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Measurements
 from evomerge.results.intervals import mean_estimate, mean_of_objectives, paired_gain
 from evomerge.results.references import ARITHMETIC, reference_recipes
@@ -23,6 +23,7 @@ from evomerge.results.references import ARITHMETIC, reference_recipes
 Json = dict[str, Any]
 FOUND, RANDOM = "found", "random search"
 DEFAULTS = {"TIES as it comes": "ties", "DARE-TIES as it comes": "dare_ties"}
+MIDDLE, LATE = "cut in the middle", "cut before the last layer"
 DRAWS = 2000  # of the bootstrap of a hypervolume
 
 
@@ -39,6 +40,37 @@ def baselines(parts: Parts) -> dict[str, Recipe]:
     return found
 
 
+def cuts(parts: Parts, coefficient: float) -> dict[str, Recipe]:
+    """Task arithmetic with as many layers less as the space removes, taken out by rule.
+
+    Empty for spaces that remove none.
+    """
+    space = parts.config.space
+    if space.kind != "layer_pruning":
+        return {}
+    depth = parts.models.anatomy.num_layers
+    generator = np.random.default_rng(0)
+    gone = depth - len(parts.space.decode(parts.space.sample(generator)).slots or ())
+    middle = (depth - gone) // 2
+    experts = [name for name in parts.template.models if name != parts.template.base]
+    default = Merge(operator=ARITHMETIC, sources=tuple(experts), parameters={"weight": coefficient})
+    found = {}
+    for label, first in ((MIDDLE, middle), (LATE, depth - 1 - gone)):
+        kept = [n for n in range(depth) if not first <= n < first + gone]
+        slots = tuple(Slot(layer=n) for n in kept)
+        found[label] = Recipe(
+            **{**dict(parts.template), "default": default, "outside": {}, "slots": slots}
+        )
+    return found
+
+
+def chosen_point(run: Path) -> str:
+    """The label of the grid's point that the run chose by search and fresh items; "" without."""
+    with closing(Ledger(run / LEDGER, read_only=True)) as ledger:
+        shown = (ledger.final() or {})["references"]
+    return next((label for label in shown if label.startswith(ARITHMETIC)), "")
+
+
 def judged(
     parts: Parts,
     answers: Answers,
@@ -52,6 +84,8 @@ def judged(
     parts: of the experiment, or of the one whose fitness judges. answers: of its group.
     """
     recipes = baselines(parts)
+    if point := chosen_point(run):
+        recipes |= cuts(parts, float(point.split()[-1]))
     fronts: dict[str, list[str]] = {}
     for label, folder in ((FOUND, run), (RANDOM, twin)):
         if folder is None:
@@ -105,12 +139,9 @@ def gains(
         "best of the grid, in hindsight": max(grid, key=lambda n: means[n]),
         **{label: label for label in DEFAULTS},
     }
-    with closing(Ledger(run / LEDGER, read_only=True)) as ledger:
-        shown = (ledger.final() or {})["references"]
-    if chosen := [label for label in shown if label in grid]:
-        rivals["grid, chosen"] = chosen[0]
-    if RANDOM in recipes:
-        rivals[RANDOM] = RANDOM
+    if point := chosen_point(run):
+        rivals["grid, chosen"] = point
+    rivals |= {label: label for label in (RANDOM, MIDDLE, LATE) if label in recipes}
     ours = recipes[FOUND].fingerprint
     return {
         name: {

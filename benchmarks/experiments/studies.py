@@ -15,8 +15,9 @@ from evomerge.experiment.config import ExperimentConfig, parse_experiment, read_
 from evomerge.files import catalogue_folder
 
 TINY, SMOLLM2 = "tiny", "smollm2"
+RUNS_CODE = ("m2n2_digits",)  # of the catalogue itself
 CAP_MINUTES = {TINY: 6.0, SMOLLM2: 30.0}  # of one run; what takes longer is stopped, and goes on
-TINY_SEEDS = (0, 1, 2, 3, 4)
+TINY_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Study:
 
     name: of the file in experiments/.
     claim: what the paper says, or what is asked, in a line.
-    scale: `tiny`: on families and search seeds 0 to 4; `smollm2`: once.
+    scale: `tiny`: on families and search seeds 0 to 2; `smollm2`: once.
     twin: what random search at the same cost changes beside the searcher; None: there is none.
     twin_of: a study of the same space and fitness whose twin serves this one as well.
     judge: a fitness whose holdout judges, where the experiment's own cannot (it has no labels).
@@ -48,6 +49,37 @@ class Study:
 
 STUDIES: tuple[Study, ...] = (
     Study("quickstart", "a coefficient for each expert beats every expert and one for all"),
+    Study("task_arithmetic_per_layer", "with a coefficient for each layer, still more"),
+    Study("ties", "TIES beats task arithmetic"),
+    Study("evolutionary_ps", "searched DARE-TIES beats every expert by far"),
+    Study("evolutionary_dfs", "stacks of layers beat the experts a little"),
+    Study(
+        "evolutionary_ps_then_dfs",
+        "a stack of the merge's layers gains over the merge",
+        after="evolutionary_ps",
+    ),
+    Study("quickstart_pareto", "a front beyond what single coefficients reach"),
+    Study(
+        "map_pareto",
+        "the front of a grid, at a tenth of its evaluations",
+        twin_of="quickstart_pareto",
+    ),
+    Study("m2n2", "attraction and split points beat random lineages"),
+    Study("m2n2_digits", "lineages beat a genetic algorithm and the two networks"),
+    Study("merge3", "item response theory keeps quality at a fiftieth of the items"),
+    Study("reinforced_merging", "an agent's walk beats the merges that it can take layers from"),
+    Study("gptailor_1_of_6", "layers can go at little loss"),
+    Study("gptailor", "a quarter of the layers can go: 97 % is kept"),
+    Study("recycle", "an average of checkpoints of one run beats each of them"),
+    Study("model_glue", "a greedy soup beats the best expert"),
+    Study("kinship", "exploration by kinship beats the best expert"),
+    Study(
+        "quickstart_label_free",
+        "without labels, most of what labels give",
+        judge="tiny_mean",
+    ),
+    Study("cycle_qd", "quality diversity finds a better front"),
+    Study("lora_experts", "adapters merge at the level of ranks"),
     Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
     Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
     Study(
@@ -103,9 +135,10 @@ def config_of(study: Study, seed: int, runs: Path) -> ExperimentConfig:
         def moved(path: str) -> str:
             if study.after and path.startswith("run:"):
                 return f"run:{run_folder(runs, study.after, seed)}"
-            return re.sub(r"^zoo:(tiny\w*)/", rf"zoo:\1@{seed}/", path)
+            return re.sub(r"^zoo:(tiny\w*|digits)/", rf"zoo:\1@{seed}/", path)
 
         changes |= {"base": moved(config.base), "pool": pool}
+        changes["allow_code"] = study.name in RUNS_CODE
         changes["experts"] = {name: moved(path) for name, path in config.experts.items()}
     elif study.after:
         changes["experts"] = {

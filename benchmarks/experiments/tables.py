@@ -198,9 +198,29 @@ def costs_table(found: Found) -> Iterator[str]:
             )
 
 
+def pruned_table(found: Found) -> Iterator[str]:
+    """What is left with fewer layers, beside the whole merge and cuts by rule."""
+    names = ("cut in the middle", "cut before the last layer", "random search")
+    yield (
+        "| experiment | the best of the grid, whole | found | kept | "
+        + " | ".join(f"minus {name}" for name in names)
+        + " |"
+    )
+    yield "|---" * 7 + "|"
+    for study, rows in found.items():
+        if not rows or names[0] not in rows[0]["gains"]:
+            continue
+        own = np.mean([row["scores"]["found"]["mean"] for row in rows])
+        grid = "best of the grid, in hindsight"
+        whole = np.mean([r["scores"][r["gains"][grid]["rival"]]["mean"] for r in rows])
+        cells = " | ".join(as_text(gap(rows, name)) for name in names)
+        yield f"| `{study}` | {whole:.3f} | {own:.3f} | {own / whole:.0%} | {cells} |"
+
+
 TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
     "gains": gains_table,
     "scores": scores_table,
     "fronts": fronts_table,
+    "pruned": pruned_table,
     "costs": costs_table,
 }
