@@ -38,6 +38,7 @@ GENES = {
     "quickstart_racing": 3,
     "quickstart_irt": 3,
     "random_baseline": 3,
+    "recycle": 15,
     "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,

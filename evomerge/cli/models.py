@@ -138,7 +138,7 @@ def anatomy(
 
 
 def zoo(
-    family: Annotated[str, typer.Argument(help="tiny or smollm2.")] = "tiny",
+    family: Annotated[str, typer.Argument(help="tiny, tiny_run or smollm2.")] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Every seed makes another family.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Default: the user's cache folder.")] = None,
 ) -> None:

@@ -1,8 +1,8 @@
 """Families of models that this project trains itself.
 
-`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. `tiny` is
-trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A family that brings
-tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
+`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. The tiny
+families are trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A family
+that brings tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.stages import EXPERTS as SMOLLM2_EXPERTS
 from evomerge.zoo.smollm2.stages import MODELS as SMOLLM2_MODELS
+from evomerge.zoo.tiny_items import CHECKPOINTS
 from evomerge.zoo.tiny_items import MODELS as TINY_MODELS
 
 PREFIX = "zoo:"
@@ -52,6 +53,12 @@ def _tiny(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     return tiny(folder, seed=seed, progress=progress)
 
 
+def _tiny_run(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.tiny_run import tiny_run
+
+    return tiny_run(folder, seed=seed, progress=progress)
+
+
 def _smollm2(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     from evomerge.zoo.smollm2 import smollm2
 
@@ -72,6 +79,7 @@ def _smollm2_table(folder: Path) -> dict[str, Any]:
 
 ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
+    "tiny_run": Zoo(("base", *CHECKPOINTS), _tiny_run),
     "smollm2": Zoo(
         SMOLLM2_MODELS,
         _smollm2,
