@@ -31,6 +31,8 @@ GENES = {
     "evolutionary_ps_then_dfs": 72,
     "fisher": 3,
     "gptailor": 26,
+    "lora_concat": 3,
+    "lora_experts": 4,
     "m2n2": "none: its genomes are lineages",
     "quickstart": 3,
     "quickstart_label_free": 3,
@@ -42,9 +44,11 @@ GENES = {
     "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
+    "smollm2_layer_swapping": 3,
     "smollm2_pruned": 30,
     "mergekit_evolve": 6,
 }
+GERMAN = ("smollm2_german", "smollm2_layer_swapping")
 AFTER = {"evolutionary_ps_then_dfs": "evolutionary_ps"}
 
 
@@ -54,8 +58,10 @@ def catalogue(kind: str) -> list[Path]:
 
 def skip_unless_made(path: Path) -> None:
     """What needs the family of a real model is tried where somebody has made it."""
-    if path.stem.startswith("smollm2") and not ZOOS["smollm2"].is_made(0):
-        pytest.skip("needs `evomerge zoo smollm2`, which fetches and trains a real model")
+    if path.stem.startswith("smollm2"):
+        for family in ("smollm2", *(["smollm2_german"] if path.stem in GERMAN else [])):
+            if not ZOOS[family].is_made(0):
+                pytest.skip(f"needs `evomerge zoo {family}`, which fetches and trains a real model")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ def _tiny_run(folder: Path | None, seed: int, progress: Progress | None) -> Path
     return tiny_run(folder, seed=seed, progress=progress)
 
 
+def _tiny_lora(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.tiny_lora import tiny_lora
+
+    return tiny_lora(folder, seed=seed, progress=progress)
+
+
 def _smollm2(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     from evomerge.zoo.smollm2 import smollm2
 
@@ -79,6 +85,7 @@ def _smollm2_table(folder: Path) -> dict[str, Any]:
 
 ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
+    "tiny_lora": Zoo(TINY_MODELS, _tiny_lora),
     "tiny_run": Zoo(("base", *CHECKPOINTS), _tiny_run),
     "smollm2": Zoo(
         SMOLLM2_MODELS,

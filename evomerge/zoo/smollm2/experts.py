@@ -48,9 +48,9 @@ class Job:
 def train_expert(job: Job, report: Report) -> None:
     """Train one expert, measure it and the base on its holdout, and write its folder."""
     from evomerge.zoo.folders import write_model
+    from evomerge.zoo.lora import write_adapter
     from evomerge.zoo.smollm2.base import open_base, open_tokenizer
     from evomerge.zoo.smollm2.items import read_data, training_questions
-    from evomerge.zoo.smollm2.lora import write_adapter
     from evomerge.zoo.smollm2.table import holdout_accuracy
     from evomerge.zoo.smollm2.training import train
 
