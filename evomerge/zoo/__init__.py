@@ -16,6 +16,7 @@ from typing import Any
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.stages import EXPERTS as SMOLLM2_EXPERTS
+from evomerge.zoo.smollm2.stages import GERMAN, GERMAN_TASKS
 from evomerge.zoo.smollm2.stages import MODELS as SMOLLM2_MODELS
 from evomerge.zoo.tiny_items import CHECKPOINTS
 from evomerge.zoo.tiny_items import MODELS as TINY_MODELS
@@ -83,6 +84,18 @@ def _smollm2_table(folder: Path) -> dict[str, Any]:
     return read_table(folder)
 
 
+def _german(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.smollm2.german import smollm2_german
+
+    return smollm2_german(folder, seed=seed, progress=progress)
+
+
+def _german_is_made(seed: int) -> bool:
+    from evomerge.zoo.smollm2.german import is_made
+
+    return is_made(seed)
+
+
 ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
     "tiny_lora": Zoo(TINY_MODELS, _tiny_lora),
@@ -93,6 +106,14 @@ ZOOS: Mapping[str, Zoo] = {
         tasks=tuple(f"tasks/{skill}.yaml" for skill in SMOLLM2_EXPERTS),
         is_made=_smollm2_is_made,
         cost="fetches 450 MB, trains for ten minutes to an hour, keeps 2.9 GB",
+        table=_smollm2_table,
+    ),
+    "smollm2_german": Zoo(
+        (GERMAN.skill,),
+        _german,
+        tasks=tuple(f"tasks/{skill}.yaml" for skill in GERMAN_TASKS),
+        is_made=_german_is_made,
+        cost="first what smollm2 takes; then it trains for two minutes to half an hour",
         table=_smollm2_table,
     ),
 }

@@ -43,6 +43,7 @@ class Job:
     files: dict[str, Path]  # BIG-bench's name of a task -> its JSON file
     base: str  # what an adapter names as its base
     card: str
+    start: Path | None = None  # the base's folder, where it is not beside the experts
 
 
 def train_expert(job: Job, report: Report) -> None:
@@ -58,8 +59,8 @@ def train_expert(job: Job, report: Report) -> None:
     began = time.monotonic()
     report(0, stage.steps)
     data = read_data(job.files)
-    tokenizer = open_tokenizer(job.folder / "base")
-    model = open_base(job.folder / "base")
+    start = job.start or job.folder / "base"
+    tokenizer, model = open_tokenizer(start), open_base(start)
     before = holdout_accuracy(model, tokenizer, stage.skill, data)
     count = stage.steps * stage.batch_size
     questions = training_questions(stage.skill, data, count, generator_name(job.seed, stage.skill))
