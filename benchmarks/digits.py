@@ -1,7 +1,7 @@
 """M2N2 on scikit-learn's digits: the paper's experiment, its ablations, and what a child costs.
 
-    python benchmarks/digits.py pretrained [--runs 10] [--evaluations 10000] [--pair FILE]
-    python benchmarks/digits.py scratch [--runs 3] [--evaluations 50000]
+    python benchmarks/digits.py pretrained [--runs 20] [--evaluations 10000] [--out FOLDER]
+    python benchmarks/digits.py scratch [--runs 10] [--evaluations 50000] [--out FOLDER]
     python benchmarks/digits.py speed [--repeats 5]
 
 Abrantes et al., Competition and Attraction Improve Model Fusion, arXiv:2508.16204: networks of 64,
@@ -15,17 +15,21 @@ the member with the best accuracy in training. Everything on one thread; ms are 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # before numpy is imported
 
 import numpy as np
 import torch
+from digits_grid import GridEvolution
 from numpy.typing import NDArray
+from paired import HEAD, differences
 from sklearn.datasets import load_digits
 
 from evomerge.evolution import Evolution
@@ -39,18 +43,33 @@ TOTAL = sum(int(np.prod(shape)) for shape in SHAPES)
 STD = 0.01  # of random networks, and of mutations
 ROWS = 256  # of images at a time: their hidden units stay in the cache
 
+GRID = "MAP-Elites"
 VARIANTS: dict[str, dict[str, Any]] = {
     "M2N2": {},
     "no attraction": {"attraction": False},
     "GA": {"attraction": False, "alpha": 0.0},
     "no split point": {"split": False},
     "no crossover": {"crossover": False},
+    GRID: {},
 }
-# Test accuracies: of the published code (mean of 5 and of 2 runs), and read off the paper's figure.
+# Of the paper's figure: what it orders, and test accuracies read off it.
+ORDERINGS = {
+    "pretrained": [
+        *(("M2N2", name) for name in VARIANTS if name != "M2N2"),
+        ("no attraction", GRID),
+        ("no attraction", "GA"),
+        (GRID, "GA"),
+    ],
+    "scratch": [
+        *(("M2N2", name) for name in VARIANTS if name != "M2N2"),
+        ("no crossover", "GA"),
+        ("no crossover", GRID),
+        ("GA", GRID),
+    ],
+}
 REFERENCE = {
-    "pretrained": {"M2N2": "code .694, paper .68", "no attraction": "paper .66"}
-    | {"GA": "code .589, paper .52"},
-    "scratch": {"M2N2": "code .875, paper .87", "no crossover": "paper .77", "GA": "paper .68"},
+    "pretrained": {"M2N2": ".68", "no attraction": ".66", GRID: ".62", "GA": ".52"},
+    "scratch": {"M2N2": ".87", "no crossover": ".77", "GA": ".68", GRID: ".60"},
 }
 
 
@@ -119,56 +138,84 @@ def pair(run: int) -> list[Vector]:
 
 
 def evolve(
-    seeds: list[Vector], run: int, stops: list[int], **options: Any
+    seeds: list[Vector], run: int, stops: list[int], name: str, noise_std: float
 ) -> tuple[list[float], float]:
-    """Test accuracies at so many evaluations, and the milliseconds of each."""
+    """Test accuracies of a variant at so many evaluations, and the milliseconds of each."""
     images, labels = load()
     train = Digits(images[:NUM_TRAIN], labels[:NUM_TRAIN])
     test = Digits(images[NUM_TRAIN:], labels[NUM_TRAIN:])
-    evolution = Evolution(seeds, train, seed=run, **options)
+    evolution: Evolution | GridEvolution
+    if name == GRID:
+        odd = labels[:NUM_TRAIN] % 2 == 1
+        evolution = GridEvolution(seeds, train, odd, seed=run, noise_std=noise_std)
+    else:
+        evolution = Evolution(seeds, train, seed=run, noise_std=noise_std, **VARIANTS[name])
+    # Without noise and crossover a child is its parent, and nothing new is ever found.
+    barren = noise_std == 0 and not VARIANTS[name].get("crossover", True)
     accuracies, seconds = [], 0.0
     for stop in stops:
         started = time.process_time()
-        evolution.run(stop)
+        evolution.run(len(seeds) if barren else stop)
         seconds += time.process_time() - started
         accuracies.append(float(test(evolution.vector(evolution.best())).mean()))
     return accuracies, 1e3 * seconds / stops[-1]
 
 
-def compare(
-    kind: str, names: list[str], runs: int, evaluations: int, given: str | None = None
-) -> None:
-    """A row for each variant, and its difference to M2N2, run by run."""
+def compare(kind: str, names: list[str], runs: int, evaluations: int, out: Path) -> None:
+    """Every variant in every run that `out` has not yet, and then the tables.
+
+    A run is written when it is over; one that was interrupted begins again.
+    """
     scratch = kind == "scratch"
     stops = [evaluations // 5, evaluations] if scratch else [evaluations]
-    options = {"noise_std": STD} if scratch else {}
-    seeds = [random_networks(run) if scratch else pair(run) for run in range(runs)]
-    if given is not None:
-        with np.load(given) as networks:
-            seeds = [[networks[name] for name in networks.files]] * runs
-    found: dict[str, list[list[float]]] = {}
-    print(f"{kind}, {evaluations:,} evaluations, {runs} runs: test accuracy")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{kind}-{evaluations}.jsonl"
+    done = read_runs(path)
+    for run in range(runs):  # variants within: what is interrupted is paired, too
+        seeds = random_networks(run) if scratch else pair(run)
+        for name in names:
+            if (name, run) in done:
+                continue
+            accuracies, ms = evolve(seeds, run, stops, name, STD if scratch else 0.0)
+            line = {"variant": name, "run": run, "stops": stops, "accuracies": accuracies, "ms": ms}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{kind} {run} {name}: {accuracies[-1]:.3f}", flush=True)
+    print(report(kind, read_runs(path), runs))
+
+
+def read_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """What was found before, by variant and run; a line that a kill cut off is left out."""
+    if not path.exists():
+        return {}
+    lines = path.read_text().split("\n")[:-1]
+    return {(line["variant"], line["run"]): line for line in map(json.loads, lines)}
+
+
+def report(kind: str, done: dict[tuple[str, int], dict[str, Any]], runs: int) -> str:
+    """Tables in Markdown: accuracies, and what M2N2 has more than the others, run by run."""
+    names = [name for name in VARIANTS if all((name, run) in done for run in range(runs))]
+    stops = next(iter(done.values()))["stops"]
+    found = {
+        name: np.array([done[name, run]["accuracies"] for run in range(runs)]) for name in names
+    }
+    lines = [f"{kind}, {runs} runs: test accuracy, mean ± standard deviation over runs", ""]
+    lines += ["| | " + " | ".join(f"at {s:,}" for s in stops) + " | paper's figure | ms each |"]
+    lines += ["|---|" + "---|" * (len(stops) + 2)]
     for name in names:
-        results = [
-            evolve(seeds[run], run, stops, **options, **VARIANTS[name]) for run in range(runs)
-        ]
-        found[name] = [accuracies for accuracies, _ in results]
-        last = [accuracies[-1] for accuracies in found[name]]
-        early = statistics.mean(accuracies[0] for accuracies in found[name])
-        line = f"{name:<15} mean {statistics.mean(last):.3f} sd {_sd(last):.3f}"
-        line += f" [{' '.join(f'{x:.3f}' for x in last)}]"
-        line += f", at {stops[0]:,} {early:.3f}" if scratch else ""
-        line += f", {min(ms for _, ms in results):.2f} ms each"
-        if name != "M2N2" and "M2N2" in found:
-            gains = [a[-1] - b[-1] for a, b in zip(found["M2N2"], found[name], strict=True)]
-            line += f"; M2N2 gains {statistics.mean(gains):+.3f} ±{_sd(gains) / runs**0.5:.3f}"
-            line += f", in {sum(gain > 0 for gain in gains)} of {runs}"
-        known = REFERENCE[kind].get(name)
-        print(line + (f" ({known})" if known else ""), flush=True)
-
-
-def _sd(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+        cells = [f"{c.mean():.3f} ± {c.std(ddof=1):.3f}" for c in found[name].T]
+        ms = min(done[name, run]["ms"] for run in range(runs))
+        cells += [REFERENCE[kind].get(name, ""), f"{ms:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for place, stop in enumerate(stops):
+        gains = {
+            f"{better} > {worse}": found[better][:, place] - found[worse][:, place]
+            for better, worse in ORDERINGS[kind]
+            if better in found and worse in found
+        }
+        lines += ["", f"after {stop:,} evaluations", "", HEAD]
+        lines += [difference.row() for difference in differences(gains)]
+    return "\n".join(lines)
 
 
 def speed(repeats: int) -> None:
@@ -232,19 +279,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
-    parser.add_argument("--pair", help="an .npz of two networks for all runs of `pretrained`")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="runs, as they end")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     if given.kind == "speed":
         speed(given.repeats)
         return
-    runs, evaluations = (3, 50_000) if given.kind == "scratch" else (10, 10_000)
+    runs, evaluations = (10, 50_000) if given.kind == "scratch" else (20, 10_000)
     compare(
         given.kind,
         given.variants or list(VARIANTS),
         given.runs or runs,
         given.evaluations or evaluations,
-        given.pair,
+        given.out,
     )
 
 

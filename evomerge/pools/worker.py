@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,19 @@ class WorkerSpec:
         return in_memory or self.build is not None or bool(self.python_tasks)
 
 
+def _bare(
+    base: Checkpoint, tasks: Mapping[str, Mapping[str, Any]]
+) -> Callable[[], nn.Module] | None:
+    """What makes a module that is its tensors alone, where only the user's code looks at it."""
+    from evomerge.fitness.python_file import PREFIX
+    from evomerge.merging.bare import BareModule
+
+    kinds = [str(task.get("kind", "")) for task in tasks.values()]
+    if base.config or not kinds or not all(kind.startswith(PREFIX) for kind in kinds):
+        return None
+    return partial(BareModule, {name: base.tensor(name) for name in base.names})
+
+
 class Worker:
     """Measures jobs, one after another.
 
@@ -117,7 +131,7 @@ class Worker:
         model = Resident.open(
             checkpoints,
             spec.base,
-            build=spec.build,
+            build=spec.build or _bare(checkpoints[spec.base], spec.tasks),
             device=spec.device,
             dtype=None if spec.dtype is None else getattr(torch, spec.dtype),
             cache_bytes=spec.cache_bytes,

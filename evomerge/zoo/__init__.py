@@ -1,8 +1,9 @@
 """Families of models that this project trains itself.
 
 `zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. The tiny
-families are trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A family
-that brings tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
+families and `digits` are trained on first use; `smollm2`, a real model, and `smollm2_german`, only
+by `evomerge zoo`. A family that brings tasks has them beside its models:
+`zoo:smollm2/tasks/sums.yaml`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ def _tiny_lora(folder: Path | None, seed: int, progress: Progress | None) -> Pat
     return tiny_lora(folder, seed=seed, progress=progress)
 
 
+def _digits(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.digits import digits
+
+    return digits(folder, seed=seed, progress=progress)
+
+
 def _smollm2(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     from evomerge.zoo.smollm2 import smollm2
 
@@ -100,6 +107,7 @@ ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
     "tiny_lora": Zoo(TINY_MODELS, _tiny_lora),
     "tiny_run": Zoo(("base", *CHECKPOINTS), _tiny_run),
+    "digits": Zoo(("base", "low", "high"), _digits),
     "smollm2": Zoo(
         SMOLLM2_MODELS,
         _smollm2,

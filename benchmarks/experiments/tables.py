@@ -1,0 +1,226 @@
+"""The outcomes as Markdown and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from studies import SMOLLM2, STUDIES, Study, run_folder
+
+from evomerge.files import write_text
+
+Json = dict[str, Any]
+Found = Mapping[str, Sequence[Json]]  # study -> its outcomes, seed by seed
+KEPT = Path(__file__).parents[1] / "results" / "experiments"
+FRONT = "smollm2_conflict"  # the study whose front is drawn
+BEGIN, END = "<!-- made: {} -->", "<!-- end: {} -->"
+RIVALS = (
+    "best expert",
+    "uniform",
+    "grid, chosen",
+    "best of the grid, in hindsight",
+    "TIES as it comes",
+    "DARE-TIES as it comes",
+    "random search",
+)
+
+
+def show(out: Path, page: Path | None) -> int:
+    """Print the tables; or keep the outcomes, and write tables and pictures into a page."""
+    found = {study.name: outcomes(study, out) for study in STUDIES}
+    parts = {name: "\n".join(make(found)) for name, make in TABLES.items()}
+    if page is None:
+        print("\n\n".join(parts.values()))
+        return 0
+    keep(found)
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        before, begun, rest = text.partition(BEGIN.format(name))
+        _, ended, after = rest.partition(END.format(name))
+        if not (begun and ended):
+            raise SystemExit(f"{page}: expected the marks {BEGIN.format(name)}, {END.format(name)}")
+        text = f"{before}{begun}\n{part}\n{ended}{after}"
+    write_text(page, text)
+    from pictures import draw_front, draw_gains
+
+    draw_gains(page.parent / "experiments_gains.png", found)
+    if rows := found.get(FRONT):
+        draw_front(page.parent / "experiments_front.png", rows[0])
+    return 0
+
+
+def outcomes(study: Study, out: Path) -> list[Json]:
+    """Of the seeds that are finished: of the runs at hand, else as they were kept."""
+    kept = KEPT / f"{study.name}.json"
+    rows: dict[int, Json] = {}
+    if kept.exists():
+        rows = {row["seed"]: row for row in json.loads(kept.read_text(encoding="utf-8"))}
+    for seed in study.seeds:
+        file = run_folder(out, study.name, seed) / "outcome.json"
+        if file.exists():
+            rows[seed] = json.loads(file.read_text(encoding="utf-8"))
+    return [rows[seed] for seed in sorted(rows)]
+
+
+def keep(found: Found) -> None:
+    """Write the outcomes where they are read without the runs."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name, rows in found.items():
+        if rows:
+            short = json.dumps(rounded(rows), separators=(",", ":"))
+            write_text(KEPT / f"{name}.json", short.replace('{"scores"', '\n{"scores"') + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with five decimals: a hundredth of a standard error."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {key: rounded(own) for key, own in value.items()}
+    return [rounded(own) for own in value] if isinstance(value, list) else value
+
+
+def shown_name(name: str) -> str:
+    """A study's name with where it was measured."""
+    return name if name.startswith(SMOLLM2) else f"tiny: {name}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of the seeds' values, with a 95 % interval by Student's t."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def gap(rows: Sequence[Json], name: str) -> tuple[float, float, float] | None:
+    """What was found minus a rival: over items of one seed, or over seeds."""
+    told = [row["gains"][name]["gain"] for row in rows if name in row["gains"]]
+    if not told:
+        return None
+    return tuple(told[0]) if len(told) == 1 else interval([value for value, _, _ in told])
+
+
+def as_text(told: tuple[float, float, float] | None) -> str:
+    """A gap with its interval; bold where the interval leaves out zero."""
+    if told is None:
+        return ""
+    text = f"{told[0]:+.3f} [{told[1]:+.3f}, {told[2]:+.3f}]"
+    return f"**{text}**" if told[1] > 0 or told[2] < 0 else text
+
+
+def gains_table(found: Found) -> Iterator[str]:
+    """What each search found, minus everything that it is compared with."""
+    yield f"| experiment | seeds | found | {' | '.join(f'minus {r}' for r in RIVALS)} |"
+    yield "|---" * (len(RIVALS) + 3) + "|"
+    for study, rows in found.items():
+        if rows:
+            mean, low, high = interval([row["scores"]["found"]["mean"] for row in rows])
+            own = f"{mean:.3f}" + (f" ± {(high - low) / 2:.3f}" if len(rows) > 1 else "")
+            if len(rows) == 1:
+                own += f" ± {1.96 * rows[0]['scores']['found']['standard_error']:.3f}"
+            cells = [as_text(gap(rows, name)) for name in RIVALS]
+            yield f"| `{study}` | {len(rows)} | {own} | {' | '.join(cells)} |"
+
+
+def scores_table(found: Found) -> Iterator[str]:
+    """The held-out means themselves."""
+    names = "base | best expert | uniform | grid, hindsight | TIES | DARE | random | found"
+    yield f"| experiment | {names} |"
+    yield "|---" * 9 + "|"
+    for study, rows in found.items():
+        if not rows:
+            continue
+        cells = []
+        for name in ("base", *RIVALS[:2], *RIVALS[3:]):
+            labels = [row["gains"].get(name, {}).get("rival") for row in rows]
+            values = [
+                row["scores"][label]["mean"]
+                for row, label in zip(rows, labels, strict=True)
+                if label is not None
+            ]
+            cells.append(f"{np.mean(values):.3f}" if values else "")
+        own = np.mean([row["scores"]["found"]["mean"] for row in rows])
+        yield f"| `{study}` | {' | '.join(cells)} | {own:.3f} |"
+
+
+def fronts_table(found: Found) -> Iterator[str]:
+    """Hypervolumes on the holdout, above the base's scores."""
+    yield (
+        "| experiment | seeds | front | references and grid | random search "
+        "| front minus references and grid | minus random search |"
+    )
+    yield "|---" * 7 + "|"
+    for study, rows in found.items():
+        told = [row["fronts"] for row in rows if row["fronts"]]
+        if not told:
+            continue
+        names = ("found", "references and grid", "random search")
+        cells = [
+            f"{np.mean([t[name]['above_base'] for t in told if name in t]):.4f}"
+            if any(name in t for t in told)
+            else ""
+            for name in names
+        ]
+        gaps = []
+        for name in names[1:]:
+            own = [t["gains_above_base"][name] for t in told if name in t["gains_above_base"]]
+            if not own:
+                gaps.append("")
+            else:
+                gaps.append(
+                    as_text(tuple(own[0]) if len(own) == 1 else interval([g[0] for g in own]))
+                )
+        yield f"| `{study}` | {len(told)} | {' | '.join(cells)} | {' | '.join(gaps)} |"
+
+
+def costs_table(found: Found) -> Iterator[str]:
+    """Item evaluations and minutes of workers, of one seed."""
+    yield (
+        "| experiment | candidates | items: references | search | finalists and holdout "
+        "| worker minutes of the search |"
+    )
+    yield "|---" * 6 + "|"
+    for study, rows in found.items():
+        if rows:
+            costs = [row["costs"] for row in rows]
+            items = {n: np.mean([c["items"][n] for c in costs]) for n in costs[0]["items"]}
+            minutes = np.mean([c["worker_seconds"]["search"] for c in costs]) / 60
+            candidates = np.mean([c["candidates"] for c in costs])
+            yield (
+                f"| `{study}` | {candidates:.0f} | {items['references']:,.0f} | "
+                f"{items['search']:,.0f} | {items['final']:,.0f} | {minutes:.1f} |"
+            )
+
+
+def pruned_table(found: Found) -> Iterator[str]:
+    """What is left with fewer layers, beside the whole merge and cuts by rule."""
+    names = ("cut in the middle", "cut before the last layer", "random search")
+    yield (
+        "| experiment | the best of the grid, whole | found | kept | "
+        + " | ".join(f"minus {name}" for name in names)
+        + " |"
+    )
+    yield "|---" * 7 + "|"
+    for study, rows in found.items():
+        if not rows or names[0] not in rows[0]["gains"]:
+            continue
+        own = np.mean([row["scores"]["found"]["mean"] for row in rows])
+        grid = "best of the grid, in hindsight"
+        whole = np.mean([r["scores"][r["gains"][grid]["rival"]]["mean"] for r in rows])
+        cells = " | ".join(as_text(gap(rows, name)) for name in names)
+        yield f"| `{study}` | {whole:.3f} | {own:.3f} | {own / whole:.0%} | {cells} |"
+
+
+TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
+    "gains": gains_table,
+    "scores": scores_table,
+    "fronts": fronts_table,
+    "pruned": pruned_table,
+    "costs": costs_table,
+}

@@ -1,0 +1,179 @@
+"""The driver of the experiments: what it compares, and that known answers are the measured ones."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evomerge.documents import Document
+from evomerge.experiment.config import ExperimentConfig, parse_experiment
+from evomerge.experiment.run import run_experiment
+from evomerge.experiment.wire import wire
+from evomerge.files import catalogue_folder
+from evomerge.ledger import LEDGER, Ledger
+from evomerge.pareto import hypervolume
+
+DRIVER = Path(__file__).parents[1] / "benchmarks" / "experiments"
+
+
+@pytest.fixture(autouse=True)
+def _driver_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DRIVER))
+
+
+def small(objectives: dict[str, Any], **keys: Any) -> ExperimentConfig:
+    """The tiny skills on few items."""
+    tasks = {
+        skill: {
+            "kind": "lm_eval",
+            "task": f"evomerge_tiny_{skill}",
+            "path": str(catalogue_folder("fitness") / "tasks" / "tiny" / f"{skill}.yaml"),
+            "batch_size": 16,
+        }
+        for skill in ("sort", "rot")
+    }
+    return parse_experiment(
+        Document(
+            {
+                "name": "small",
+                "base": "zoo:tiny/base",
+                "experts": {skill: f"zoo:tiny/{skill}" for skill in tasks},
+                "space": "per_expert",
+                "fitness": {
+                    "tasks": tasks,
+                    "objectives": objectives,
+                    "split": {"search": 16, "fresh": 8, "holdout": 24},
+                    "finalists": 2,
+                },
+                "searcher": {"kind": "random"},
+                "budget": {"candidates": 4},
+                "pool": {"workers": 0},
+                **keys,
+            }
+        )
+    )
+
+
+MEAN = {"mean": {"tasks": ["sort", "rot"]}}
+BOTH = {"sort": "sort", "rot": "rot"}
+
+
+def answers_in(folder: Path) -> dict[tuple[str, str], list[float]]:
+    with closing(Ledger(folder / LEDGER, read_only=True)) as ledger:
+        known = ledger.measurements
+        return {
+            (c.label or str(c.id), task): known.values(c.fingerprint, task, range(n)).tolist()
+            for c in ledger.candidates.values()
+            for task, n in known.num_items.items()
+        }
+
+
+def test_a_run_whose_references_are_known_is_the_run_that_measures_them(
+    tiny_zoo: Path, tmp_path: Path
+) -> None:
+    from answers import Answers
+
+    config = small(MEAN)
+    run_experiment(config, tmp_path / "plain")
+    for name in ("first", "second"):  # the second finds everything in the store
+        parts = wire(config)
+        (tmp_path / name).mkdir()
+        with closing(Answers(tmp_path / "answers", parts)) as answers:
+            answers.give_references(parts, tmp_path / name)
+            assert (answers._pool is None) == (name == "second")
+        run_experiment(config, tmp_path / name)
+    np.testing.assert_equal(answers_in(tmp_path / "second"), answers_in(tmp_path / "plain"))
+    finals = []
+    for name in ("plain", "first", "second"):
+        with closing(Ledger(tmp_path / name / LEDGER, read_only=True)) as ledger:
+            finals.append({k: v for k, v in (ledger.final() or {}).items() if k != "ended"})
+    assert finals[0] == finals[1] == finals[2]
+
+
+def test_other_models_and_other_items_are_other_groups(tiny_zoo: Path) -> None:
+    from answers import group_of
+
+    groups = [
+        group_of(wire(config))
+        for config in (
+            small(MEAN),
+            small(BOTH),  # other objectives, the same answers
+            small(MEAN, searcher={"kind": "sobol"}, seed=3),
+            small(MEAN, dtype="bfloat16"),
+            small(MEAN, experts={"sort": "zoo:tiny/sort", "rot": "zoo:tiny/back"}),
+        )
+    ]
+    assert groups[0] == groups[1] == groups[2]
+    assert len(set(groups)) == 3
+
+
+def test_gains_and_hypervolumes_are_those_of_the_answers(tiny_zoo: Path, tmp_path: Path) -> None:
+    from answers import Answers
+    from judging import baselines, judged
+
+    from evomerge.api import Run
+
+    config = small(BOTH)
+    run_experiment(config, tmp_path / "run")
+    parts = wire(config)
+    with closing(Answers(tmp_path / "answers", parts)) as answers:
+        told = judged(parts, answers, tmp_path / "run", tmp_path / "run", 0, lambda _: None)
+        known = answers.of({}, {}, lambda _: None)
+    recipes = {**baselines(parts), "found": Run(tmp_path / "run").best().recipe}
+    assert {"TIES as it comes", "DARE-TIES as it comes", "task_arithmetic 0.35"} <= set(recipes)
+    mean = {}
+    for label, recipe in recipes.items():
+        skills = [
+            known.values(recipe.fingerprint, task, parts.split.holdout[task]).mean()
+            for task in ("sort", "rot")
+        ]
+        mean[label] = float(np.mean(skills))
+        assert told["scores"][label]["mean"] == pytest.approx(mean[label])
+        assert [told["scores"][label][task] for task in ("sort", "rot")] == pytest.approx(skills)
+    grid = max(value for label, value in mean.items() if label.startswith("task_arithmetic"))
+    gains = {name: row["gain"] for name, row in told["gains"].items()}
+    assert gains["best of the grid, in hindsight"][0] == pytest.approx(mean["found"] - grid)
+    assert gains["best expert"][0] == pytest.approx(mean["found"] - max(mean["sort"], mean["rot"]))
+    assert gains["random search"] == (0.0, 0.0, 0.0)  # the twin is the run itself
+    assert all(low <= value <= high for value, low, high in gains.values())
+
+    fronts = told["fronts"]
+    points = [
+        [told["scores"][label][task] for task in ("sort", "rot")] for label in baselines(parts)
+    ]
+    volume = hypervolume(points, [0.0, 0.0])
+    assert fronts["references and grid"]["above_zero"] == pytest.approx(volume)
+    assert fronts["gains_above_zero"]["random search"] == pytest.approx([0, 0, 0])
+    value, low, high = fronts["gains_above_zero"]["references and grid"]
+    assert value == pytest.approx(fronts["found"]["above_zero"] - volume)
+    assert low <= value <= high
+
+
+def test_a_study_is_moved_to_a_seed_and_its_twin_spends_as_much(tmp_path: Path) -> None:
+    from studies import BY_NAME, config_of, twin_config
+
+    study = BY_NAME["quickstart"]
+    config = config_of(study, 3, tmp_path)
+    assert (config.base, config.seed) == ("zoo:tiny@3/base", 3)
+    assert all(path.startswith("zoo:tiny@3/") for path in config.experts.values())
+    twin = twin_config(study, config, 1234)
+    assert twin is not None
+    assert (twin.searcher.kind, twin.budget.item_evaluations) == ("random", 1234)
+    assert (twin.space, twin.fitness, twin.seed) == (config.space, config.fitness, 3)
+
+
+def test_the_studies_are_of_experiments_that_there_are() -> None:
+    from studies import BY_NAME, STUDIES
+
+    names = {path.stem for path in catalogue_folder("experiments").glob("*.yaml")}
+    for study in STUDIES:
+        assert study.name in names
+        for other in (study.twin_of, study.after):
+            assert not other or BY_NAME[other].scale == study.scale
+        assert not study.judge or (catalogue_folder("fitness") / f"{study.judge}.yaml").exists()
+    assert "studies" in sys.modules
