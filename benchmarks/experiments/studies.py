@@ -115,6 +115,11 @@ STUDIES: tuple[Study, ...] = (
         SMOLLM2,
         twin_of="smollm2_per_expert",
     ),
+    Study(
+        "smollm2_layer_swapping",
+        "bottom and top of a language expert around a task expert's middle beat both",
+        SMOLLM2,
+    ),
     Study("smollm2_gptailor_10", "layers can go at little loss", SMOLLM2, twin=None),
     Study("smollm2_gptailor_20", "layers can go at little loss", SMOLLM2),
     Study("smollm2_gptailor_30", "layers can go at little loss", SMOLLM2, twin=None),
