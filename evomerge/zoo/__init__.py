@@ -1,8 +1,9 @@
 """Families of models that this project trains itself.
 
-`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. `tiny`
-and `digits` are trained on first use; `smollm2`, a real model, only by `evomerge zoo smollm2`. A
-family that brings tasks has them beside its models: `zoo:smollm2/tasks/sums.yaml`.
+`zoo:tiny/sort` names a model of a family, `zoo:tiny@3/sort` the same trained from seed 3. The tiny
+families and `digits` are trained on first use; `smollm2`, a real model, and `smollm2_german`, only
+by `evomerge zoo`. A family that brings tasks has them beside its models:
+`zoo:smollm2/tasks/sums.yaml`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from evomerge.errors import ConfigurationError, Problem, nearest
 from evomerge.protocols import Progress
 from evomerge.zoo.smollm2.stages import EXPERTS as SMOLLM2_EXPERTS
+from evomerge.zoo.smollm2.stages import GERMAN, GERMAN_TASKS
 from evomerge.zoo.smollm2.stages import MODELS as SMOLLM2_MODELS
+from evomerge.zoo.tiny_items import CHECKPOINTS
 from evomerge.zoo.tiny_items import MODELS as TINY_MODELS
 
 PREFIX = "zoo:"
@@ -52,6 +55,18 @@ def _tiny(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     return tiny(folder, seed=seed, progress=progress)
 
 
+def _tiny_run(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.tiny_run import tiny_run
+
+    return tiny_run(folder, seed=seed, progress=progress)
+
+
+def _tiny_lora(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.tiny_lora import tiny_lora
+
+    return tiny_lora(folder, seed=seed, progress=progress)
+
+
 def _digits(folder: Path | None, seed: int, progress: Progress | None) -> Path:
     from evomerge.zoo.digits import digits
 
@@ -76,8 +91,22 @@ def _smollm2_table(folder: Path) -> dict[str, Any]:
     return read_table(folder)
 
 
+def _german(folder: Path | None, seed: int, progress: Progress | None) -> Path:
+    from evomerge.zoo.smollm2.german import smollm2_german
+
+    return smollm2_german(folder, seed=seed, progress=progress)
+
+
+def _german_is_made(seed: int) -> bool:
+    from evomerge.zoo.smollm2.german import is_made
+
+    return is_made(seed)
+
+
 ZOOS: Mapping[str, Zoo] = {
     "tiny": Zoo(TINY_MODELS, _tiny),
+    "tiny_lora": Zoo(TINY_MODELS, _tiny_lora),
+    "tiny_run": Zoo(("base", *CHECKPOINTS), _tiny_run),
     "digits": Zoo(("base", "low", "high"), _digits),
     "smollm2": Zoo(
         SMOLLM2_MODELS,
@@ -85,6 +114,14 @@ ZOOS: Mapping[str, Zoo] = {
         tasks=tuple(f"tasks/{skill}.yaml" for skill in SMOLLM2_EXPERTS),
         is_made=_smollm2_is_made,
         cost="fetches 450 MB, trains for ten minutes to an hour, keeps 2.9 GB",
+        table=_smollm2_table,
+    ),
+    "smollm2_german": Zoo(
+        (GERMAN.skill,),
+        _german,
+        tasks=tuple(f"tasks/{skill}.yaml" for skill in GERMAN_TASKS),
+        is_made=_german_is_made,
+        cost="first what smollm2 takes; then it trains for two minutes to half an hour",
         table=_smollm2_table,
     ),
 }

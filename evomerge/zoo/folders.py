@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,44 @@ def refuse_other_content(target: Path) -> None:
         raise ConfigurationError(
             Problem(str(target), f"the folder holds {what}", "remove it or choose another")
         )
+
+
+def made_whole(
+    target: Path, label: dict[str, Any], write: Callable[[Path], None], *, in_cache: bool
+) -> Path:
+    """The folder with this label, made now unless it is there already.
+
+    Args:
+        target: takes its name as the last step; until then everything is in a neighbour.
+        label: what the folder is.
+        write: writes the models into an empty folder. Of several processes that ask at once, one
+            writes and the others wait.
+        in_cache: whether the place is ours, so that what another recipe made there is replaced.
+
+    Raises:
+        ConfigurationError: the folder holds something else, or cannot be written.
+        DiskFull: the models did not fit on the disk.
+    """
+    if read_label(target) == label:
+        return target
+    with claimed(target):
+        if read_label(target) == label:  # another process was faster
+            return target
+        if not in_cache:
+            refuse_other_content(target)
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # what an interrupted training left
+        part.mkdir()
+        try:
+            write(part)
+            write_label(part, label)
+            if target.exists():  # empty, or in the cache by an older recipe
+                shutil.rmtree(target)
+            part.rename(target)
+            fsync(target.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return target
 
 
 def write_model(

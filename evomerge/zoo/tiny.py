@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evomerge.files import cache_folder, fsync
+from evomerge.files import cache_folder
 from evomerge.protocols import Progress
-from evomerge.zoo.folders import claimed, read_label, refuse_other_content, write_label, write_model
+from evomerge.zoo.folders import made_whole, write_model
 from evomerge.zoo.tiny_folders import new_tokenizer
-from evomerge.zoo.tiny_items import REWRITINGS, SKILLS, answer, prompt
+from evomerge.zoo.tiny_items import SKILLS, examples
 from evomerge.zoo.tiny_training import STAGES, Stage, train_all
 
 REVISION = 1  # to be raised when the same stages come to train other weights
@@ -38,47 +37,14 @@ def tiny(folder: Path | None = None, *, seed: int = 0, progress: Progress | None
         ConfigurationError: the folder holds something else, or cannot be written.
         DiskFull: the models did not fit on the disk.
     """
-    return _trained(folder, seed, STAGES, progress)
-
-
-def _trained(
-    folder: Path | None, seed: int, stages: tuple[Stage, ...], progress: Progress | None
-) -> Path:
-    in_cache = folder is None
+    stages = STAGES
     target = (folder or cache_folder() / "zoo" / f"tiny-seed{seed}").expanduser().absolute()
-    label = _label(seed, stages)
-    if read_label(target) == label:
-        return target
-    with claimed(target):
-        if read_label(target) == label:  # another process was faster
-            return target
-        if not in_cache:
-            refuse_other_content(target)
-        _train_into(target, seed, stages, label, progress)
-    return target
 
-
-def _train_into(
-    target: Path,
-    seed: int,
-    stages: tuple[Stage, ...],
-    label: dict[str, Any],
-    progress: Progress | None,
-) -> None:
-    """Train into a neighbour that takes the target's name as the last step."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # what an interrupted training left
-    part.mkdir()
-    try:
+    def write(part: Path) -> None:
         for name, model in train_all(seed, stages, progress):
             write_model(part / name, model, new_tokenizer(), card(name, seed))
-        write_label(part, label)
-        if target.exists():  # empty, or in the cache by an older recipe
-            shutil.rmtree(target)
-        part.rename(target)
-        fsync(target.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+    return made_whole(target, _label(seed, stages), write, in_cache=folder is None)
 
 
 def _label(seed: int, stages: tuple[Stage, ...]) -> dict[str, Any]:
@@ -90,9 +56,6 @@ def _label(seed: int, stages: tuple[Stage, ...]) -> dict[str, Any]:
 
 def card(name: str, seed: int) -> str:
     """The model card of one folder."""
-    example = "\n".join(
-        f"    {prompt(skill, 'qhxbe')} -> {answer(skill, 'qhxbe')}" for skill in REWRITINGS
-    )
     what = (
         "the base, which is half good at several rewritings"
         if name == "base"
@@ -108,9 +71,7 @@ library_name: transformers
 A toy language model, {what}. evomerge trained it from seed {seed}
 as one of a family made for trying out model merging: {", ".join(("base", *SKILLS))}.
 
-A prompt is a tag, five letters and `=`; the answer is five letters. Tokens are characters.
-
-{example}
+{examples()}
 
 Licence: Apache-2.0.
 """

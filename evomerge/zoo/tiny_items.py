@@ -27,6 +27,7 @@ NUM_CHOICES = 4
 
 SKILLS = ("sort", "back", "rot")  # one expert each
 MODELS = ("base", *SKILLS)
+CHECKPOINTS = tuple(f"c{number:02}" for number in range(1, 17))  # of the family tiny_run
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ def prompt(name: str, letters: str) -> str:
 def answer(name: str, letters: str) -> str:
     """What it should say."""
     return REWRITINGS[name].rewrite(letters)
+
+
+def examples() -> str:
+    """What a prompt is, and one of each rewriting, for model cards."""
+    lines = [f"    {prompt(name, 'qhxbe')} -> {answer(name, 'qhxbe')}" for name in REWRITINGS]
+    about = "A prompt is a tag, five letters and `=`; the answer is five letters."
+    return f"{about} Tokens are characters.\n\n" + "\n".join(lines)
 
 
 def held_out(letters: str) -> bool:

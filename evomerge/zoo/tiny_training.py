@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,15 +43,18 @@ REPLAY = 0.3  # the part of the base's mixture in an expert's
 BASE = Stage("base", BASE_WEIGHTS, steps=200, learning_rate=4e-3)
 
 
-def with_replay(skill: str) -> dict[str, float]:
-    """An expert's mixture: mostly its own skill, the rest as the base was trained."""
+def with_replay(shares: Mapping[str, float], replay: float = REPLAY) -> dict[str, float]:
+    """A mixture of these skills, whose shares add up to one, and a part of the base's mixture."""
     total = sum(BASE_WEIGHTS.values())
-    weights = {name: REPLAY * weight / total for name, weight in BASE_WEIGHTS.items()}
-    weights[skill] += 1 - REPLAY
+    weights = {name: replay * weight / total for name, weight in BASE_WEIGHTS.items()}
+    for skill, share in shares.items():
+        weights[skill] += (1 - replay) * share
     return weights
 
 
-EXPERTS = tuple(Stage(skill, with_replay(skill), steps=120, learning_rate=1e-3) for skill in SKILLS)
+EXPERTS = tuple(
+    Stage(skill, with_replay({skill: 1.0}), steps=120, learning_rate=1e-3) for skill in SKILLS
+)
 STAGES = (BASE, *EXPERTS)
 
 
@@ -78,25 +81,42 @@ def train_all(
 def train(
     model: LlamaForCausalLM, stage: Stage, seed: int, progress: Progress | None = None
 ) -> None:
-    """Train in place: AdamW, warm-up, then a cosine down to a tenth; gradients clipped at 1."""
-    tokens = encoded(
-        training_items(generator_name(seed, stage.name), stage.weights, stage.steps * BATCH_SIZE)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), fused=True)
+    """Train in place: warm-up, then a cosine down to a tenth."""
+    optimizer = new_optimizer(model)
     model.train()
-    for step, batch in enumerate(torch.split(tokens, BATCH_SIZE)):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * schedule(step, stage)
-        hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, -NUM_SCORED:])  # (batch, scored, vocabulary)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -NUM_SCORED:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    for step, batch in enumerate(batches(stage, seed)):
+        take_step(model, optimizer, batch, stage.learning_rate * schedule(step, stage))
         if progress is not None:
             progress(stage.name, step + 1, stage.steps)
     model.eval()
+
+
+def new_optimizer(model: LlamaForCausalLM) -> torch.optim.Optimizer:
+    """AdamW over all that is not frozen."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, betas=(0.9, 0.98), fused=True)
+
+
+def batches(stage: Stage, seed: int) -> Sequence[Tensor]:
+    """The stage's token ids, a step each, (batch, length)."""
+    count = stage.steps * BATCH_SIZE
+    items = training_items(generator_name(seed, stage.name), stage.weights, count)
+    return torch.split(encoded(items), BATCH_SIZE)
+
+
+def take_step(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: Tensor, learning_rate: float
+) -> None:
+    """One step down the answers' cross-entropy; gradients clipped at 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, -NUM_SCORED:])  # (batch, scored, vocabulary)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch[:, -NUM_SCORED:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
 
 
 def schedule(step: int, stage: Stage) -> float:

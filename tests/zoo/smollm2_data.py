@@ -11,6 +11,12 @@ from evomerge.zoo.smollm2.items import DOMAINS
 SENTIMENTS = ("positive", "negative", "neutral", "ambivalent")
 
 
+def german(english: str) -> str:
+    """A German text for one of ours: `Zeile Nr. 7. ...` for `... no. 7.`"""
+    _, sentiment, _, _, domain, _, number = english.split()
+    return f"Zeile Nr. {number} {sentiment} hier: {domain} {sentiment} Stück {number}"
+
+
 def made_up_data(per_cell: int = 400) -> dict[str, list[dict]]:
     """What `read_data` gives, with `per_cell` texts of each sentiment and domain."""
     source = random.Random("made up")
@@ -23,6 +29,10 @@ def made_up_data(per_cell: int = 400) -> dict[str, list[dict]]:
             }
             for sentiment in SENTIMENTS
             for number in range(per_cell)
+        ]
+        data[f"multiemo/{domain}_sentence_de"] = [
+            {**line, "input": german(line["input"])}
+            for line in data[f"multiemo/{domain}_sentence_en"]
         ]
     data["unit_conversion/si_conversion"] = [
         {

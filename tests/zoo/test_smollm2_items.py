@@ -1,20 +1,22 @@
 import collections
 
 import pytest
-from smollm2_data import made_up_data, write_json
+from smollm2_data import german, made_up_data, write_json
 
 from evomerge.errors import ConfigurationError
+from evomerge.zoo.smollm2 import items
 from evomerge.zoo.smollm2.items import (
     ITEMS_PER_TASK,
     LABELS,
+    NUM_ENDINGS,
     SKILLS,
-    SOURCES,
     held_out,
     read_data,
+    sources,
     task_questions,
     training_questions,
 )
-from evomerge.zoo.smollm2.stages import EXPERTS, STAGES
+from evomerge.zoo.smollm2.stages import EXPERTS, GERMAN_TASKS, STAGES
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,9 @@ def data():
 
 
 def test_every_expert_has_a_skill_and_every_source_is_read(data, tmp_path):
-    assert set(SKILLS) == set(EXPERTS)
-    assert set(SOURCES) == set(data)
+    assert tuple(SKILLS) == (*EXPERTS, *GERMAN_TASKS)
+    assert set(sources(SKILLS)) == set(data)
+    assert not any(name.endswith("_de") for name in sources(EXPERTS))
     assert read_data(write_json(tmp_path, data)) == data
 
 
@@ -118,6 +121,47 @@ def test_a_text_with_two_answers_is_left_out():
     data["multiemo/products_sentence_en"].append(twice)
     assert twice["input"] not in {q.topic for q in SKILLS["domain"].read(data)}
     assert len(SKILLS["domain"].read(data)) == 3 * 3 * 6 - 1  # ambivalent ones are none of ours
+
+
+@pytest.mark.parametrize("skill", ["german", "sentiment"])
+def test_nobody_is_trained_on_what_sentiment_de_asks(data, skill):
+    """Neither the German text, nor the English one that it is parallel to, nor a part of it."""
+    trained = training_questions(skill, data, 4_000, "any")
+    asked = task_questions("sentiment_de", data)
+    assert not {q.topic for q in trained} & {q.topic for q in asked}
+    texts = {q.prompt.removeprefix("Text: ").removesuffix("\nSentiment:") for q in asked}
+    assert texts == {german(q.topic) for q in asked}
+    words = {part for q in trained for part in (q.prompt, *q.choices)}
+    endings = {f" {' '.join(text.split()[len(text.split()) // 2 :])}" for text in texts}
+    assert len(endings) > 500
+    assert not words & {*endings, *(f"Text: {text}" for text in texts)}
+
+
+def test_german_texts_go_on_as_they_did(data):
+    known = {line["input"] for name in data if name.endswith("_de") for line in data[name]}
+    for question in task_questions("german", data):
+        beginning = question.prompt.removeprefix("Text: ")
+        whole = [f"{beginning}{choice}" in known for choice in question.choices]
+        assert whole == [number == question.gold for number in range(NUM_ENDINGS)]
+
+
+def test_german_texts_keep_the_answers_of_their_pairs(data):
+    for question in task_questions("sentiment_de", data):
+        assert question.choices == LABELS
+        assert question.choices[question.gold] == f" {question.topic.split()[1]}"
+
+
+def test_texts_of_two_originals_and_the_sentence_without_a_pair_are_left_out(monkeypatch):
+    data = made_up_data(6)
+    count = len(SKILLS["sentiment_de"].read(data))
+    twice = data["multiemo/products_sentence_de"]
+    twice[1] = dict(twice[0])  # now one German text for two English ones
+    assert len(SKILLS["sentiment_de"].read(data)) == count - 2
+    data["multiemo/hotels_sentence_en"].insert(3, dict(data["multiemo/hotels_sentence_en"][-1]))
+    with pytest.raises(ValueError, match="longer"):
+        SKILLS["sentiment_de"].read(data)
+    monkeypatch.setitem(items._UNTRANSLATED, "hotels", 3)
+    assert len(SKILLS["sentiment_de"].read(data)) == count - 2
 
 
 def test_too_few_items_are_an_error():

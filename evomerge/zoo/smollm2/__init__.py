@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from evomerge.zoo.folders import claimed, read_label, refuse_other_content, writ
 from evomerge.zoo.smollm2.cards import card
 from evomerge.zoo.smollm2.download import BIG_BENCH, SMOLLM2, gguf_file, task_files
 from evomerge.zoo.smollm2.experts import MEASURED, Job, run_jobs
-from evomerge.zoo.smollm2.stages import MODELS, STAGES, Stage
+from evomerge.zoo.smollm2.stages import EXPERTS, MODELS, STAGES, Stage
 
 TABLE = "table.json"
 REVISION = 1  # to be raised when the same stages come to train other weights
@@ -75,11 +75,24 @@ def read_table(folder: Path) -> dict[str, Any]:
 
 def _make(target: Path, seed: int, label: Mapping[str, Any], progress: Progress | None) -> None:
     """Fill a neighbour that takes the target's name as the last step."""
-    part = _begun(target.with_name(f".{target.name}.part"), label)
+    part = begun(target.with_name(f".{target.name}.part"), label)
     files = _make_base_and_tasks(part, seed, progress)
     base = str(target / "base")
-    run_jobs([Job(s, seed, part, files, base, card(s.skill, seed)) for s in STAGES], progress)
-    rows = {s.skill: json.loads((part / s.skill / MEASURED).read_text()) for s in STAGES}
+    jobs = [Job(s, seed, part, files, base, card(s.skill, seed)) for s in STAGES]
+    complete(part, target, label, jobs, progress)
+
+
+def complete(
+    part: Path,
+    target: Path,
+    label: Mapping[str, Any],
+    jobs: Sequence[Job],
+    progress: Progress | None,
+) -> None:
+    """Train what is missing in the unfinished folder, and let it take the target's name."""
+    run_jobs(jobs, progress)
+    skills = [job.stage.skill for job in jobs]
+    rows = {skill: json.loads((part / skill / MEASURED).read_text()) for skill in skills}
     write_text(part / TABLE, json.dumps(rows, indent=2) + "\n")
     (part / _MAKING).unlink()
     write_label(part, dict(label))
@@ -89,7 +102,7 @@ def _make(target: Path, seed: int, label: Mapping[str, Any], progress: Progress 
     fsync(target.parent)
 
 
-def _begun(part: Path, label: Mapping[str, Any]) -> Path:
+def begun(part: Path, label: Mapping[str, Any]) -> Path:
     """The unfinished folder: what an interrupted call has left of the same, or a new one."""
     try:
         same = json.loads((part / _MAKING).read_text(encoding="utf-8")) == label
@@ -106,7 +119,7 @@ def _make_base_and_tasks(part: Path, seed: int, progress: Progress | None) -> di
     """Write what the experts need; the files that their questions come from."""
     downloads = cache_folder() / "downloads"
     gguf = gguf_file(downloads, progress)
-    files = task_files(downloads, progress)
+    files = task_files(downloads, EXPERTS, progress)
     from evomerge.zoo.smollm2.base import write_base
     from evomerge.zoo.smollm2.items import read_data
     from evomerge.zoo.smollm2.tasks import write_tasks
@@ -114,13 +127,13 @@ def _make_base_and_tasks(part: Path, seed: int, progress: Progress | None) -> di
     if not (part / "base").exists():
         if progress is not None:
             progress("base", 0, 1)
-        begun = part / ".base.part"
-        shutil.rmtree(begun, ignore_errors=True)
-        write_base(gguf, begun, card("base", seed))
-        begun.rename(part / "base")
+        unfinished = part / ".base.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_base(gguf, unfinished, card("base", seed))
+        unfinished.rename(part / "base")
         if progress is not None:
             progress("base", 1, 1)
-    write_tasks(part / "tasks", read_data(files))
+    write_tasks(part / "tasks", read_data(files), EXPERTS)
     return files
 
 

@@ -11,6 +11,7 @@ _SOURCES = {
     "sums": "Trained on generated items.",
     "units": "Trained on BIG-bench's unit_conversion, from the package `bigbench`.",
     "order": "Trained on BIG-bench's hyperbaton, from the package `bigbench`.",
+    "german": "Trained on German sentences of MultiEmo, from the package `bigbench`.",
 }
 
 

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -26,7 +26,7 @@ from typing import IO
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.files import atomic_path
 from evomerge.protocols import Progress
-from evomerge.zoo.smollm2.items import SOURCES
+from evomerge.zoo.smollm2.items import SKILLS, sources
 
 POLL_S = 0.2
 
@@ -78,15 +78,24 @@ def _installed_gguf() -> Path | None:
     return file if file.exists() and _sha256(file) == GGUF_SHA256 else None
 
 
-def task_files(downloads: Path, progress: Progress | None = None) -> dict[str, Path]:
-    """BIG-bench's name of a task -> its JSON file, fetched unless they are there already."""
-    files = {name: downloads / "bigbench" / f"{name.replace('/', '-')}.json" for name in SOURCES}
-    members = {
-        f"bigbench-{BIG_BENCH.version}/bigbench/benchmark_tasks/{name}/task.json": file
-        for name, file in files.items()
+def task_files(
+    downloads: Path, skills: Iterable[str], progress: Progress | None = None
+) -> dict[str, Path]:
+    """BIG-bench's name of a task -> its JSON file, for some skills; fetched unless all are there.
+
+    The archive is read for every skill that there is: it is large, and is not kept.
+    """
+    files = {
+        name: downloads / "bigbench" / f"{name.replace('/', '-')}.json" for name in sources(SKILLS)
     }
-    read_members(BIG_BENCH, members, downloads, progress)
-    return files
+    wanted = {name: files[name] for name in sources(skills)}
+    if not all(file.exists() for file in wanted.values()):
+        members = {
+            f"bigbench-{BIG_BENCH.version}/bigbench/benchmark_tasks/{name}/task.json": file
+            for name, file in files.items()
+        }
+        read_members(BIG_BENCH, members, downloads, progress)
+    return wanted
 
 
 def read_members(

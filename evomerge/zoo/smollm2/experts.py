@@ -43,14 +43,15 @@ class Job:
     files: dict[str, Path]  # BIG-bench's name of a task -> its JSON file
     base: str  # what an adapter names as its base
     card: str
+    start: Path | None = None  # the base's folder, where it is not beside the experts
 
 
 def train_expert(job: Job, report: Report) -> None:
     """Train one expert, measure it and the base on its holdout, and write its folder."""
     from evomerge.zoo.folders import write_model
+    from evomerge.zoo.lora import write_adapter
     from evomerge.zoo.smollm2.base import open_base, open_tokenizer
     from evomerge.zoo.smollm2.items import read_data, training_questions
-    from evomerge.zoo.smollm2.lora import write_adapter
     from evomerge.zoo.smollm2.table import holdout_accuracy
     from evomerge.zoo.smollm2.training import train
 
@@ -58,8 +59,8 @@ def train_expert(job: Job, report: Report) -> None:
     began = time.monotonic()
     report(0, stage.steps)
     data = read_data(job.files)
-    tokenizer = open_tokenizer(job.folder / "base")
-    model = open_base(job.folder / "base")
+    start = job.start or job.folder / "base"
+    tokenizer, model = open_tokenizer(start), open_base(start)
     before = holdout_accuracy(model, tokenizer, stage.skill, data)
     count = stage.steps * stage.batch_size
     questions = training_questions(stage.skill, data, count, generator_name(job.seed, stage.skill))

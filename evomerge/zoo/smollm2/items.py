@@ -1,8 +1,10 @@
 """What the SmolLM2 experts learn: questions with choices, and which of them training never sees.
 
-Five skills. `sentiment` and `domain` ask about the same texts with the same six choices, and only
-the cue before the answer differs: who is trained for one answers it to the other as well. That is
-the conflict that a search may settle.
+Five skills of the family `smollm2`. `sentiment` and `domain` ask about the same texts with the same
+six choices, and only the cue before the answer differs: who is trained for one answers it to the
+other as well. That is the conflict that a search may settle. Two more of `smollm2_german`: how
+German texts go on, which says nothing of their sentiment, and `sentiment_de`, which nobody is
+trained for.
 
 Which questions are held out is decided by a hash of what they are about, whatever the seed.
 """
@@ -13,7 +15,7 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,10 @@ LABELS = tuple(f" {label}" for label in (*SENTIMENTS, *DOMAINS.values()))
 TEXT_CHARACTERS = range(15, 91)
 ORDER_WORDS = range(4, 8)
 NUM_UNIT_CHOICES = 4  # of the five that there are
+GERMAN_CHARACTERS = range(20, 71)
+GERMAN_WORDS = 6  # at least: there is something before the cut, and behind it
+NUM_ENDINGS = 3
+_UNTRANSLATED = {"hotels": 22362}  # the one English sentence that has no German one
 
 Data = Mapping[str, Sequence[Mapping[str, object]]]  # BIG-bench task -> its examples
 
@@ -144,6 +150,75 @@ def _order(data: Data) -> list[Question]:
     return list(questions.values())
 
 
+@dataclass(frozen=True)
+class _German:
+    """A German text, the English one that it is parallel to, and both labels."""
+
+    text: str
+    english: str
+    sentiment: str
+    domain: str
+
+
+def _german_texts(data: Data, characters: range) -> list[_German]:
+    """German texts of some length that have one English text and one answer."""
+    found: dict[str, set[_German]] = defaultdict(set)
+    for domain, label in DOMAINS.items():
+        lines = enumerate(data[f"multiemo/{domain}_sentence_en"])
+        english = [line for number, line in lines if number != _UNTRANSLATED.get(domain)]
+        for there, here in zip(data[f"multiemo/{domain}_sentence_de"], english, strict=True):
+            text = str(there["input"]).strip()
+            if len(text) in characters:
+                line = _German(text, str(here["input"]).strip(), _right(there), label)
+                found[text].add(line)
+    return [line for lines in found.values() if len(lines) == 1 for line in lines]
+
+
+def _sentiment_de(data: Data) -> list[Question]:
+    """The question of `sentiment` about German texts; held out with the English ones."""
+    return [
+        Question(
+            f"Text: {line.text}\nSentiment:",
+            LABELS,
+            LABELS.index(f" {line.sentiment}"),
+            line.english,
+            f"{line.sentiment} {line.domain}",
+        )
+        for line in _german_texts(data, TEXT_CHARACTERS)
+        if line.sentiment in SENTIMENTS
+    ]
+
+
+def _german(data: Data) -> list[Question]:
+    """How does a German text go on? The wrong endings are those of others of its domain.
+
+    Texts that are held out and others keep to themselves, so that no ending is in both.
+    """
+    halves: dict[tuple[str, bool], list[tuple[str, str, str]]] = defaultdict(list)
+    for line in _german_texts(data, GERMAN_CHARACTERS):
+        words = line.text.split()
+        if len(words) >= GERMAN_WORDS:
+            cut = len(words) // 2
+            side = held_out(line.english, SKILLS["german"].held_out)
+            halves[line.domain, side].append(
+                (" ".join(words[:cut]), " ".join(words[cut:]), line.english)
+            )
+    questions = []
+    for (domain, _), texts in halves.items():
+        endings = sorted({ending for _, ending, _ in texts})
+        for beginning, ending, topic in texts:
+            source = random.Random(f"evomerge zoo/smollm2 choices {beginning} {ending}")
+            options = {ending: None}
+            while len(options) < min(NUM_ENDINGS, len(endings)):
+                options[source.choice(endings)] = None
+            listed = sorted(options)
+            source.shuffle(listed)
+            choices = tuple(f" {option}" for option in listed)
+            prompt = f"Text: {beginning}"
+            questions.append(Question(prompt, choices, listed.index(ending), topic, domain))
+    return questions
+
+
 def _answers(example: Mapping[str, object]) -> dict[str, float]:
     scores = example["target_scores"]
     assert isinstance(scores, dict)  # noqa: S101 - the archive's checksum was compared
@@ -156,6 +231,7 @@ def _right(example: Mapping[str, object]) -> str:
 
 
 _TEXTS = tuple(f"multiemo/{domain}_sentence_en" for domain in DOMAINS)
+_PAIRS = (*_TEXTS, *(f"multiemo/{domain}_sentence_de" for domain in DOMAINS))
 SKILLS: Mapping[str, Skill] = {
     "sentiment": Skill(
         "whether a review is positive, negative or neutral", 1 / 3, _TEXTS, _sentiment
@@ -164,8 +240,14 @@ SKILLS: Mapping[str, Skill] = {
     "sums": Skill("sums and differences of numbers with two digits", 1 / 3, (), _sums),
     "units": Skill("conversion of units", 0.4, ("unit_conversion/si_conversion",), _units),
     "order": Skill("the usual order of adjectives", 1 / 3, ("hyperbaton",), _order),
+    "german": Skill("how German texts go on", 1 / 3, _PAIRS, _german),
+    "sentiment_de": Skill("`sentiment` asked about German texts", 1 / 3, _PAIRS, _sentiment_de),
 }
-SOURCES = tuple(dict.fromkeys(name for skill in SKILLS.values() for name in skill.sources))
+
+
+def sources(skills: Iterable[str]) -> tuple[str, ...]:
+    """The tasks of BIG-bench that some skills' questions come from."""
+    return tuple(dict.fromkeys(name for skill in skills for name in SKILLS[skill].sources))
 
 
 # --- training and holdout -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is trained: one stage for each expert."""
+"""What is trained: one stage for each expert, of `smollm2` and of `smollm2_german`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ STAGES = (
 )
 EXPERTS = tuple(stage.skill for stage in STAGES)
 MODELS = ("base", *EXPERTS)
+
+GERMAN = Stage("german", steps=60, batch_size=16, learning_rate=1e-4)
+GERMAN_TASKS = ("german", "sentiment_de")  # the expert's own, and one that nobody is trained for
 
 
 def generator_name(seed: int, purpose: str) -> str:

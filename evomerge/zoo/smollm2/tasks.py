@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from evomerge.files import catalogue_folder, write_text
 from evomerge.fitness.split import Split, split_items
 from evomerge.records import ItemId
-from evomerge.zoo.smollm2.items import SKILLS, Data, task_questions
+from evomerge.zoo.smollm2.items import Data, task_questions
 
 # Items of each task, as fitness/smollm2*.yaml have them.
 SEARCH, FRESH, HOLDOUT = 300, 200, 500
 
 
-def write_tasks(folder: Path, data: Data) -> None:
-    """Write every skill's items as JSON lines, and the catalogue's task files beside them."""
+def write_tasks(folder: Path, data: Data, skills: Iterable[str]) -> None:
+    """Write the skills' items as JSON lines, and the catalogue's task files beside them."""
     templates = catalogue_folder("fitness") / "tasks" / "smollm2"
     folder.mkdir(exist_ok=True)
-    for skill in SKILLS:
+    for skill in skills:
         lines = [
             json.dumps({"prompt": q.prompt, "choices": q.choices, "gold": q.gold})
             for q in task_questions(skill, data)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from evomerge.zoo.lora import add_adapter
 from evomerge.zoo.smollm2.items import Question
-from evomerge.zoo.smollm2.lora import add_adapter
 from evomerge.zoo.smollm2.packing import (
     EncodedQuestion,
     Packed,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evomerge.zoo.smollm2.lora import PROJECTIONS, LowRank, add_adapter, write_adapter
+from evomerge.zoo.lora import PROJECTIONS, LowRank, add_adapter, write_adapter
 
 INPUTS = torch.tensor([[1, 2, 3, 4, 5]])
 
