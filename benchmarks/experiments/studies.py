@@ -79,7 +79,8 @@ STUDIES: tuple[Study, ...] = (
         judge="tiny_mean",
     ),
     Study("cycle_qd", "quality diversity finds a better front"),
-    Study("lora_experts", "adapters merge at the level of ranks"),
+    Study("lora_experts", "clusters of rank-one units beat other merges of adapters"),
+    Study("lora_concat", "all rank-one units, with a weight for each expert"),
     Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
     Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
     Study(
@@ -114,6 +115,11 @@ STUDIES: tuple[Study, ...] = (
         "item response theory keeps quality at a fiftieth of the items",
         SMOLLM2,
         twin_of="smollm2_per_expert",
+    ),
+    Study(
+        "smollm2_layer_swapping",
+        "bottom and top of a language expert around a task expert's middle beat both",
+        SMOLLM2,
     ),
     Study("smollm2_gptailor_10", "layers can go at little loss", SMOLLM2, twin=None),
     Study("smollm2_gptailor_20", "layers can go at little loss", SMOLLM2),
