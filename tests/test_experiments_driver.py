@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -173,7 +179,95 @@ def test_the_studies_are_of_experiments_that_there_are() -> None:
     names = {path.stem for path in catalogue_folder("experiments").glob("*.yaml")}
     for study in STUDIES:
         assert study.name in names
-        for other in (study.twin_of, study.after):
-            assert not other or BY_NAME[other].scale == study.scale
+        assert not study.after or BY_NAME[study.after].scale == study.scale
         assert not study.judge or (catalogue_folder("fitness") / f"{study.judge}.yaml").exists()
     assert "studies" in sys.modules
+
+
+def test_a_judge_with_tasks_of_its_own_judges_what_had_none(tiny_zoo: Path, tmp_path: Path) -> None:
+    """What was searched without labels is judged by a fitness that has them."""
+    from answers import Answers
+    from judging import judged
+
+    path = str(catalogue_folder("fitness") / "tasks" / "tiny" / "sort.jsonl")
+    fitness = {
+        "tasks": {"sure": {"kind": "entropy", "path": path, "tokens": 4, "batch_size": 16}},
+        "objectives": {"sure": "sure"},
+        "split": {"search": 16, "fresh": 8, "holdout": 24},
+    }
+    blind = small(MEAN, fitness=fitness)
+    run_experiment(blind, tmp_path / "run")
+    parts = wire(small(MEAN))
+    for _ in range(2):  # and the store can be read again
+        with closing(Answers(tmp_path / "answers", parts)) as answers:
+            told = judged(parts, answers, tmp_path / "run", None, 0, lambda _: None)
+        assert 0 <= told["scores"]["found"]["mean"] <= 1
+        assert "mean" in told["scores"]["base"]
+
+
+def test_answers_come_in_any_number_at_once(tiny_zoo: Path, tmp_path: Path) -> None:
+    from answers import Answers
+    from judging import baselines
+
+    parts = wire(small(MEAN))
+    recipes = dict(list(baselines(parts).items())[:4])
+    with closing(Answers(tmp_path / "answers", parts)) as answers:
+        one_by_one = answers.collect
+        kept: list[Any] = []
+
+        def all_at_once(timeout_s: float) -> list[Any]:
+            kept.extend(one_by_one(timeout_s))
+            return kept if len(kept) == len(recipes) else []
+
+        answers.collect = all_at_once  # type: ignore[method-assign]
+        known = answers.of(recipes, parts.split.holdout, lambda _: None)
+    for recipe in recipes.values():
+        assert not known.missing(recipe.fingerprint, "rot", parts.split.holdout["rot"])
+
+
+@pytest.mark.parametrize(
+    ("lanes", "jobs", "end"),
+    [([[3], [2], [4]], 2, 6), ([[3], [2], [4]], 8, 4), ([[1, 1], [5]], 1, 7), ([], 2, 0)],
+)
+def test_lanes_end_when_the_last_one_does(lanes: list[list[float]], jobs: int, end: float) -> None:
+    from schedule import makespan
+
+    assert makespan(lanes, jobs) == end
+
+
+def test_a_signal_ends_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import schedule
+    from studies import STUDIES
+
+    began = []
+
+    class Sleeper(schedule.Spawned):
+        def __init__(self, task: Any, out: Path) -> None:
+            self._study, self._name, self._began = task[0], str(task), time.monotonic()
+            self._log = out / "log"
+            self._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            began.append(self._process)
+            if len(began) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(schedule, "Spawned", Sleeper)
+    lanes = [deque([(study, 0)]) for study in STUDIES[:3]]
+    with pytest.raises(KeyboardInterrupt):
+        schedule.worked_off(lanes, tmp_path, 2)
+    assert len(began) == 2
+    assert all(process.poll() is not None for process in began)
+
+
+def test_a_changed_experiment_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import one
+    from studies import BY_NAME, config_of, run_folder
+
+    study = BY_NAME["quickstart"]
+    file = run_folder(tmp_path, study.name, 0) / "outcome.json"
+    file.parent.mkdir()
+    told = {"experiment": one.fingerprint(config_of(study, 0, tmp_path))}
+    file.write_text(json.dumps(told))
+    assert one.is_done(study, 0, tmp_path)
+    changed = config_of(study, 1, tmp_path)
+    monkeypatch.setattr(one, "config_of", lambda *_: changed)
+    assert not one.is_done(study, 0, tmp_path)

@@ -1,19 +1,17 @@
 """Answers that several studies need: the base, the experts and known merges are asked once.
 
 Studies of the same models and tasks share one ledger of answers. A run that begins finds those of
-its references in it, to the last bit what it would have measured itself: a job is taken from there
-only if it asks the same items of the same recipe.
+its references in it, to the last bit what it would have measured itself: an answer is taken from
+there only if it was asked with the same items of its task, for last bits depend on the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.run import open_ledger
@@ -63,13 +61,18 @@ class Answers:
 
     def submit(self, job: Job) -> None:
         """As of a pool."""
-        fingerprint = job.recipe.fingerprint
-        if any(self._known.missing(fingerprint, task, ids) for task, ids in job.items.items()):
-            if self._pool is None:
-                self._pool = make_pool(self._parts.config.pool, self._parts.worker, None)
-            self._pool.submit(job)
-        else:
-            self._found.append(Outcome(job, self._responses(job), worker="known"))
+        known = {(r.task, tuple(r.items.tolist())): r for r in self._recorded(job)}
+        asked = [(task, tuple(items)) for task, items in job.items.items()]
+        if all(part in known for part in asked):
+            responses = tuple(known[part] for part in asked)
+            self._found.append(Outcome(job, responses, worker="known"))
+            return
+        if self._pool is None:
+            self._pool = make_pool(self._parts.config.pool, self._parts.worker, None)
+        self._pool.submit(job)
+
+    def _recorded(self, job: Job) -> Iterator[Responses]:
+        return self._ledger.recorded(job.recipe.fingerprint)
 
     def collect(self, timeout_s: float) -> list[Outcome]:
         """As of a pool."""
@@ -78,7 +81,8 @@ class Answers:
             return found
         outcomes = [] if self._pool is None else self._pool.collect(timeout_s)
         for outcome in outcomes:
-            if outcome.failure is None:
+            failed = any(responses.failures for responses in outcome.responses)
+            if outcome.failure is None and not failed:  # what failed is tried again
                 self._ledger.measured(0, outcome)
         return outcomes
 
@@ -86,22 +90,13 @@ class Answers:
         """As of a pool."""
         return [] if self._pool is None else self._pool.cancel()
 
-    def _responses(self, job: Job) -> tuple[Responses, ...]:
-        known, fingerprint = self._known, job.recipe.fingerprint
-        found = []
-        for task, items in job.items.items():
-            columns = {
-                name: known.values(fingerprint, task, items, name).astype(np.float32)
-                for name in known.columns(fingerprint, task)
-            }
-            found.append(Responses(task, np.asarray(items, np.int64), columns))
-        return tuple(found)
-
     # --- what is asked ---------------------------------------------------------------------------
 
     def learn(self, run: Ledger, recipe: Recipe) -> None:
         """Take over what a run of the group knows of a recipe."""
         for responses in run.recorded(recipe.fingerprint):
+            if responses.task not in self._parts.tasks:
+                continue  # a judge has tasks of its own
             items = responses.items.tolist()
             if self._known.missing(recipe.fingerprint, responses.task, items):
                 job = Job(0, 0, recipe, {responses.task: tuple(items)})
@@ -122,11 +117,11 @@ class Answers:
                 jobs.append(Job(number, number, recipe, missing))
         for job in jobs:
             self.submit(job)
-        for number in range(len(jobs)):
-            say(f"holdout of known merges: {number} of {len(jobs)}")
-            while not (outcomes := self.collect(5.0)):
-                pass
-            for outcome in outcomes:
+        done = 0
+        while done < len(jobs):
+            say(f"holdout of known merges: {done} of {len(jobs)}")
+            for outcome in self.collect(5.0):
+                done += 1
                 if outcome.failure is not None:
                     raise RuntimeError(f"{outcome.job.recipe.default}: {outcome.failure.reason}")
         return self._known

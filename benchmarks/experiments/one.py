@@ -1,0 +1,91 @@
+"""One study on one seed: the search, its random twin, and what the holdout says of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import closing
+from pathlib import Path
+
+from answers import Answers
+from judging import judged, spent_items
+from studies import BY_NAME, Study, config_of, run_folder, twin_config
+
+from evomerge.documents import read_yaml
+from evomerge.experiment.config import ExperimentConfig
+from evomerge.experiment.run import open_ledger, run_experiment
+from evomerge.experiment.wire import Parts, wire
+from evomerge.files import catalogue_folder, write_text
+from evomerge.fitness.config import read_fitness
+from evomerge.ledger import LEDGER
+from evomerge.recipe import canonical_json
+
+OUTCOME = "outcome.json"
+
+
+def say(text: str) -> None:
+    """A line for whoever waits."""
+    print(f"  {text}", flush=True)
+
+
+def run_one(study: Study, seed: int, out: Path) -> None:
+    """Run a study on one seed, its twin, and judge them; what is there already is kept.
+
+    Raises:
+        ConfigurationError: a run that is there is of another experiment than the files now say.
+    """
+    if study.after and not is_done(BY_NAME[study.after], seed, out):
+        run_one(BY_NAME[study.after], seed, out)
+    folder = run_folder(out, study.name, seed)
+    parts = wire(config_of(study, seed, out))
+    finished(parts, folder, out)
+    twin = twin_folder(study, seed, out)
+    config = twin_config(study, parts.config, spent_items(folder))
+    if config is not None and twin is not None:
+        finished(wire(config), twin, out)
+    judges = wire(with_judge(study, parts)) if study.judge else parts
+    with closing(Answers(out / "answers", judges)) as answers:
+        told = judged(judges, answers, folder, twin, seed, say)
+    told |= {"study": study.name, "seed": seed, "claim": study.claim, "scale": study.scale}
+    told["experiment"] = fingerprint(parts.config)
+    write_text(folder / OUTCOME, json.dumps(told, indent=1) + "\n")
+
+
+def is_done(study: Study, seed: int, out: Path) -> bool:
+    """Whether there is an outcome, and of the experiment as its files are now."""
+    file = run_folder(out, study.name, seed) / OUTCOME
+    if not file.exists():
+        return False
+    before = json.loads(file.read_text(encoding="utf-8")).get("experiment")
+    return bool(before == fingerprint(config_of(study, seed, out)))
+
+
+def fingerprint(config: ExperimentConfig) -> str:
+    """What tells an experiment from another one."""
+    text = canonical_json({**config.identity(), "models": [config.base, *config.experts.values()]})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finished(parts: Parts, folder: Path, out: Path) -> None:
+    """Run an experiment to its end; its references are asked once for all studies."""
+    if not (folder / LEDGER).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        say(f"{folder.name}: references")
+        with closing(Answers(out / "answers", parts)) as answers:
+            answers.give_references(parts, folder)
+    with closing(open_ledger(folder / LEDGER, parts)) as ledger:  # refuses another experiment's
+        is_finished = ledger.final() is not None
+    if not is_finished:
+        say(f"{folder.name}: search")
+        run_experiment(parts.config, folder)
+
+
+def with_judge(study: Study, parts: Parts) -> ExperimentConfig:
+    """The experiment with the fitness whose holdout judges."""
+    fitness = read_fitness(read_yaml(catalogue_folder("fitness") / f"{study.judge}.yaml"))
+    return parts.config.model_copy(update={"fitness": fitness})
+
+
+def twin_folder(study: Study, seed: int, out: Path) -> Path | None:
+    """Where the random search is that the study is compared with."""
+    return None if study.twin is None else out / f"{study.name}-random-{seed}"
