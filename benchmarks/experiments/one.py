@@ -13,7 +13,7 @@ from studies import BY_NAME, Study, config_of, run_folder, twin_config
 
 from evomerge.documents import read_yaml
 from evomerge.experiment.config import ExperimentConfig
-from evomerge.experiment.run import open_ledger, run_experiment
+from evomerge.experiment.run import run_experiment
 from evomerge.experiment.wire import Parts, wire
 from evomerge.files import catalogue_folder, write_text
 from evomerge.fitness.config import read_fitness
@@ -62,7 +62,9 @@ def is_done(study: Study, seed: int, out: Path) -> bool:
 
 def fingerprint(config: ExperimentConfig) -> str:
     """What tells an experiment from another one."""
-    text = canonical_json({**config.identity(), "models": [config.base, *config.experts.values()]})
+    models = [config.base, *config.experts.values()]
+    told = {**config.identity(), "models": models, "budget": config.budget.model_dump(mode="json")}
+    text = canonical_json(told)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -73,11 +75,10 @@ def finished(parts: Parts, folder: Path, out: Path) -> None:
         say(f"{folder.name}: references")
         with closing(Answers(out / "answers", parts)) as answers:
             answers.give_references(parts, folder)
-    with closing(open_ledger(folder / LEDGER, parts)) as ledger:  # refuses another experiment's
-        is_finished = ledger.final() is not None
-    if not is_finished:
-        say(f"{folder.name}: search")
-        run_experiment(parts.config, folder)
+    say(f"{folder.name}: search")
+    run_experiment(
+        parts.config, folder
+    )  # what is finished and spent stays; a budget may have grown
 
 
 def with_judge(study: Study, parts: Parts) -> ExperimentConfig:
