@@ -69,6 +69,7 @@ GENES = {
     "smollm2_three_skills_map": 3,
     "smollm2_ties": 6,
     "smollm2_two_of_five": 5,
+    "smollm2_two_of_five_cma": 5,
     "mergekit_evolve": 6,
     "task_arithmetic_per_layer": 24,
     "ties": 6,
