@@ -217,10 +217,18 @@ def pruned_table(found: Found) -> Iterator[str]:
         yield f"| `{study}` | {whole:.3f} | {own:.3f} | {own / whole:.0%} | {cells} |"
 
 
+def missing(found: Found) -> Iterator[str]:
+    """What has no outcome yet."""
+    names = [f"`{study}`" for study, rows in found.items() if not rows]
+    if names:
+        yield f"Ready to run, and not measured yet: {', '.join(names)}."
+
+
 TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
     "gains": gains_table,
     "scores": scores_table,
     "fronts": fronts_table,
     "pruned": pruned_table,
     "costs": costs_table,
+    "missing": missing,
 }

@@ -22,6 +22,7 @@ REASONS = (  # why a block may stand there without being run
     "installs packages",
     "serves until Ctrl-C",
     "logs to a tracker",
+    "takes hours",
     "takes minutes",  # what CI runs by itself, or `make test-slow`
     "shows the idea",
 )

@@ -12,7 +12,7 @@ from evomerge.fitness.split import Split, split_items
 from evomerge.records import ItemId
 from evomerge.zoo.smollm2.items import Data, task_questions
 
-# Items of each task, as fitness/smollm2*.yaml have them.
+# Items of each task, as fitness/smollm2.yaml has them.
 SEARCH, FRESH, HOLDOUT = 300, 200, 500
 
 
