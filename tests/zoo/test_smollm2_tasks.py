@@ -73,7 +73,7 @@ def test_the_fitness_asks_the_familys_tasks(name):
         assert entry["task"] == f"evomerge_smollm2_{skill}"
 
 
-@pytest.mark.parametrize("name", ("smollm2", "smollm2_german"))
+@pytest.mark.parametrize("name", ["smollm2", "smollm2_german"])
 def test_the_fitness_splits_as_the_table_does(name):
     config = read_fitness(read_yaml(catalogue_folder("fitness") / f"{name}.yaml"))
     assert (config.split.search, config.split.fresh, config.split.holdout) == (
