@@ -201,6 +201,8 @@ def costs_table(found: Found) -> Iterator[str]:
 def pruned_table(found: Found) -> Iterator[str]:
     """What is left with fewer layers, beside the whole merge and cuts by rule."""
     names = ("cut in the middle", "cut before the last layer", "random search")
+    if not any(rows and names[0] in rows[0]["gains"] for rows in found.values()):
+        return
     yield (
         "| experiment | the best of the grid, whole | found | kept | "
         + " | ".join(f"minus {name}" for name in names)
