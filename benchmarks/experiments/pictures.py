@@ -62,10 +62,10 @@ def draw_front(path: Path, told: Json) -> None:
         front = inside[non_dominated(inside)]
         front = front[np.argsort(front[:, 0])]
         axis.step(*front.T, where="pre", color=color, linewidth=1)
-    axis.plot(*corner, "x", color=BLACK, label="base")
+    axis.plot(*corner, "x", color=BLACK, label="base", linestyle="none")
     axis.set_xlabel(fronts["objectives"][0])
     axis.set_ylabel(fronts["objectives"][1])
-    axis.legend(fontsize=8, loc="lower left", frameon=False)
+    axis.legend(fontsize=8, loc="upper left", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
