@@ -39,7 +39,7 @@ def run_all(tasks: Sequence[Task], out: Path, jobs: int) -> int:
     tiny, real = lanes_of(waiting)
     caps = [[cap_seconds(study) + STOP_S for study, _ in lane] for lane in tiny]
     limit = makespan(caps, jobs) + sum(cap_seconds(study) + STOP_S for study, _ in real)
-    print(f"no more than {limit / 60:.0f} minutes: what takes longer than its limit is stopped, ")
+    print(f"no more than {limit / 60:.0f} minutes: what takes longer than its limit is stopped,")
     print("and is gone on with by the same command; looking at what they ask ...", flush=True)
     seconds = expected_seconds(waiting, out)
     expected = makespan([[seconds[task] for task in lane] for lane in tiny], jobs)
