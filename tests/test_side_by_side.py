@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,14 @@ def test_a_stopwatch_tells_phases_apart_and_ends_the_search() -> None:
     for phase, seconds in (("references", 4.0), ("search", 1.0), ("search", 0.5)):
         watch.phase(phase)
         watch.measured(Outcome(Job(0, 0, None, {}), forward_s=seconds))  # type: ignore[arg-type]
-    watch.told([None, None])  # type: ignore[list-item]
+    cohorts: Any = [[SimpleNamespace(id=n) for n in ids] for ids in ((0, 1), (1, 2))]
+    for evaluations in cohorts:
+        watch.told(evaluations)
     assert watch.forward_s == {"references": 4.0, "search": 1.5}
-    assert watch.num_told == 2
+    assert watch.num_told == 3  # an incumbent is told of again
     watch.seconds = 0.0
     with pytest.raises(ours.TimeIsUp):
-        watch.told([None])  # type: ignore[list-item]
+        watch.told([])
 
 
 # --- the loops ------------------------------------------------------------------------------------
@@ -237,12 +240,15 @@ def test_both_genomes_give_one_merge_which_is_ours(tiny_zoo: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_search_ends_in_time_and_accounts_for_all_of_it(tiny_zoo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("races", [False, True])
+def test_a_search_ends_in_time_and_accounts_for_all_of_it(
+    tiny_zoo: Path, tmp_path: Path, races: bool
+) -> None:
     found = ours.search(
-        TINY, seed=0, seconds=15, clock="processor", races=False, folder=tmp_path / "run"
+        TINY, seed=0, seconds=20, clock="processor", races=races, folder=tmp_path / "run"
     )
     assert found.account.num_candidates == found.search.num_candidates >= 10
-    assert 13 < found.account.seconds < 18
+    assert 15 < found.account.seconds < 25
     assert found.search.forward_s < found.account.forward_s < found.account.seconds
     assert 0 < found.search.outside_each_s < found.search.forward_each_s
     assert found.recipe.default is not None

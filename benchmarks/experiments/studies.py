@@ -80,6 +80,7 @@ STUDIES: tuple[Study, ...] = (
     Study("lora_concat", "all rank-one units, with a weight for each expert"),
     Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
     Study("smollm2_two_of_five_cma", "who takes part matters more than how much", SMOLLM2),
+    Study("smollm2_two_of_five_front", "a front beyond what single coefficients reach", SMOLLM2),
     Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
     Study(
         "smollm2_conflict_map",

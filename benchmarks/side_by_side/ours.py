@@ -17,7 +17,7 @@ from evomerge.experiment.run import run_experiment
 from evomerge.fitness import forward
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Evaluation, ItemId, Job, Outcome
+from evomerge.records import CandidateId, Evaluation, ItemId, Job, Outcome
 
 MANY = 1_000_000  # candidates: time ends the search
 
@@ -35,7 +35,7 @@ class Stopwatch:
     start: Moment = field(default_factory=Moment.now)
     begun: dict[str, Moment] = field(default_factory=dict)  # phase -> when it first began
     forward_s: dict[str, float] = field(default_factory=dict)  # phase -> seconds
-    num_told: int = 0
+    told_of: set[CandidateId] = field(default_factory=set)  # incumbents are told of again
     _phase: str = ""
 
     def phase(self, name: str) -> None:
@@ -49,9 +49,14 @@ class Stopwatch:
 
     def told(self, evaluations: Sequence[Evaluation]) -> None:
         """Of an observer."""
-        self.num_told += len(evaluations)
+        self.told_of.update(evaluation.id for evaluation in evaluations)
         if self.seconds is not None and self.spent().by(self.clock) >= self.seconds:
             raise TimeIsUp
+
+    @property
+    def num_told(self) -> int:
+        """Of candidates."""
+        return len(self.told_of)
 
     def spent(self) -> Moment:
         """Since the run was started."""
