@@ -171,15 +171,16 @@ def test_lm_eval_is_asked_the_same_items(tiny_zoo: Path) -> None:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def test_pairs_are_compared_item_by_item() -> None:
+def test_one_search_is_compared_by_items_and_several_by_searches() -> None:
     generator = np.random.default_rng(0)
     first, second = ({"any": generator.random(200)} for _ in range(2))
     value, low, high = paired([(first, second)])  # type: ignore[list-item]
     told = stats.ttest_rel(first["any"], second["any"]).confidence_interval(0.95)
     assert value == pytest.approx((told.low + told.high) / 2)
     assert (low, high) == pytest.approx((told.low, told.high), abs=1e-3)  # Student's t, 199 degrees
-    twice = paired([(first, second)] * 2)  # type: ignore[list-item]
-    assert twice[2] - value == pytest.approx((high - value) / np.sqrt(2))
+    several = [({"any": [gain, gain + 0.2]}, {"any": [0.0, 0.2]}) for gain in (0.1, 0.3, 0.2)]
+    told = stats.ttest_1samp([0.1, 0.3, 0.2], 0).confidence_interval(0.95)
+    assert paired(several) == pytest.approx((0.2, told.low, told.high))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="same items"):
         paired([(first, {"any": [1.0]})])  # type: ignore[dict-item]
 
@@ -198,8 +199,8 @@ def test_a_table_compares_with_full_evaluation_and_on_the_seeds_of_both() -> Non
     ]
     lines = {line[0]: line for line in lines_of(rows, ("mergekit", "evomerge", "evomerge_full"))}
     assert lines["mergekit"][1:5] == ["20", "10.0", "4.000", "20.0"]
-    assert lines["evomerge"][-1] == ""
-    assert lines["mergekit"][-1] == "+0.200 [+0.200, +0.200]"
+    assert lines["evomerge"][-2:] == ["", "-0.100 [-0.100, -0.100]"]
+    assert lines["mergekit"][-2:] == ["+0.200 [+0.200, +0.200]", "+0.100 [+0.100, +0.100]"]
 
 
 # --- with mergekit --------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ Four ways to search for a merge by TIES with a weight and a density for each of 
 mergekit       each candidate is merged to disk by mergekit 0.1.5 (the default genome of its
                mergekit-evolve), loaded and scored by lm-eval's simple_evaluate; pycma.
 mergenetic     the same with Mergenetic's genome, and pymoo's genetic algorithm.
-evomerge       racing on the same search items, the choice among the best by fresh items.
+evomerge       racing on the same search items, the choice among the best by fresh items, which
+               the others do not have.
 evomerge_full  all search items for each candidate, no fresh items: what the others do.
 
 One process and one thread are at work at a time; the order of the ways changes from seed to seed.
@@ -73,6 +74,7 @@ def find(way: str, case: Case, seed: int, arguments: argparse.Namespace) -> dict
             clock=arguments.clock,
             races=way == "evomerge",
             folder=folder,
+            dtype=arguments.dtype,
         )
         row = {
             "account": ours_found.account.to_json(),
@@ -113,6 +115,7 @@ def warm_up(arguments: argparse.Namespace) -> None:
 
     case = CASES["tiny"]
     folder, paths = arguments.out.resolve() / "warm_up", case.paths(0)
+    shutil.rmtree(folder, ignore_errors=True)  # a run that is finished would warm nothing up
     few = {task: ids[:8] for task, ids in case.split().search.items()}
     with theirs.MergeServer(arguments.mergekit_python, paths) as server:
         server.merge("mergekit", server.first, folder / "merged")

@@ -140,21 +140,26 @@ def mean_of(scores: Scores) -> float:
 
 
 def paired(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[float, float, float]:
-    """Mean difference of pairs (first minus second) and its 95 % interval over items.
+    """Mean difference of pairs (first minus second) and its 95 % interval.
 
-    pairs: one for each family of models; both sides have answered the same items in the same order.
+    Several searches: by Student's t over them, so that their luck is in it. One: over the items
+    alone, what these two searches found.
+
+    pairs: one for each search; both sides have answered the same items in the same order.
 
     Raises:
         ValueError: they have not.
     """
+    from scipy import stats
+
     means, variance = [], 0.0
     for first, second in pairs:
         if {t: len(v) for t, v in first.items()} != {t: len(v) for t, v in second.items()}:
             raise ValueError("pairs of scores: both sides must have answered the same items")
-        for task in first:
-            difference = np.subtract(first[task], second[task])
-            means.append(float(difference.mean()))
-            variance += float(difference.var(ddof=1)) / len(difference)
-    value = float(np.mean(means))
-    error = 1.96 * math.sqrt(variance) / len(means)
-    return value, value - error, value + error
+        differences = [np.subtract(first[task], second[task]) for task in first]
+        means.append(float(np.mean([each.mean() for each in differences])))
+        variance = sum(float(d.var(ddof=1)) / len(d) for d in differences) / len(differences) ** 2
+    value, reach = float(np.mean(means)), 1.96 * math.sqrt(variance)
+    if len(means) > 1:
+        reach = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
+    return value, value - reach, value + reach

@@ -87,7 +87,9 @@ class Case:
             "fixed": {"normalize": True, "compat": "mergekit"},
         }
 
-    def experiment(self, seed: int, *, races: bool, candidates: int) -> ExperimentConfig:
+    def experiment(
+        self, seed: int, *, races: bool, candidates: int, dtype: str = "float32"
+    ) -> ExperimentConfig:
         """The experiment of evomerge.
 
         races: candidates race, and fresh items choose among the best. Otherwise everybody answers
@@ -117,7 +119,7 @@ class Case:
             "budget": {"candidates": candidates},
             "seed": seed,
             "pool": {"kind": "local", "workers": 0},
-            "dtype": "float32",
+            "dtype": dtype,
         }
         if not races:
             data |= {

@@ -24,7 +24,7 @@ from mergekit.evo.genome import ModelGenome  # type: ignore[import-not-found]
 from mergekit.merge import run_merge  # type: ignore[import-not-found]
 from mergekit.options import MergeOptions  # type: ignore[import-not-found]
 
-OPTIONS = {  # those of mergekit-evolve and Mergenetic that are the fastest on a processor
+OPTIONS = {  # as mergekit-evolve and Mergenetic set them, less the model card
     "out_shard_size": 10**12,
     "copy_tokenizer": True,
     "lazy_unpickle": True,

@@ -78,7 +78,14 @@ class OurFind:
 
 
 def search(
-    case: Case, *, seed: int, seconds: float, clock: str, races: bool, folder: Path
+    case: Case,
+    *,
+    seed: int,
+    seconds: float,
+    clock: str,
+    races: bool,
+    folder: Path,
+    dtype: str = "float32",
 ) -> OurFind:
     """Search until the time is up, then choose, as `evomerge run` does.
 
@@ -91,7 +98,7 @@ def search(
     finale_s = case.finale_s if races else case.finale_s / 6  # the recommended one alone is new
     watch = Stopwatch(seconds - finale_s, clock)
     watchers: Any = [watch]  # of an observer, it has what it needs
-    config = case.experiment(seed, races=races, candidates=MANY)
+    config = case.experiment(seed, races=races, candidates=MANY, dtype=dtype)
     try:
         run_experiment(config, folder, watchers=watchers)
         raise RuntimeError("the search has ended before its time")
@@ -99,7 +106,7 @@ def search(
         spent = watch.spent()
     again = Stopwatch(None, clock)
     watchers = [again]
-    config = case.experiment(seed, races=races, candidates=watch.num_told)
+    config = case.experiment(seed, races=races, candidates=watch.num_told, dtype=dtype)
     run_experiment(config, folder, watchers=watchers)
     if again.num_told:
         raise RuntimeError("the run went on searching")

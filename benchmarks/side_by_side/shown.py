@@ -24,6 +24,7 @@ HEADS = (
     "processor",
     "held-out mean",
     "evomerge's gain",
+    "evomerge_full's gain",
 )
 
 # What a page shows of them.
@@ -35,6 +36,7 @@ SHOWN = (
     "forward, s a candidate",
     "held-out mean",
     "evomerge's gain",
+    "evomerge_full's gain",
 )
 
 
@@ -56,7 +58,7 @@ def lines_of(rows: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
     """A line for each way of one case: its searches together."""
     spent = {way: total_of(rows, way, "account") for way in ways if of_way(rows, way)}
     within = {way: total_of(rows, way, "search") for way in spent}
-    ours = of_way(rows, "evomerge")
+    ours = {way: of_way(rows, way) for way in ("evomerge", "evomerge_full")}
     lines = []
     for way, account in spent.items():
         found = of_way(rows, way)
@@ -74,7 +76,7 @@ def lines_of(rows: Sequence[Row], ways: Sequence[str]) -> list[list[str]]:
                 f"{account.seconds:.0f}",
                 f"{account.share_of_processor:.2f}",
                 f"{mean:.3f}",
-                "" if way == "evomerge" else gain(ours, found),
+                *("" if way == own else gain(ours[own], found) for own in ours),
             ]
         )
     return lines

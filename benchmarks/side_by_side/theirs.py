@@ -4,7 +4,8 @@ Both are loops around public tools: mergekit 0.1.5 in a process of its own that 
 lm-eval's HFLM and `simple_evaluate`, pycma and pymoo. Starts, imports and the reading of task files
 do not count. Favours to them: batches as large as evomerge's; float32 (mergekit-evolve writes and
 scores in bfloat16, which is slower without a matrix unit); no model cards, no bootstrap; and the
-candidate under way at the end of the time is finished and counts.
+candidate under way at the end of the time is finished and counts. mergekit-evolve is measured as it
+works by default; its `--in-memory` mode, which needs Ray to find a GPU, is not.
 """
 
 from __future__ import annotations
