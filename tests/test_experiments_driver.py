@@ -265,9 +265,36 @@ def test_a_changed_experiment_is_not_done(tmp_path: Path, monkeypatch: pytest.Mo
     study = BY_NAME["quickstart"]
     file = run_folder(tmp_path, study.name, 0) / "outcome.json"
     file.parent.mkdir()
-    told = {"experiment": one.fingerprint(config_of(study, 0, tmp_path))}
-    file.write_text(json.dumps(told))
+    told_apart = one.fingerprint(study, 0, tmp_path)
+    file.write_text(json.dumps({"experiment": told_apart}))
+    assert one.is_done(study, 0, tmp_path)
+    one.set_aside(told_apart, [file.parent])
     assert one.is_done(study, 0, tmp_path)
     changed = config_of(study, 1, tmp_path)
     monkeypatch.setattr(one, "config_of", lambda *_: changed)
     assert not one.is_done(study, 0, tmp_path)
+    one.set_aside(one.fingerprint(study, 0, tmp_path), [file.parent])
+    assert not file.exists()  # the old run is out of the way,
+    assert (tmp_path / "old" / f"quickstart-0-{told_apart}" / "outcome.json").exists()
+    (file.parent / "begun").touch()
+    one.set_aside(one.fingerprint(study, 0, tmp_path), [file.parent])
+    assert (file.parent / "begun").exists()  # and the new one, which is not finished, is not
+
+
+def test_what_follows_another_study_changes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import one
+    from studies import BY_NAME, config_of
+
+    study = BY_NAME["evolutionary_ps_then_dfs"]
+    before = one.fingerprint(study, 0, tmp_path)
+    assert before == one.fingerprint(study, 0, tmp_path / "elsewhere")
+
+    def changed(which: Any, seed: int, runs: Path) -> ExperimentConfig:
+        config = config_of(which, seed, runs)
+        grown = {"budget": config.budget.model_copy(update={"candidates": 7})}
+        return config.model_copy(update=grown if which.name == study.after else {})
+
+    monkeypatch.setattr(one, "config_of", changed)
+    assert before != one.fingerprint(study, 0, tmp_path)

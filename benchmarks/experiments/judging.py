@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,7 @@ FOUND, RANDOM = "found", "random search"
 DEFAULTS = {"TIES as it comes": "ties", "DARE-TIES as it comes": "dare_ties"}
 MIDDLE, LATE = "cut in the middle", "cut before the last layer"
 DRAWS = 2000  # of the bootstrap of a hypervolume
+LONGEST = 2000  # characters of a merge's parameters that are kept
 
 
 def baselines(parts: Parts) -> dict[str, Recipe]:
@@ -97,15 +99,33 @@ def judged(
             names = [label, *(f"{label}: front {n}" for n in range(len(chosen) - 1))]
             fronts[label] = names[1:]
             for name, recipe in zip(names, chosen, strict=True):
+                assert recipe is not None  # what was chosen was measured
                 recipes[name] = recipe
                 answers.learn(ledger, recipe)
     known = answers.of(recipes, parts.split.holdout, say)
-    return {
+    told: Json = {
         "scores": {label: score(parts, known, recipe) for label, recipe in recipes.items()},
         "gains": gains(parts, known, recipes, run, seed),
         "costs": costs(run),
         "fronts": fronts_judged(parts, known, recipes, fronts, seed),
+        "merges": {
+            label: merge_of(recipes[label]) for label in (FOUND, RANDOM) if label in recipes
+        },
     }
+    if twin is not None:
+        told[RANDOM] = {
+            "gains": gains(parts, known, recipes, run, seed, of=RANDOM),
+            "costs": costs(twin),
+        }
+    return told
+
+
+def merge_of(recipe: Recipe) -> Json | None:
+    """Operator and parameters of a recipe that merges all of the model alike; None of others."""
+    if recipe.slots is not None or recipe.default is None:
+        return None
+    told = recipe.default.model_dump(mode="json")
+    return told if len(json.dumps(told)) < LONGEST else None
 
 
 def score(parts: Parts, known: Measurements, recipe: Recipe) -> Json:
@@ -122,12 +142,18 @@ def score(parts: Parts, known: Measurements, recipe: Recipe) -> Json:
 
 
 def gains(
-    parts: Parts, known: Measurements, recipes: Mapping[str, Recipe], run: Path, seed: int
+    parts: Parts,
+    known: Measurements,
+    recipes: Mapping[str, Recipe],
+    run: Path,
+    seed: int,
+    of: str = FOUND,
 ) -> Json:
-    """What was found minus its rivals: [value, low, high] and who the rival was.
+    """What was found (or `of`) minus its rivals: [value, low, high] and who the rival was.
 
     The best expert and the best point of the grid are the best *on the holdout itself*, which
-    favours them; `grid, chosen` is the point that a user would have chosen by the search items.
+    favours them; `grid, chosen` is the point that a user would have chosen by search and fresh
+    items.
     """
     means = {label: score(parts, known, recipe)["mean"] for label, recipe in recipes.items()}
     experts = [n for n in parts.template.models if n != parts.template.base]
@@ -142,7 +168,8 @@ def gains(
     if point := chosen_point(run):
         rivals["grid, chosen"] = point
     rivals |= {label: label for label in (RANDOM, MIDDLE, LATE) if label in recipes}
-    ours = recipes[FOUND].fingerprint
+    rivals.pop(of, None)
+    ours = recipes[of].fingerprint
     return {
         name: {
             "rival": label,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from evomerge.ledger import LEDGER
 from evomerge.recipe import canonical_json
 
 OUTCOME = "outcome.json"
+MARK = "study.txt"  # in a run's folder: of which version of the files it is
 
 
 def say(text: str) -> None:
@@ -29,17 +31,14 @@ def say(text: str) -> None:
 
 
 def run_one(study: Study, seed: int, out: Path) -> None:
-    """Run a study on one seed, its twin, and judge them; what is there already is kept.
-
-    Raises:
-        ConfigurationError: a run that is there is of another experiment than the files now say.
-    """
+    """Run a study on one seed, its twin, and judge them; what is there already is kept."""
     if study.after and not is_done(BY_NAME[study.after], seed, out):
         run_one(BY_NAME[study.after], seed, out)
-    folder = run_folder(out, study.name, seed)
+    folder, twin = run_folder(out, study.name, seed), twin_folder(study, seed, out)
+    told_apart = fingerprint(study, seed, out)
+    set_aside(told_apart, [path for path in (folder, twin) if path is not None])
     parts = wire(config_of(study, seed, out))
     finished(parts, folder, out)
-    twin = twin_folder(study, seed, out)
     config = twin_config(study, parts.config, spent_items(folder))
     if config is not None and twin is not None:
         finished(wire(config), twin, out)
@@ -47,7 +46,7 @@ def run_one(study: Study, seed: int, out: Path) -> None:
     with closing(Answers(out / "answers", judges)) as answers:
         told = judged(judges, answers, folder, twin, seed, say)
     told |= {"study": study.name, "seed": seed, "claim": study.claim, "scale": study.scale}
-    told["experiment"] = fingerprint(parts.config)
+    told["experiment"] = told_apart
     write_text(folder / OUTCOME, json.dumps(told, indent=1) + "\n")
 
 
@@ -57,15 +56,40 @@ def is_done(study: Study, seed: int, out: Path) -> bool:
     if not file.exists():
         return False
     before = json.loads(file.read_text(encoding="utf-8")).get("experiment")
-    return bool(before == fingerprint(config_of(study, seed, out)))
+    return bool(before == fingerprint(study, seed, out))
 
 
-def fingerprint(config: ExperimentConfig) -> str:
-    """What tells an experiment from another one."""
+def fingerprint(study: Study, seed: int, out: Path) -> str:
+    """What tells a study on one seed from what its files said at another time."""
+    config = config_of(study, seed, out)
     models = [config.base, *config.experts.values()]
     told = {**config.identity(), "models": models, "budget": config.budget.model_dump(mode="json")}
-    text = canonical_json(told)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if study.after:
+        before = f"run:{run_folder(out, study.after, seed)}"
+        now = f"run:{study.after} {fingerprint(BY_NAME[study.after], seed, out)}"
+        told["models"] = [path.replace(before, now) for path in models]
+    if study.judge:
+        judge = catalogue_folder("fitness") / f"{study.judge}.yaml"
+        told["judge"] = judge.read_text(encoding="utf-8")
+    if study.twin:
+        told["twin"] = dict(study.twin)
+    return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:16]
+
+
+def set_aside(told_apart: str, folders: Sequence[Path]) -> None:
+    """Move runs of what the files said before out of the way; mark the others as of now."""
+    for folder in folders:
+        mark, outcome = folder / MARK, folder / OUTCOME
+        before = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+        if before is None and outcome.exists():
+            before = json.loads(outcome.read_text(encoding="utf-8")).get("experiment")
+        if before not in (None, told_apart):
+            old = folder.parent / "old" / f"{folder.name}-{before}"
+            say(f"{folder.name}: of an earlier version of its files; kept as {old}")
+            old.parent.mkdir(exist_ok=True)
+            folder.rename(old)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(mark, told_apart + "\n")
 
 
 def finished(parts: Parts, folder: Path, out: Path) -> None:

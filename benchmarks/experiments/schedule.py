@@ -45,6 +45,9 @@ def run_all(tasks: Sequence[Task], out: Path, jobs: int) -> int:
     expected = makespan([[seconds[task] for task in lane] for lane in tiny], jobs)
     expected += sum(seconds[task] for task in real)
     print(f"about {expected / 60:.0f} minutes on this machine, if it has nothing else to do")
+    for study, seed in waiting:
+        if seconds[study, seed] > cap_seconds(study):
+            print(f"{study.name}, seed {seed}: longer than its limit here; it takes a second call")
     return worked_off(tiny, out, jobs) + worked_off([real], out, 1)
 
 

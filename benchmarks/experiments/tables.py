@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from one import fingerprint
 from scipy import stats
 from studies import SMOLLM2, STUDIES, Study, run_folder
 
@@ -54,7 +55,10 @@ def show(out: Path, page: Path | None) -> int:
 
 
 def outcomes(study: Study, out: Path) -> list[Json]:
-    """Of the seeds that are finished: of the runs at hand, else as they were kept."""
+    """Of the seeds that are finished: of the runs at hand, else as they were kept.
+
+    What was measured before a study's files changed is left out.
+    """
     kept = KEPT / f"{study.name}.json"
     rows: dict[int, Json] = {}
     if kept.exists():
@@ -63,7 +67,11 @@ def outcomes(study: Study, out: Path) -> list[Json]:
         file = run_folder(out, study.name, seed) / "outcome.json"
         if file.exists():
             rows[seed] = json.loads(file.read_text(encoding="utf-8"))
-    return [rows[seed] for seed in sorted(rows)]
+    return [
+        rows[seed]
+        for seed in sorted(rows)
+        if rows[seed].get("experiment") == fingerprint(study, seed, out)
+    ]
 
 
 def keep(found: Found) -> None:
