@@ -31,6 +31,7 @@ class Study:
     twin: what random search at the same cost changes beside the searcher; None: there is none.
     judge: a fitness whose holdout judges, where the experiment's own cannot (it has no labels).
     after: a study whose best is one of this one's models.
+    chosen_seeds: others than those of its scale.
     """
 
     name: str
@@ -39,10 +40,13 @@ class Study:
     twin: Mapping[str, Any] | None = field(default_factory=dict)
     judge: str = ""
     after: str = ""
+    chosen_seeds: tuple[int, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the family and of the search."""
+        if self.chosen_seeds:
+            return self.chosen_seeds
         return TINY_SEEDS if self.scale == TINY else (0,)
 
 
@@ -81,6 +85,13 @@ STUDIES: tuple[Study, ...] = (
     Study("lora_concat", "all rank-one units, with a weight for each expert"),
     Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
     Study("smollm2_two_of_five_cma", "who takes part matters more than how much", SMOLLM2),
+    Study(
+        "smollm2_two_of_five_random",
+        "what random search found once, it finds again",
+        SMOLLM2,
+        twin=None,
+        chosen_seeds=(1,),
+    ),
     Study("smollm2_two_of_five_front", "a front beyond what single coefficients reach", SMOLLM2),
     Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
     Study(
