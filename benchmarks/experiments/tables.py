@@ -191,19 +191,23 @@ def costs_table(found: Found) -> Iterator[str]:
     """Item evaluations and minutes of workers, of one seed."""
     yield (
         "| experiment | candidates | items: references | search | finalists and holdout "
-        "| worker minutes of the search |"
+        "| worker minutes of the search | random search: candidates | items |"
     )
-    yield "|---" * 6 + "|"
+    yield "|---" * 8 + "|"
     for study, rows in found.items():
         if rows:
             costs = [row["costs"] for row in rows]
             items = {n: np.mean([c["items"][n] for c in costs]) for n in costs[0]["items"]}
             minutes = np.mean([c["worker_seconds"]["search"] for c in costs]) / 60
-            candidates = np.mean([c["candidates"] for c in costs])
-            yield (
-                f"| `{study}` | {candidates:.0f} | {items['references']:,.0f} | "
-                f"{items['search']:,.0f} | {items['final']:,.0f} | {minutes:.1f} |"
-            )
+            twins = [row["random search"]["costs"] for row in rows if "random search" in row]
+            cells = [
+                f"{np.mean([c['candidates'] for c in costs]):.0f}",
+                *(f"{items[name]:,.0f}" for name in ("references", "search", "final")),
+                f"{minutes:.1f}",
+                f"{np.mean([c['candidates'] for c in twins]):.0f}" if twins else "",
+                f"{np.mean([c['items']['search'] for c in twins]):,.0f}" if twins else "",
+            ]
+            yield f"| `{study}` | {' | '.join(cells)} |"
 
 
 def pruned_table(found: Found) -> Iterator[str]:
