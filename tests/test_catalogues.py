@@ -71,6 +71,7 @@ GENES = {
     "smollm2_two_of_five": 5,
     "smollm2_two_of_five_cma": 5,
     "smollm2_two_of_five_front": 5,
+    "smollm2_two_of_five_front_random": 5,
     "smollm2_two_of_five_map": 5,
     "smollm2_two_of_five_random": 5,
     "mergekit_evolve": 6,

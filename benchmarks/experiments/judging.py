@@ -247,14 +247,16 @@ def fronts_judged(
             name: np.array([hypervolume(one[places], reference) for one in draws[1:]])
             for name, places in members.items()
         }
-        told[f"gains_{corner}"] = {
-            name: [
-                told[FOUND][corner] - told[name][corner],
-                *np.quantile(samples[FOUND] - samples[name], [0.025, 0.975]).tolist(),
-            ]
-            for name in members
-            if name != FOUND
-        }
+        for key, ours in ((f"gains_{corner}", FOUND), (f"random_gains_{corner}", RANDOM)):
+            if ours in members:
+                told[key] = {
+                    name: [
+                        told[ours][corner] - told[name][corner],
+                        *np.quantile(samples[ours] - samples[name], [0.025, 0.975]).tolist(),
+                    ]
+                    for name in members
+                    if name != ours
+                }
     return told
 
 

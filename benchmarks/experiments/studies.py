@@ -94,6 +94,13 @@ STUDIES: tuple[Study, ...] = (
         chosen_seeds=(1,),
     ),
     Study("smollm2_two_of_five_front", "a front beyond what single coefficients reach", SMOLLM2),
+    Study(
+        "smollm2_two_of_five_front_random",
+        "what random search found once, it finds again",
+        SMOLLM2,
+        twin=None,
+        chosen_seeds=(1,),
+    ),
     Study("smollm2_two_of_five_map", "a surface finds it where races do not", SMOLLM2),
     Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
     Study(
