@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evomerge.documents import Document
 from evomerge.experiment.config import ExperimentConfig, parse_experiment
@@ -298,3 +299,42 @@ def test_what_follows_another_study_changes_with_it(
 
     monkeypatch.setattr(one, "config_of", changed)
     assert before != one.fingerprint(study, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "keeps", "words"),
+    [
+        ((0.02, 0.01, 0.03), False, "holds"),
+        ((0.02, -0.01, 0.05), False, "not told apart"),
+        ((-0.02, -0.03, -0.01), False, "does not hold: the reverse"),
+        ((-0.01, -0.015, 0.0), True, "holds, within 0.02"),
+        ((-0.03, -0.04, -0.025), True, "does not hold"),
+        ((-0.02, -0.03, -0.01), True, "not told apart"),
+        ((0.0, 0.0, 0.0), False, "the same model"),
+    ],
+)
+def test_verdicts_follow_from_intervals(
+    told: tuple[float, float, float], keeps: bool, words: str
+) -> None:
+    from studies import Study
+    from tables import verdict
+
+    assert verdict(Study("any", "any", keeps=keeps), told) == words
+
+
+def test_claims_about_another_study_are_paired_by_seed() -> None:
+    from studies import BY_NAME
+    from tables import claim_gap
+
+    def row(seed: int, mean: float) -> dict[str, Any]:
+        return {"seed": seed, "scores": {"found": {"mean": mean, "standard_error": 0.01}}}
+
+    found = {
+        "ties": [row(0, 0.8), row(1, 0.9)],
+        "quickstart": [row(0, 0.7), row(1, 0.6), row(2, 0.0)],
+    }
+    told = claim_gap(BY_NAME["ties"], found)
+    expected = stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)
+    assert told == pytest.approx((0.2, expected.low, expected.high))
+    one = claim_gap(BY_NAME["ties"], {**found, "ties": found["ties"][:1]})
+    assert one == pytest.approx((0.1, 0.1 - 1.96 * 0.01 * 2**0.5, 0.1 + 1.96 * 0.01 * 2**0.5))

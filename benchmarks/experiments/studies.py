@@ -19,6 +19,11 @@ RUNS_CODE = ("m2n2_digits",)  # of the catalogue itself
 # Of a study: a search that may take half of it, its twin, and what the holdout asks of both.
 CAP_MINUTES = {TINY: 15.0, SMOLLM2: 60.0}
 TINY_SEEDS = (0, 1, 2)
+GRID, RANDOM = "best of the grid, in hindsight", "random search"  # what claims are about
+FRONT, FRONT_OF_RANDOM = "front: references and grid", "front: random search"
+WHO = "who takes part matters more than how much"
+LITTLE_LOSS = "layers can go at little loss"
+BEYOND = "a front beyond what single coefficients reach"
 ONE_BY_ONE = {"cohort": 1, "in_flight": 1}  # else the twin of a short search asks much more
 
 
@@ -33,6 +38,9 @@ class Study:
     judge: a fitness whose holdout judges, where the experiment's own cannot (it has no labels).
     after: a study whose best is one of this one's models.
     chosen_seeds: others than those of its scale.
+    against: what the claim is about: a rival of `judging.gains`, a front, or what another `study`
+        has found.
+    keeps: the claim is that little is lost, and not that anything is gained.
     """
 
     name: str
@@ -42,6 +50,8 @@ class Study:
     judge: str = ""
     after: str = ""
     chosen_seeds: tuple[int, ...] = ()
+    against: str = "best expert"
+    keeps: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -52,27 +62,33 @@ class Study:
 
 
 STUDIES: tuple[Study, ...] = (
-    Study("quickstart", "a coefficient for each expert beats every expert and one for all"),
-    Study("task_arithmetic_per_layer", "with a coefficient for each layer, still more"),
-    Study("ties", "TIES beats task arithmetic"),
-    Study("evolutionary_ps", "searched DARE-TIES beats every expert by far"),
-    Study("evolutionary_dfs", "stacks of layers beat the experts a little"),
+    Study("quickstart", "a coefficient for each expert beats one for all", against=GRID),
+    Study(
+        "task_arithmetic_per_layer",
+        "a coefficient for each layer beats one for each expert",
+        against="study quickstart",
+    ),
+    Study("ties", "TIES beats task arithmetic", against="study quickstart"),
+    Study("evolutionary_ps", "searched DARE-TIES beats every expert"),
+    Study("evolutionary_dfs", "a stack of layers beats the experts a little"),
     Study(
         "evolutionary_ps_then_dfs",
-        "a stack of the merge's layers gains over the merge",
+        "a stack of a merge's layers gains over the merge",
         after="evolutionary_ps",
     ),
-    Study("quickstart_pareto", "a front beyond what single coefficients reach"),
+    Study("quickstart_pareto", "a front beyond what single coefficients reach", against=FRONT),
+    Study("map_pareto", "the front of a grid at a tenth of its evaluations", against=FRONT),
+    Study("m2n2", "chosen mates beat random lineages", against=RANDOM),
+    Study("m2n2_digits", "lineages beat both networks"),
     Study(
-        "map_pareto",
-        "the front of a grid, at a tenth of its evaluations",
+        "merge3",
+        "item response theory keeps quality on a fraction of the items",
+        against="study evolutionary_ps",
+        keeps=True,
     ),
-    Study("m2n2", "attraction and split points beat random lineages"),
-    Study("m2n2_digits", "lineages beat a genetic algorithm and the two networks"),
-    Study("merge3", "item response theory keeps quality at a fiftieth of the items"),
-    Study("reinforced_merging", "an agent's walk beats the merges that it can take layers from"),
-    Study("gptailor_1_of_6", "layers can go at little loss"),
-    Study("gptailor", "a quarter of the layers can go: 97 % is kept"),
+    Study("reinforced_merging", "an agent's walk beats the models that it takes layers from"),
+    Study("gptailor_1_of_6", LITTLE_LOSS, against=GRID, keeps=True),
+    Study("gptailor", LITTLE_LOSS, against=GRID, keeps=True),
     Study("recycle", "an average of checkpoints of one run beats each of them"),
     Study("model_glue", "a greedy soup beats the best expert", twin=ONE_BY_ONE),
     Study("kinship", "exploration by kinship beats the best expert", twin=ONE_BY_ONE),
@@ -80,69 +96,93 @@ STUDIES: tuple[Study, ...] = (
         "quickstart_label_free",
         "without labels, most of what labels give",
         judge="tiny_mean",
+        against="study quickstart",
+        keeps=True,
     ),
-    Study("cycle_qd", "quality diversity finds a better front"),
-    Study("lora_experts", "clusters of rank-one units beat other merges of adapters"),
-    Study("lora_concat", "all rank-one units, with a weight for each expert"),
-    Study("smollm2_two_of_five", "who takes part matters more than how much", SMOLLM2),
-    Study("smollm2_two_of_five_cma", "who takes part matters more than how much", SMOLLM2),
+    Study("cycle_qd", "quality diversity finds a better front", against=FRONT_OF_RANDOM),
+    Study(
+        "lora_experts",
+        "clusters of rank-one units beat other merges of adapters",
+        against="study lora_concat",
+    ),
+    Study("lora_concat", "a weight for each adapter beats every adapter"),
+    Study("smollm2_two_of_five_cma", WHO, SMOLLM2, against=GRID),
+    Study("smollm2_two_of_five", WHO, SMOLLM2, against=GRID),
     Study(
         "smollm2_two_of_five_random",
         "what random search found once, it finds again",
         SMOLLM2,
         twin=None,
         chosen_seeds=(1,),
+        against=GRID,
     ),
-    Study("smollm2_two_of_five_front", "a front beyond what single coefficients reach", SMOLLM2),
+    Study("smollm2_two_of_five_front", BEYOND, SMOLLM2, against=FRONT),
+    Study(
+        "smollm2_two_of_five_map", "a surface finds it where races do not", SMOLLM2, against=FRONT
+    ),
     Study(
         "smollm2_two_of_five_front_random",
         "what random search found once, it finds again",
         SMOLLM2,
         twin=None,
         chosen_seeds=(1,),
+        against=FRONT,
     ),
-    Study("smollm2_two_of_five_map", "a surface finds it where races do not", SMOLLM2),
-    Study("smollm2_conflict", "a front beyond what single coefficients reach", SMOLLM2),
+    Study("smollm2_conflict", BEYOND, SMOLLM2, against=FRONT),
     Study(
         "smollm2_conflict_map",
-        "the front of a grid, at a tenth of its evaluations",
+        "the front of a grid at a tenth of its evaluations",
         SMOLLM2,
+        against=FRONT,
     ),
-    Study("smollm2_per_expert", "so it does on a real model", SMOLLM2),
-    Study("smollm2_per_layer", "and with a coefficient for each layer, still more", SMOLLM2),
-    Study("smollm2_ties", "TIES beats task arithmetic", SMOLLM2),
-    Study("smollm2_evolutionary_ps", "searched DARE-TIES beats every expert by far", SMOLLM2),
-    Study("smollm2_evolutionary_dfs", "stacks of layers beat the experts a little", SMOLLM2),
+    Study("smollm2_per_expert", "a coefficient for each expert beats one", SMOLLM2, against=GRID),
+    Study(
+        "smollm2_per_layer",
+        "a coefficient for each layer beats one for each expert",
+        SMOLLM2,
+        against="study smollm2_per_expert",
+    ),
+    Study(
+        "smollm2_ties", "TIES beats task arithmetic", SMOLLM2, against="study smollm2_per_expert"
+    ),
+    Study("smollm2_evolutionary_ps", "searched DARE-TIES beats every expert", SMOLLM2),
+    Study("smollm2_evolutionary_dfs", "a stack of layers beats the experts a little", SMOLLM2),
     Study(
         "smollm2_ps_then_dfs",
-        "a stack of the merge's layers gains over the merge",
+        "a stack of a merge's layers gains over the merge",
         SMOLLM2,
         after="smollm2_evolutionary_ps",
     ),
-    Study("smollm2_three_skills", "a front beyond what single coefficients reach", SMOLLM2),
+    Study("smollm2_three_skills", BEYOND, SMOLLM2, against=FRONT),
     Study(
         "smollm2_three_skills_map",
-        "the front of a grid, at a tenth of its evaluations",
+        "the front of a grid at a tenth of its evaluations",
         SMOLLM2,
+        against=FRONT,
     ),
-    Study(
-        "smollm2_m2n2",
-        "lineages beat random ones and the experts",
-        SMOLLM2,
-    ),
+    Study("smollm2_m2n2", "chosen mates beat random lineages", SMOLLM2, against=RANDOM),
     Study(
         "smollm2_merge3",
-        "item response theory keeps quality at a fiftieth of the items",
+        "item response theory keeps quality on a fraction of the items",
         SMOLLM2,
+        against="study smollm2_per_expert",
+        keeps=True,
     ),
     Study(
         "smollm2_layer_swapping",
         "bottom and top of a language expert around a task expert's middle beat both",
         SMOLLM2,
     ),
-    Study("smollm2_gptailor_10", "layers can go at little loss", SMOLLM2),
-    Study("smollm2_gptailor_20", "layers can go at little loss", SMOLLM2),
-    Study("smollm2_gptailor_30", "layers can go at little loss", SMOLLM2),
+    *(
+        Study(
+            f"smollm2_gptailor_{n}",
+            "layers can go at little loss",
+            SMOLLM2,
+            against=GRID,
+            keeps=True,
+        )
+        for n in (10, 20, 30)
+    ),
 )
 BY_NAME = {study.name: study for study in STUDIES}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Json = dict[str, Any]
 Found = Mapping[str, Sequence[Json]]  # study -> its outcomes, seed by seed
 KEPT = Path(__file__).parents[1] / "results" / "experiments"
 FRONT = "smollm2_conflict"  # the study whose front is drawn
+MARGIN = 0.02  # what may be lost where a claim is that little is
 BEGIN, END = "<!-- made: {} -->", "<!-- end: {} -->"
 RIVALS = (
     "best expert",
@@ -136,6 +138,54 @@ def gains_table(found: Found) -> Iterator[str]:
             yield f"| `{study}` | {len(rows)} | {own} | {' | '.join(cells)} |"
 
 
+def claim_gap(study: Study, found: Found) -> tuple[float, float, float] | None:
+    """What was found minus what the study's claim is about."""
+    rows = found[study.name]
+    kind, _, name = study.against.partition(" ")
+    if kind == "front:":
+        told = [row["fronts"]["gains_above_base"][name] for row in rows]
+        return tuple(told[0]) if len(told) == 1 else interval([value for value, _, _ in told])
+    if kind != "study":
+        return gap(rows, study.against)
+    pairs = [
+        (row["scores"]["found"], other["scores"]["found"])
+        for row in rows
+        for other in found[name]
+        if row["seed"] == other["seed"]
+    ]
+    gains = [own["mean"] - other["mean"] for own, other in pairs]
+    if len(pairs) == 1:  # two runs on the same items, as if they were independent: too wide
+        half = 1.96 * math.hypot(*(one["standard_error"] for one in pairs[0]))
+        return gains[0], gains[0] - half, gains[0] + half
+    return interval(gains) if pairs else None
+
+
+def verdict(study: Study, told: tuple[float, float, float]) -> str:
+    """In words; the margin of what is to be kept is .02."""
+    if not any(told):
+        return "the same model"
+    least = -MARGIN if study.keeps else 0.0
+    if told[1] > least:
+        return "holds" + (f", within {MARGIN:.2f}" if study.keeps else "")
+    if told[2] < least:
+        return "does not hold" + ("" if study.keeps else ": the reverse")
+    return "not told apart"
+
+
+def claims_table(found: Found) -> Iterator[str]:
+    """What the papers claim, and what was found here."""
+    yield "| experiment | claim | seeds | minus | difference | here |"
+    yield "|---" * 6 + "|"
+    for study in STUDIES:
+        if found[study.name] and (told := claim_gap(study, found)) is not None:
+            seeds, rival = len(found[study.name]), study.against.replace("study ", "found by ")
+            text = as_text(told)
+            yield (
+                f"| `{study.name}` | {study.claim} | {seeds} | {rival} | {text} | "
+                f"{verdict(study, told)} |"
+            )
+
+
 def scores_table(found: Found) -> Iterator[str]:
     """The held-out means themselves."""
     names = "base | best expert | uniform | grid, hindsight | TIES | DARE | random | found"
@@ -239,6 +289,7 @@ def missing(found: Found) -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
+    "claims": claims_table,
     "gains": gains_table,
     "scores": scores_table,
     "fronts": fronts_table,
