@@ -274,7 +274,10 @@ def test_a_changed_experiment_is_not_done(tmp_path: Path, monkeypatch: pytest.Mo
     changed = config_of(study, 1, tmp_path)
     monkeypatch.setattr(one, "config_of", lambda *_: changed)
     assert not one.is_done(study, 0, tmp_path)
-    one.set_aside(one.fingerprint(study, 0, tmp_path), [file.parent])
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    one.set_aside(one.fingerprint(study, 0, tmp_path), [file.parent, twin])
+    assert (tmp_path / "old" / f"twin-{told_apart}").exists()
     assert not file.exists()  # the old run is out of the way,
     assert (tmp_path / "old" / f"quickstart-0-{told_apart}" / "outcome.json").exists()
     (file.parent / "begun").touch()

@@ -77,19 +77,31 @@ def fingerprint(study: Study, seed: int, out: Path) -> str:
 
 
 def set_aside(told_apart: str, folders: Sequence[Path]) -> None:
-    """Move runs of what the files said before out of the way; mark the others as of now."""
-    for folder in folders:
-        mark, outcome = folder / MARK, folder / OUTCOME
-        before = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
-        if before is None and outcome.exists():
-            before = json.loads(outcome.read_text(encoding="utf-8")).get("experiment")
-        if before not in (None, told_apart):
+    """Move runs of what the files said before out of the way; mark the others as of now.
+
+    folders: the study's own, and its twin's, which is of the same version if nothing else is known.
+    """
+    versions = [version_of(folder) for folder in folders]
+    for folder, version in zip(folders, versions, strict=True):
+        before = version or versions[0]
+        if folder.exists() and before not in (None, told_apart):
             old = folder.parent / "old" / f"{folder.name}-{before}"
             say(f"{folder.name}: of an earlier version of its files; kept as {old}")
             old.parent.mkdir(exist_ok=True)
             folder.rename(old)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(mark, told_apart + "\n")
+        write_text(folder / MARK, told_apart + "\n")
+
+
+def version_of(folder: Path) -> str | None:
+    """Of the files that a run in a folder is of; None where nobody has noted it."""
+    mark, outcome = folder / MARK, folder / OUTCOME
+    if mark.exists():
+        return mark.read_text(encoding="utf-8").strip()
+    if not outcome.exists():
+        return None
+    noted = json.loads(outcome.read_text(encoding="utf-8")).get("experiment")
+    return None if noted is None else str(noted)
 
 
 def finished(parts: Parts, folder: Path, out: Path) -> None:
