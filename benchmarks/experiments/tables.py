@@ -18,7 +18,7 @@ from evomerge.files import write_text
 Json = dict[str, Any]
 Found = Mapping[str, Sequence[Json]]  # study -> its outcomes, seed by seed
 KEPT = Path(__file__).parents[1] / "results" / "experiments"
-FRONT = "smollm2_conflict"  # the study whose front is drawn
+FRONT = "smollm2_two_of_five_map"  # the study whose front is drawn
 MARGIN = 0.02  # what may be lost where a claim is that little is
 BEGIN, END = "<!-- made: {} -->", "<!-- end: {} -->"
 RIVALS = (
