@@ -285,7 +285,8 @@ def missing(found: Found) -> Iterator[str]:
     """What has no outcome yet."""
     names = [f"`{study}`" for study, rows in found.items() if not rows]
     if names:
-        yield f"Ready to run, and not measured yet: {', '.join(names)}."
+        count = f"{len(names)} of {len(found)}"
+        yield f"Ready to run, and not measured yet, {count}: {', '.join(names)}."
 
 
 TABLES: dict[str, Callable[[Found], Iterator[str]]] = {
