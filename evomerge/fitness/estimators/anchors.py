@@ -67,8 +67,9 @@ class Anchors:
         return made[rotation]
 
     def read(self, seen: Positions, answers: Floats) -> tuple[float, float]:
-        """The weighted mean."""
-        return float(self._weights(seen) @ answers), float(self._spread(seen)[0])
+        """The weighted mean, which rounding does not take beyond the answers."""
+        mean = np.clip(self._weights(seen) @ answers, answers.min(), answers.max())
+        return float(mean), float(self._spread(seen)[0])
 
     def compare(self, seen: Positions, first: Floats, second: Floats) -> tuple[float, float]:
         """The weighted mean of the paired differences."""
