@@ -86,6 +86,8 @@ def set_aside(told_apart: str, folders: Sequence[Path]) -> None:
         before = version or versions[0]
         if folder.exists() and before not in (None, told_apart):
             old = folder.parent / "old" / f"{folder.name}-{before}"
+            while old.exists():  # the files were as they are now once before
+                old = old.with_name(f"{old.name}-again")
             say(f"{folder.name}: of an earlier version of its files; kept as {old}")
             old.parent.mkdir(exist_ok=True)
             folder.rename(old)

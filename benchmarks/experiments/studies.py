@@ -61,6 +61,12 @@ class Study:
         return TINY_SEEDS if self.scale == TINY else (0,)
 
 
+def asked_again(name: str, against: str) -> Study:
+    """A random search that was ahead once, with another seed."""
+    claim = "what random search found once, it finds again"
+    return Study(name, claim, SMOLLM2, twin=None, chosen_seeds=(1,), against=against)
+
+
 STUDIES: tuple[Study, ...] = (
     Study("quickstart", "a coefficient for each expert beats one for all", against=GRID),
     Study(
@@ -108,26 +114,12 @@ STUDIES: tuple[Study, ...] = (
     Study("lora_concat", "a weight for each adapter beats every adapter"),
     Study("smollm2_two_of_five_cma", WHO, SMOLLM2, against=GRID),
     Study("smollm2_two_of_five", WHO, SMOLLM2, against=GRID),
-    Study(
-        "smollm2_two_of_five_random",
-        "what random search found once, it finds again",
-        SMOLLM2,
-        twin=None,
-        chosen_seeds=(1,),
-        against=GRID,
-    ),
+    asked_again("smollm2_two_of_five_random", GRID),
     Study("smollm2_two_of_five_front", BEYOND, SMOLLM2, against=FRONT),
     Study(
         "smollm2_two_of_five_map", "a surface finds it where races do not", SMOLLM2, against=FRONT
     ),
-    Study(
-        "smollm2_two_of_five_front_random",
-        "what random search found once, it finds again",
-        SMOLLM2,
-        twin=None,
-        chosen_seeds=(1,),
-        against=FRONT,
-    ),
+    asked_again("smollm2_two_of_five_front_random", FRONT),
     Study("smollm2_conflict", BEYOND, SMOLLM2, against=FRONT),
     Study(
         "smollm2_conflict_map",
