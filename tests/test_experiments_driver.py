@@ -320,14 +320,14 @@ def test_verdicts_follow_from_intervals(
     told: tuple[float, float, float], keeps: bool, words: str
 ) -> None:
     from studies import Study
-    from tables import verdict
+    from study_tables import verdict
 
     assert verdict(Study("any", "any", keeps=keeps), told) == words
 
 
 def test_claims_about_another_study_are_paired_by_seed() -> None:
     from studies import BY_NAME
-    from tables import claim_gap
+    from study_tables import claim_gap
 
     def row(seed: int, mean: float) -> dict[str, Any]:
         return {"seed": seed, "scores": {"found": {"mean": mean, "standard_error": 0.01}}}

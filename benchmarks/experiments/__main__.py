@@ -49,7 +49,7 @@ def main() -> int:
         run_one(BY_NAME[options.name], options.seed, options.out)
         return 0
     if options.verb == "show":
-        from tables import show
+        from study_tables import show
 
         return show(options.out, options.write)
     from schedule import run_all

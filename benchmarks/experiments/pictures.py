@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tables import gap, shown_name
+from study_tables import gap, shown_name
 
 from evomerge.files import write_bytes
 from evomerge.pareto import non_dominated
