@@ -95,11 +95,13 @@ def add_owned(models: Models, owners: Tensor, factors: Sequence[float], out: Ten
     """
     fused = models.kernels_for(out)
     if fused is not None:
-        told, target = _told(fused, models), _target(fused, out)
-        table, address = np.array(factors, np.float32), owners.data_ptr()
+        told, target = models.told(fused, fused.ALL, _AT_ONCE), _target(fused, out)
+        table, address = told.arranged(np.array(factors, np.float32)), owners.data_ptr()
 
         def run(spans: NDArray[np.int64]) -> Any:
-            return fused.add_owned(told.base, told.sources, address, table, target, spans)
+            return fused.add_owned(
+                told.each, told.stored, told.base, told.sources, address, table, target, spans
+            )
 
         return _each(run, _spans(out.numel()))
     for part, origin, taus in _parts(models):
@@ -117,11 +119,13 @@ def add_by_column(models: Models, factors: NDArray[np.float32], out: Tensor) -> 
     """
     fused, width = models.kernels_for(out), factors.shape[1]
     if fused is not None:
-        told, target = _told(fused, models), _target(fused, out)
-        table = np.ascontiguousarray(factors, np.float32)
+        told, target = models.told(fused, fused.ALL, _AT_ONCE), _target(fused, out)
+        table = np.ascontiguousarray(told.arranged(factors).T)
 
         def run(spans: NDArray[np.int64]) -> Any:
-            return fused.add_by_column(told.base, told.sources, table, target, spans)
+            return fused.add_by_column(
+                told.each, told.stored, told.base, told.sources, table, target, spans
+            )
 
         return _each(run, _spans(out.numel(), width))
     _add_weighed(models, factors[:, None, :], width, out)

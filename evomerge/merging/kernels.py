@@ -607,28 +607,58 @@ def add_agreed_sum(
 
 
 @_kernel
-def add_owned(base: Any, sources: Any, owners: int, factors: Any, out: Any, spans: Any) -> Any:
+def _add_owned(
+    stored: Any,
+    addresses: Any,
+    factors: Any,
+    first: int,
+    owner: Any,
+    start: int,
+    origin: Any,
+    total: Any,
+) -> None:
+    """Set `total` to the moves that sources own, the first of them with number `first`."""
+    for i in range(origin.size):
+        moved = total[i]
+        for k in range(len(addresses)):
+            tau = np.float32(_entry(stored, addresses[k], start + i) - origin[i])
+            moved = factors[k] * tau if owner[i] == np.uint8(first + k) else moved
+        total[i] = moved
+
+
+@_kernel
+def add_owned(
+    each: Any,
+    stored: Any,
+    base: Any,
+    sources: Any,
+    owners: int,
+    factors: Any,
+    out: Any,
+    spans: Any,
+) -> Any:
     """Write W_0 + factors[k] tau_k, k being the entry's owner; whether not all is finite.
 
-    base, sources, out, spans: as of `add_task_vectors`.
+    each, stored, base, sources, out, spans: as of `add_task_vectors`.
     owners: address of a uint8 for each entry: 1 + the owner's number, 0 where there is none.
     factors: (num_sources,) float32.
     """
-    bad = 0
-    tiles = np.empty((3, _TILE), np.float32)
+    bad, count, at_once = 0, sources.shape[1], len(each[0])
+    tiles, buffers = np.empty((2, _TILE), np.float32), np.empty((count, _TILE), np.float32)
+    unified = sources.copy()
+    source_at, factor_at = unified.ctypes.data, factors.ctypes.data
     for span in range(len(spans)):
         for start in range(spans[span, 0], spans[span, 1], _TILE):
             size = min(_TILE, spans[span, 1] - start)
-            origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+            origin, total = tiles[0, :size], tiles[1, :size]
             owner = carray(_pointer(owners + start), (size,), np.uint8)
             _load(base[0], base[1], start, origin)
-            total[:] = np.float32(-0.0)
-            for k in range(sources.shape[1]):
-                _load(sources[0, k], sources[3, k], start, tau)
-                factor, number = factors[k], np.uint8(k + 1)
-                for i in range(size):
-                    moved = factor * (tau[i] - origin[i])
-                    total[i] = moved if owner[i] == number else total[i]
+            _unify(stored, sources, start, buffers[:, :size], unified)
+            total[:] = np.float32(-0.0)  # which leaves a zero its sign
+            for k in range(0, count, at_once):
+                addresses = _tuple_at(each[0], source_at + 8 * k)
+                own = _tuple_at(each[1], factor_at + 4 * k)
+                _add_owned(stored, addresses, own, k + 1, owner, start, origin, total)
             for i in range(size):
                 origin[i] += total[i]
             bad |= _store(origin, out[0], out[1], start)
@@ -636,27 +666,44 @@ def add_owned(base: Any, sources: Any, owners: int, factors: Any, out: Any, span
 
 
 @_kernel
-def add_by_column(base: Any, sources: Any, factors: Any, out: Any, spans: Any) -> Any:
+def _add_weighed(
+    stored: Any, addresses: Any, factors: int, width: int, start: int, origin: Any, total: Any
+) -> None:
+    """Add task vectors, each times its row of factors from that address on, to `total`."""
+    for i in range(origin.size):
+        summed = total[i]
+        for k in range(len(addresses)):
+            tau = np.float32(_entry(stored, addresses[k], start + i) - origin[i])
+            summed += _float32_at(factors + 4 * width * k, i) * tau
+        total[i] = summed
+
+
+@_kernel
+def add_by_column(
+    each: Any, stored: Any, base: Any, sources: Any, factors: Any, out: Any, spans: Any
+) -> Any:
     """Write W_0 + sum_k factors[k] tau_k, a factor for each column; whether not all is finite.
 
-    base, sources, out: as of `add_task_vectors`.
+    each, stored, base, sources, out: as of `add_task_vectors`.
     factors: (num_sources, width) float32.
     spans: (num_spans, 2) int64, of whole rows.
     """
-    bad, width = 0, factors.shape[1]
-    tiles = np.empty((3, _TILE), np.float32)
+    bad, count, at_once, width = 0, sources.shape[1], len(each[0]), factors.shape[1]
+    tiles, buffers = np.empty((2, _TILE), np.float32), np.empty((count, _TILE), np.float32)
+    unified = sources.copy()
+    source_at, factor_at = unified.ctypes.data, factors.ctypes.data
     for span in range(len(spans)):
         for row in range(spans[span, 0], spans[span, 1], width):
             for column in range(0, width, _TILE):
                 size, start = min(_TILE, width - column), row + column
-                origin, tau, total = tiles[0, :size], tiles[1, :size], tiles[2, :size]
+                origin, total = tiles[0, :size], tiles[1, :size]
                 _load(base[0], base[1], start, origin)
-                total[:] = np.float32(-0.0)
-                for k in range(sources.shape[1]):
-                    _load(sources[0, k], sources[3, k], start, tau)
-                    factor = factors[k, column : column + size]
-                    for i in range(size):
-                        total[i] += factor[i] * (tau[i] - origin[i])
+                _unify(stored, sources, start, buffers[:, :size], unified)
+                total[:] = np.float32(-0.0)  # which leaves a zero its sign
+                for k in range(0, count, at_once):
+                    addresses = _tuple_at(each[0], source_at + 8 * k)
+                    own = factor_at + 4 * (width * k + column)
+                    _add_weighed(stored, addresses, own, width, start, origin, total)
                 for i in range(size):
                     origin[i] += total[i]
                 bad |= _store(origin, out[0], out[1], start)

@@ -68,3 +68,28 @@ def test_a_model_that_is_not_finite_is_seen(operator):
     states["a"]["layers.0.mlp.weight"][3, 5] = np.nan
     with pytest.raises(CandidateError, match="the merged tensor is not finite"):
         merged(merger_of(states), states, operator, {"n": 8, "m": 8} if operator == "cabs" else {})
+
+
+@pytest.mark.parametrize("operator", ["cabs", "widen"])
+@pytest.mark.parametrize("stored", ["alike", "mixed"])
+def test_with_more_sources_than_they_read_at_once_the_kernels_are_as_torch(stored, operator):
+    """They are read in turns, and turns are filled up."""
+    number = 9
+    kinds = [torch.float32, torch.bfloat16, torch.float16] if stored == "mixed" else [torch.float16]
+    generator = torch.Generator().manual_seed(number)
+    states = {
+        f"m{k}": {
+            name: torch.randn(shape, generator=generator).to(kinds[k % len(kinds)])
+            for name, shape in SHAPES.items()
+        }
+        for k in range(number)
+    } | {"base": {n: torch.randn(s, generator=generator) for n, s in SHAPES.items()}}
+    sources = [name for name in states if name != "base"]
+    recipe = recipe_of(
+        states, operator, sources, **({"n": 2, "m": 16} if operator == "cabs" else {})
+    )
+    one = dict(merger_of(states).tensors(recipe))
+    with mock.patch("evomerge.merging.reads.kernels", return_value=None):
+        other = dict(merger_of(states).tensors(recipe))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-5)
