@@ -261,6 +261,25 @@ def test_residuals_of_the_experts_are_inherited() -> None:
     assert np.mean(np.abs(gaps[True])) < 0.8 * np.mean(np.abs(gaps[False]))
 
 
+def test_a_merge_that_is_worse_at_everything_is_seen_with_residuals() -> None:
+    """Its experts are as able as each other, so that no mix of them can tell it."""
+    abilities = np.r_[np.random.default_rng(1).normal(0, 1, 60), np.zeros(2)][:, None]
+    answers, items, _ = simulate(62, 600, 9, abilities)
+    generator = np.random.default_rng(2)
+    chance = expit(-items.b - 0.5)  # half a logit below ability 0 on each item
+    merge = (generator.random(600) < chance).astype(np.float64)
+    pool = fit_pool(answers[:60], num_dimensions=1)
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(40):
+        for residuals, found in gaps.items():
+            reading = MpIrt(
+                Side(answers[60:], (0, 1)), seed=seed, num_items=600, pool=pool, residuals=residuals
+            )
+            seen = reading.order([100], 0)
+            found.append(reading.read(seen, merge[seen])[0] - merge.mean())
+    assert np.mean(np.abs(gaps[True])) < 0.8 * np.mean(np.abs(gaps[False]))
+
+
 def test_aipw_is_exactly_unbiased_over_all_samples() -> None:
     """The mean over every sample of 3 of 8 items is the mean of all, whatever the references."""
     from itertools import combinations
@@ -288,6 +307,22 @@ def test_aipw_by_its_definition() -> None:
         correction = len(left) * (answers[i] - x[i] @ beta)
         values.append((answers[others].sum() + (x[left] @ beta).sum() + correction) / 40)
     assert reading.read(seen, answers[seen])[0] == pytest.approx(np.mean(values), abs=1e-12)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_answers_that_are_all_alike_leave_aipw_in_doubt(right: float) -> None:
+    """The references' variance counts as two more answers; of these it is all that there is."""
+    generator = np.random.default_rng(3)
+    side = Side((generator.random((3, 500)) < 0.9).astype(np.float64))
+    reading = Aipw(side, seed=0, num_items=500)
+    seen = reading.order([12], 0)
+    _, variance = reading.read(seen, np.full(12, right))
+    spread = side.references.var(axis=1).mean()  # they have nothing in common, but by chance
+    assert variance == pytest.approx(2 * spread / 13 / 12, rel=0.15)
+    # A lot of answers speak for themselves.
+    many, answers = np.arange(400), (generator.random(400) < 0.9).astype(np.float64)
+    own = answers.var(ddof=1) / 400
+    assert reading.read(many, answers)[1] == pytest.approx(own, rel=0.1)
 
 
 def test_references_make_estimates_better() -> None:

@@ -23,12 +23,18 @@ from evomerge.fitness.estimators.column import (
     mean_of,
 )
 
+BEFOREHAND = 2.0  # answers that weigh as much as what the references say of the variance
+
 
 class Aipw:
     """Mean prediction plus mean cross-fitted residual.
 
     penalty: the ridge's, in answers: how many of them weigh as much as the prior, which is the
         coefficients with which the references predict each other.
+
+    The variance of the residuals is shrunken to that with which the references predict each other
+    (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 4, with 2 prior degrees of freedom): ten answers
+    that are all right are no proof that the next one will be.
     """
 
     def __init__(self, side: Side, *, seed: int, num_items: int, penalty: float = 10.0) -> None:
@@ -43,8 +49,12 @@ class Aipw:
         self._penalty = np.full(1 + len(useful), penalty)
         self._penalty[0] = 0.0
         scale = float(spread[spread > 0].mean()) if len(useful) else 0.0
-        self._prior = np.full(1 + len(useful), scale * exchangeable_coefficient(scaled))
+        coefficient = exchangeable_coefficient(scaled)
+        self._prior = np.full(1 + len(useful), scale * coefficient)
         self._prior[0] = 0.0
+        explained = len(useful) * coefficient * likeness(scaled)
+        # Of what the references leave unexplained in one like them; nothing where there are none.
+        self._variance = float((spread**2).mean()) * (1 - explained) if len(useful) else 0.0
         self._offset = self._features @ self._prior  # (N,), mean 0
 
     def order(self, counts: Sequence[int], rotation: int) -> Positions:
@@ -54,6 +64,10 @@ class Aipw:
     def read(self, seen: Positions, answers: Floats) -> tuple[float, float]:
         """Value and variance (of the cross-fitted residuals)."""
         value, variance = self._read(seen, answers - self._offset[seen])
+        n = len(seen)
+        if n > 1 and self._variance > 0:
+            of_one = (variance * n * (n - 1) + BEFOREHAND * self._variance) / (n - 1 + BEFOREHAND)
+            variance = of_one / n
         return value, variance  # the offset's mean over all items is 0
 
     def compare(self, seen: Positions, first: Floats, second: Floats) -> tuple[float, float]:
@@ -92,13 +106,16 @@ class Aipw:
 def exchangeable_coefficient(scaled: Floats) -> float:
     """With which each of K standardised columns predicts another one like them.
 
-    rho / (1 + (K - 1) rho), rho the mean correlation; 1/2 is taken for it if there is one column.
+    rho / (1 + (K - 1) rho), rho their likeness; of no columns, 0.
     """
+    rho = likeness(scaled)
+    return rho / (1 + (len(scaled) - 1) * rho) if len(scaled) else 0.0
+
+
+def likeness(scaled: Floats) -> float:
+    """The mean correlation of standardised columns, 0 at least; 1/2 where there is one alone."""
     num = len(scaled)
-    if num == 0:
-        return 0.0
-    if num == 1:
-        return 0.5
+    if num < 2:
+        return 0.5 * num
     correlation = scaled @ scaled.T / scaled.shape[1]
-    rho = max(float(correlation[np.triu_indices(num, 1)].mean()), 0.0)
-    return rho / (1 + (num - 1) * rho)
+    return max(float(correlation[np.triu_indices(num, 1)].mean()), 0.0)

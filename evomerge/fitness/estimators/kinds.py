@@ -119,8 +119,8 @@ class IrtOptions(EstimatorOptions):
     variant: mp_irt and gmp_irt know a merge by its experts, p_irt and gp_irt by its answers alone.
     dimensions: of ability.
     anchors: whether anchor points are asked, instead of random items.
-    residuals: whether a merge also inherits what its experts know beyond their ability; for mp_irt
-        and gmp_irt.
+    residuals: whether a merge also has what ability does not tell: its experts' surprises, and a
+        shift of all items; for mp_irt and gmp_irt.
     """
 
     pool: str | dict[str, str] = HISTORY
