@@ -81,6 +81,9 @@ class Killer:
         end = time.monotonic() + self.for_s
         while time.monotonic() < end and not self.over.is_set():
             ready = {w: pid for w, pid in pids_of(pool).items() if w in pool._seats}
+            if not ready:  # the search is over, and its pool closes before we are told
+                self.over.wait(0.01)
+                continue
             worker = str(generator.choice(sorted(ready)))
             start = time.monotonic()
             os.kill(ready[worker], signal.SIGKILL)
