@@ -110,10 +110,15 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def gap(rows: Sequence[Json], name: str) -> tuple[float, float, float] | None:
     """What was found minus a rival: over items of one seed, or over seeds."""
-    told = [row["gains"][name]["gain"] for row in rows if name in row["gains"]]
-    if not told:
-        return None
-    return tuple(told[0]) if len(told) == 1 else interval([value for value, _, _ in told])
+    return over_seeds([row["gains"][name]["gain"] for row in rows if name in row["gains"]])
+
+
+def over_seeds(told: Sequence[Sequence[float]]) -> tuple[float, float, float] | None:
+    """The interval of one seed as it is, or that of several seeds' values; None of no seed."""
+    if len(told) == 1:
+        mean, low, high = told[0]
+        return mean, low, high
+    return interval([value for value, _, _ in told]) if told else None
 
 
 def as_text(told: tuple[float, float, float] | None) -> str:
@@ -143,8 +148,7 @@ def claim_gap(study: Study, found: Found) -> tuple[float, float, float] | None:
     rows = found[study.name]
     kind, _, name = study.against.partition(" ")
     if kind == "front:":
-        told = [row["fronts"]["gains_above_base"][name] for row in rows]
-        return tuple(told[0]) if len(told) == 1 else interval([value for value, _, _ in told])
+        return over_seeds([row["fronts"]["gains_above_base"][name] for row in rows])
     if kind != "study":
         return gap(rows, study.against)
     pairs = [
@@ -219,21 +223,17 @@ def fronts_table(found: Found) -> Iterator[str]:
         if not told:
             continue
         names = ("found", "references and grid", "random search")
+        above = [t["gains_above_base"] for t in told]
         cells = [
             f"{np.mean([t[name]['above_base'] for t in told if name in t]):.4f}"
             if any(name in t for t in told)
             else ""
             for name in names
         ]
-        gaps = []
-        for name in names[1:]:
-            own = [t["gains_above_base"][name] for t in told if name in t["gains_above_base"]]
-            if not own:
-                gaps.append("")
-            else:
-                gaps.append(
-                    as_text(tuple(own[0]) if len(own) == 1 else interval([g[0] for g in own]))
-                )
+        gaps = [
+            as_text(over_seeds([gains[name] for gains in above if name in gains]))
+            for name in names[1:]
+        ]
         yield f"| `{study}` | {len(told)} | {' | '.join(cells)} | {' | '.join(gaps)} |"
 
 
