@@ -3,7 +3,8 @@
 What depends on the tokenizer and the chosen requests alone is planned once and kept; per candidate
 only the model runs. The numbers are those of lm-evaluation-harness's `HFLM`: the same truncation,
 the same order of requests, and padding on the right, so equal batches give equal bits; trees
-(shared_prefix.py) give the same but for last bits.
+(shared_prefix.py), and an output head that sees the scored positions alone, give the same but for
+last bits.
 
 Not covered: encoder-decoder models.
 """
@@ -29,7 +30,7 @@ class _ScoringBatch:
     """One forward pass and what is read from it.
 
     Scored positions are numbered within the batch; requests that continue the same tokens share
-    them, so the single-token choices of a question cost one row.
+    them, so the single-token choices of a question cost one row of logits.
     """
 
     input_ids: Tensor  # (rows, length), padded on the right
@@ -134,14 +135,18 @@ def _scoring_batch(rows: Sequence[_Row], continuations: Sequence[Tokens]) -> _Sc
     requests: list[int] = []
     starts: list[int] = []
     for number, row in enumerate(rows):
+        known: dict[int, int] = {}  # place in the row -> index into `positions`
         for group, places in zip(row.requests, row.places, strict=True):
-            positions.extend(number * width + place for place in places)
+            for place in places:
+                if place not in known:
+                    known[place] = len(positions)
+                    positions.append(number * width + place)
             for request in group:
                 continuation = continuations[request]
                 requests.append(request)
                 starts.append(len(tokens))
                 tokens.extend(continuation)
-                token_positions.extend(range(len(positions) - len(continuation), len(positions)))
+                token_positions.extend(known[place] for place in places[-len(continuation) :])
     lengths = np.diff([*starts, len(tokens)])
     by_length = []
     for length in np.unique(lengths):
@@ -162,9 +167,16 @@ def _scoring_batch(rows: Sequence[_Row], continuations: Sequence[Tokens]) -> _Sc
 
 
 def log_likelihoods(
-    module: nn.Module, plan: ContinuationPlan, clock: ForwardClock
+    module: nn.Module, plan: ContinuationPlan, clock: ForwardClock, *, whole_head: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Log-likelihood of every continuation, and whether greedy decoding would give it.
+
+    Args:
+        module: a causal language model.
+        plan: what is asked.
+        clock: gets the time of the forward passes.
+        whole_head: compute the logits of all positions, as HFLM does, where rows are no trees; else
+            of the scored ones alone, which may change last bits.
 
     Returns:
         (requests,) summed log-probabilities in nats, not finite where the logits are not, and
@@ -176,13 +188,14 @@ def log_likelihoods(
     with torch.inference_mode():
         for batch in plan.batches:
             positions = batch.positions.to(device)
-            if batch.trees is None:
-                input_ids = batch.input_ids.to(device)
-                with clock:
-                    logits = module(input_ids).logits.flatten(0, 1)[positions]
-            else:
+            if batch.trees is not None:
                 inputs = batch.trees.inputs(module)
-                with clock:
+            else:
+                inputs = {"input_ids": batch.input_ids.to(device)}
+            with clock:
+                if whole_head and batch.trees is None:
+                    logits = module(**inputs).logits.flatten(0, 1)[positions]
+                else:
                     logits = logits_at(module, inputs, positions)
             # A bfloat16 log-softmax has steps of an eighth at -20, and choices would tie.
             log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32).cpu()

@@ -80,9 +80,9 @@ class LmEvalTask:
         chat_template: make a conversation of each prompt, by the tokenizer's chat template.
         fewshot_as_multiturn: with turns of their own for the examples; else they are one message.
         max_new_tokens: length of the longest answer; what the task says where that is less.
-        shared_prefix: compute what a question's choices share once, which changes the last bits of
-            log-likelihoods; by default where it saves a fifth of the tokens. Models that cannot
-            are asked one choice a row.
+        shared_prefix: compute what a question's choices share once; by default where it saves a
+            fifth of the tokens. Models that cannot are asked one choice a row. False gives
+            log-likelihoods to the last bit as lm-eval does, with the output head everywhere.
         higher_is_better: what the score's sign follows; what the task says by default.
         worst: the score of an item that could not be answered, while others could; where the
             metric is an accuracy or an exact match, it is known.

@@ -54,14 +54,16 @@ class LikelihoodRun:
         self._scores: dict[tuple[Any, ...], float] = {}
 
     def prepare(self, module: torch.nn.Module) -> None:
-        """Decide whether prefixes are shared, for whatever weights the module will have."""
-        if self._wants_trees:
+        """Decide how the module is asked, for whatever weights it will have."""
+        if self._may_round:
             self._takes_trees.decide(module)
 
     def respond(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> Answered:
         """Columns of the responses, as `LmEvalTask` tells; no texts; what could not be answered."""
-        plan, bounds, choices = self._plan_for(module, items)
-        sums, greedy = log_likelihoods(module, plan, self.task.clock)
+        takes_trees = self._may_round and self._takes_trees(module)
+        plan, bounds, choices = self._plan_for(items) if takes_trees else self._plans(items)
+        # A model that passed the probe has a head that may be given some of the positions.
+        sums, greedy = log_likelihoods(module, plan, self.task.clock, whole_head=not takes_trees)
         finite = np.logical_and.reduceat(np.isfinite(sums), bounds[:-1])  # (items,)
         failures = {items[place]: NOT_FINITE for place in np.flatnonzero(~finite)}
         columns: Columns = {}
@@ -105,8 +107,8 @@ class LikelihoodRun:
             scores.append(value)
         return column(scores)
 
-    def _plan_for(self, module: torch.nn.Module, items: tuple[ItemId, ...]) -> _LikelihoodPlan:
-        if self._wants_trees and self._takes_trees(module):
+    def _plan_for(self, items: tuple[ItemId, ...]) -> _LikelihoodPlan:
+        if self._wants_trees:
             made = self._trees(items)
             window = attention_window(self.encoder.config)
             if window is None or made[0].depth <= window:
@@ -114,9 +116,14 @@ class LikelihoodRun:
         return self._plans(items)
 
     @cached_property
+    def _may_round(self) -> bool:
+        """Whether last bits may differ from lm-eval's."""
+        return not self.task.items_have_one_request and self.task.shared_prefix is not False
+
+    @cached_property
     def _wants_trees(self) -> bool:
         """Whether what the task's items share is worth it: decided by its first items, for all."""
-        if self.task.items_have_one_request or self.task.shared_prefix is False:
+        if not self._may_round:
             return False
         if self.task.shared_prefix:
             return True

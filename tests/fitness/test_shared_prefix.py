@@ -24,6 +24,7 @@ from torch import nn
 
 from evomerge.documents import Document
 from evomerge.experiment.config import parse_experiment
+from evomerge.fitness.likelihoods import log_likelihoods
 from evomerge.fitness.shared_prefix import TokenTree, TreeProbe, TreeRows, attention_window
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
@@ -126,7 +127,7 @@ def test_a_window_shorter_than_the_question_is_respected():
         asset("pick", shared_prefix=shared).respond(model, range(40)).columns
         for shared in (False, True)
     )
-    np.testing.assert_array_equal(together["margin"], apart["margin"])
+    np.testing.assert_allclose(together["margin"], apart["margin"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,30 +227,61 @@ def test_sharing_is_chosen_where_it_saves(resident):
     def shares(**options):
         task = asset("pick", **options)
         run = task._run(resident.tokenizer, resident.module.config)
-        return run._plan_for(resident.module, (0, 1))[0].depth > 0
+        return run._plan_for((0, 1))[0].depth > 0
 
     assert all([shares(), shares(num_fewshot=2), shares(shared_prefix=True)])
     assert not shares(shared_prefix=False)
     for shared in (None, True):  # one request an item: nothing is shared
         sums = asset("finish", shared_prefix=shared)
         run = sums._run(resident.tokenizer, resident.module.config)
-        assert run._plan_for(resident.module, (0, 1))[0].depth == 0
+        assert run._plan_for((0, 1))[0].depth == 0
 
 
-def test_the_head_sees_scored_places_alone(resident):
+def rows_of_the_head(resident, task):
+    """How many positions the output head sees when all items are asked."""
+    task.respond(resident, [0])  # the probe's forward passes too
     rows = []
     handle = resident.module.lm_head.register_forward_hook(
         lambda module, args, output: rows.append(output.shape[:2].numel())
     )
-    task = asset("pick", shared_prefix=True)
-    task.respond(resident, [0])  # the probe's forward passes too
-    rows.clear()
     task.respond(resident, task.items)
     handle.remove()
+    return sum(rows)
+
+
+def test_the_head_sees_scored_places_alone(resident):
+    task = asset("pick", shared_prefix=True)
     run = task._run(resident.tokenizer, resident.module.config)
     (batch,) = run._plan(tuple(task.items), trees=True)[0].batches
-    assert rows == [len(batch.positions)]
-    assert rows[0] < batch.input_ids.numel() / 1.5
+    seen = rows_of_the_head(resident, task)
+    assert seen == len(batch.positions) == len(set(batch.positions.tolist()))
+    assert seen < batch.input_ids.numel() / 1.5
+
+
+def test_single_tokens_cost_a_row_of_the_head_a_question(resident):
+    choices = {"doc_to_choice": ["a", "b", "c"], "doc_to_target": "b"}
+    task, exact = (asset("pick", overrides=choices, shared_prefix=s) for s in (None, False))
+    assert rows_of_the_head(resident, task) == len(task.items)
+    assert rows_of_the_head(resident, exact) > 5 * len(task.items)
+    ours, theirs = (one.respond(resident, task.items).columns for one in (task, exact))
+    assert ours["choice"].tolist() == theirs["choice"].tolist()
+    np.testing.assert_allclose(ours["margin"], theirs["margin"], rtol=0, atol=1e-4)
+
+
+def test_sums_of_log_probabilities_hold_what_choices_share(resident):
+    """Against one forward pass for each choice, read by hand."""
+    task = asset("pick", shared_prefix=True)
+    run = task._run(resident.tokenizer, resident.module.config)
+    items = tuple(task.items[:10])
+    plan = run._plan(items, trees=True)[0]
+    sums, _ = log_likelihoods(resident.module, plan, task.clock)
+    pairs = [pair for item in items for pair in run._encoded(item)]
+    with torch.inference_mode():
+        for (context, continuation), total in zip(pairs, sums, strict=True):
+            logits = resident.module(torch.tensor([context + continuation])).logits[0]
+            told = logits.log_softmax(-1)[len(context) - 1 : -1]
+            expected = sum(told[i, token].item() for i, token in enumerate(continuation))
+            assert total == pytest.approx(expected, abs=1e-4)
 
 
 def test_sharing_is_part_of_what_a_task_is():
