@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import binom
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
@@ -310,19 +311,53 @@ def test_aipw_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
+def test_answers_that_are_all_alike_leave_a_plain_mean_in_doubt(right: float) -> None:
+    """As if one more had been right and one wrong; a difference is read as it is."""
+    reading = RandomItems(Side(), seed=0, num_items=500)
+    seen, answers = np.arange(8), np.full(8, right)
+    squares = 10 * np.var([*answers, 0.0, 1.0])
+    assert reading.read(seen, answers) == (right, pytest.approx(squares / 7 / 8))
+    assert reading.compare(seen, answers, np.zeros(8)) == (right, 0.0)
+    assert reading.read(seen, np.full(8, 0.5))[1] == 0.0  # neither right nor wrong
+
+
+@pytest.mark.parametrize("n", [10, 30, 100])
+def test_intervals_of_few_right_or_wrong_answers_cover(n: int) -> None:
+    """Exactly, by the binomial distribution; Wald's own fall to nothing at both ends."""
+    rates, counts = np.linspace(0.02, 0.98, 97), np.arange(n + 1)
+    reading, seen = RandomItems(Side(), seed=0, num_items=n), np.arange(n)
+    read = [reading.read(seen, (seen < count).astype(np.float64)) for count in counts]
+    value, half = np.array([(v, 1.96 * variance**0.5) for v, variance in read]).T
+    held = np.abs(value - rates[:, None]) <= half  # (rates, counts)
+    coverage = (binom.pmf(counts, n, rates[:, None]) * held).sum(axis=1)
+    assert 0.93 < coverage.mean() < 0.97
+    assert coverage.min() > 0.8
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
 def test_answers_that_are_all_alike_leave_aipw_in_doubt(right: float) -> None:
-    """The references' variance counts as two more answers; of these it is all that there is."""
+    """The references' variance counts as two more answers, and one more is right and one wrong."""
     generator = np.random.default_rng(3)
     side = Side((generator.random((3, 500)) < 0.9).astype(np.float64))
     reading = Aipw(side, seed=0, num_items=500)
     seen = reading.order([12], 0)
     _, variance = reading.read(seen, np.full(12, right))
     spread = side.references.var(axis=1).mean()  # they have nothing in common, but by chance
-    assert variance == pytest.approx(2 * spread / 13 / 12, rel=0.15)
+    squares = 14 * np.var([*np.full(12, right), 0.0, 1.0])
+    assert variance == pytest.approx((squares + 2 * spread) / 13 / 12, rel=0.15)
     # A lot of answers speak for themselves.
     many, answers = np.arange(400), (generator.random(400) < 0.9).astype(np.float64)
     own = answers.var(ddof=1) / 400
     assert reading.read(many, answers)[1] == pytest.approx(own, rel=0.1)
+
+
+def test_references_that_are_copies_leave_no_variance_below_zero() -> None:
+    generator = np.random.default_rng(0)
+    for num_items in range(20, 60):
+        row = (generator.random(num_items) < 0.5).astype(np.float64)
+        reading = Aipw(Side(np.tile(row, (3, 1))), seed=0, num_items=num_items)
+        seen = reading.order([8], 0)
+        assert reading.read(seen, row[seen])[1] >= 0
 
 
 def test_references_make_estimates_better() -> None:

@@ -21,6 +21,7 @@ from evomerge.fitness.estimators.column import (
     Side,
     check_side,
     mean_of,
+    one_more_of_each,
 )
 
 BEFOREHAND = 2.0  # answers that weigh as much as what the references say of the variance
@@ -33,8 +34,9 @@ class Aipw:
         coefficients with which the references predict each other.
 
     The variance of the residuals is shrunken to that with which the references predict each other
-    (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 4, with 2 prior degrees of freedom): ten answers
-    that are all right are no proof that the next one will be.
+    (Smyth 2004, doi:10.2202/1544-6115.1027, eq. 4, with 2 prior degrees of freedom). Where answers
+    are right or wrong, it counts one of each more, as a plain mean does, less what the references
+    explain.
     """
 
     def __init__(self, side: Side, *, seed: int, num_items: int, penalty: float = 10.0) -> None:
@@ -53,8 +55,10 @@ class Aipw:
         self._prior = np.full(1 + len(useful), scale * coefficient)
         self._prior[0] = 0.0
         explained = len(useful) * coefficient * likeness(scaled)
-        # Of what the references leave unexplained in one like them; nothing where there are none.
-        self._variance = float((spread**2).mean()) * (1 - explained) if len(useful) else 0.0
+        # Of the variance of one like the references; copies may explain more than all by rounding.
+        self._unexplained = max(0.0, 1 - explained)
+        # Of what they leave unexplained in one like them; nothing where there are none.
+        self._variance = float((spread**2).mean()) * self._unexplained if len(useful) else 0.0
         self._offset = self._features @ self._prior  # (N,), mean 0
 
     def order(self, counts: Sequence[int], rotation: int) -> Positions:
@@ -65,9 +69,10 @@ class Aipw:
         """Value and variance (of the cross-fitted residuals)."""
         value, variance = self._read(seen, answers - self._offset[seen])
         n = len(seen)
-        if n > 1 and self._variance > 0:
-            of_one = (variance * n * (n - 1) + BEFOREHAND * self._variance) / (n - 1 + BEFOREHAND)
-            variance = of_one / n
+        if n > 1:
+            squares = variance * n * (n - 1) + one_more_of_each(answers) * self._unexplained
+            prior = BEFOREHAND if self._variance > 0 else 0.0
+            variance = (squares + prior * self._variance) / (n - 1 + prior) / n
         return value, variance  # the offset's mean over all items is 0
 
     def compare(self, seen: Positions, first: Floats, second: Floats) -> tuple[float, float]:

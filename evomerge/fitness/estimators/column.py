@@ -103,6 +103,24 @@ def mean_of(values: Floats) -> tuple[float, float]:
     return float(values.mean()), float(values.var(ddof=1)) / n if n > 1 else 0.0
 
 
+def one_more_of_each(answers: Floats) -> float:
+    """What a right and a wrong answer more would add to the sum of squares: n p (1 - p), p = x / n.
+
+    0 where the answers are not all 0 or 1. Laplace's rule of succession: eight that are all right
+    are no proof that the next one will be. Intervals of two standard errors around few or nearly
+    equal answers then cover what they should (Agresti & Coull 1998, doi:10.2307/2685469, who add
+    two of each and move the centre, too; here it stays unbiased).
+    """
+    if not ((answers == 0) | (answers == 1)).all():
+        return 0.0
+    n, right = len(answers), float(answers.sum())
+
+    def squares(n: int, right: float) -> float:
+        return right * (n - right) / n
+
+    return squares(n + 2, right + 1) - squares(n, right)
+
+
 class Cached:
     """The last few results of a function of positions: all candidates of a cohort share them."""
 
@@ -132,9 +150,12 @@ class RandomItems:
         return window(self._ring, counts[-1], rotation)
 
     def read(self, seen: Positions, answers: Floats) -> tuple[float, float]:
-        """The mean of the answers."""
+        """The mean of the answers; where they are right or wrong, with one more of each in s^2."""
         del seen
-        return mean_of(answers)
+        n, (mean, variance) = len(answers), mean_of(answers)
+        if n > 1:
+            variance += one_more_of_each(answers) / (n - 1) / n
+        return mean, variance
 
     def compare(self, seen: Positions, first: Floats, second: Floats) -> tuple[float, float]:
         """The mean of the paired differences: what makes an item hard for both cancels."""
