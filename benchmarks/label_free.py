@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.api import Run
 from evomerge.documents import read_yaml
 from evomerge.experiment.config import read_experiment, read_fitness
 from evomerge.experiment.run import run_experiment
@@ -27,6 +26,7 @@ from evomerge.pools.worker import Worker
 from evomerge.recipe import Recipe
 from evomerge.records import Job
 from evomerge.results.references import reference_recipes
+from evomerge.run import Run
 
 EXPERIMENTS = {"labels": "quickstart", "label_free": "quickstart_label_free"}
 RESAMPLES = 10_000

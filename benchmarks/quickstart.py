@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.api import Run
 from evomerge.experiment.config import ExperimentConfig, read_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.experiment.wire import Parts, wire
@@ -26,6 +25,7 @@ from evomerge.pools.worker import Worker
 from evomerge.records import Job, Measurements
 from evomerge.results.intervals import paired_gain
 from evomerge.results.references import ARITHMETIC
+from evomerge.run import Run
 
 EXPERIMENTS = ("quickstart", "random_baseline", "quickstart_racing")
 

@@ -30,13 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from evomerge.api import Run
 from evomerge.documents import Document, parse
 from evomerge.experiment.config import ExperimentConfig, parse_experiment, read_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.files import catalogue_folder
 from evomerge.genes import Choice
 from evomerge.records import Estimate, Evaluation, Facts, Genome, Score
+from evomerge.run import Run
 from evomerge.searchers import make_searcher
 
 LAYERS, SOURCES, EPISODES, TARGET = 12, 4, 700, 0.97

@@ -33,7 +33,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from evomerge.api import Run
 from evomerge.documents import Document, parse
 from evomerge.experiment.config import ExperimentConfig, parse_experiment, read_experiment
 from evomerge.experiment.recorded import Recorded, read_run
@@ -42,6 +41,7 @@ from evomerge.experiment.run import run_experiment
 from evomerge.files import catalogue_folder
 from evomerge.fitness.split import split_items
 from evomerge.records import Candidate
+from evomerge.run import Run
 
 FEW = {"items": 8, "rotate": True}  # of each task, others for each generation
 VARIANTS: dict[str, dict[str, Any]] = {  # an estimator, and options of the searcher beside it

@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.api import Run, merge, search
+    from evomerge.api import merge, search
     from evomerge.errors import EvomergeError
     from evomerge.merging.input_scales import apply_scales
     from evomerge.recipe import Merge, ModelSource, Recipe, Slot
     from evomerge.records import Candidate
+    from evomerge.run import Run
 
 __all__ = [
     "Candidate",
@@ -34,7 +35,7 @@ _HOMES = {
     "Merge": "evomerge.recipe",
     "ModelSource": "evomerge.recipe",
     "Recipe": "evomerge.recipe",
-    "Run": "evomerge.api",
+    "Run": "evomerge.run",
     "Slot": "evomerge.recipe",
     "apply_scales": "evomerge.merging.input_scales",
     "merge": "evomerge.api",

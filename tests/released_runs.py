@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.api import Run
 from evomerge.documents import Document
 from evomerge.errors import CandidateError
 from evomerge.experiment import run as runs
@@ -30,6 +29,7 @@ from evomerge.experiment.config import parse_experiment
 from evomerge.experiment.wire import InMemory
 from evomerge.ledger import LEDGER, Ledger
 from evomerge.records import Responses
+from evomerge.run import Run
 
 ASSETS = Path(__file__).parent / "assets" / "ledgers"
 NAMES = ("layers.0.weight", "layers.1.weight", "head.weight")

@@ -123,7 +123,7 @@ def test_gains_and_hypervolumes_are_those_of_the_answers(tiny_zoo: Path, tmp_pat
     from answers import Answers
     from judging import baselines, judged
 
-    from evomerge.api import Run
+    from evomerge.run import Run
 
     config = small(BOTH)
     run_experiment(config, tmp_path / "run")

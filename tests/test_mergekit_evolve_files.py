@@ -11,10 +11,10 @@ import pytest
 import yaml
 from mergekit_cases import states, write_models
 
-from evomerge.api import Run
 from evomerge.cli import main
 from evomerge.errors import ConfigurationError, ModelError
 from evomerge.experiment.config import ExperimentConfig, read_experiment
+from evomerge.run import Run
 
 GENOME = {"models": ["a", "b"], "base_model": "base", "merge_method": "ties"}
 FILE = {"genome": GENOME, "tasks": ["first"]}

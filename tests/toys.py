@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.api import Run
 from evomerge.documents import Document
 from evomerge.experiment import run as runs
 from evomerge.experiment.config import ExperimentConfig, parse_experiment
@@ -23,6 +22,7 @@ from evomerge.experiment.wire import InMemory
 from evomerge.fitness.python_task import PythonFitness
 from evomerge.ledger import Ledger
 from evomerge.records import Candidate, Evaluation, Outcome
+from evomerge.run import Run
 
 NUM_ITEMS = 44
 SPLIT = {"search": 24, "fresh": 10, "holdout": 10}

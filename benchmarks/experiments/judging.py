@@ -12,7 +12,6 @@ import numpy as np
 from answers import Answers
 from numpy.typing import NDArray
 
-from evomerge.api import Run
 from evomerge.experiment.wire import Parts
 from evomerge.ledger import FINAL, LEDGER, REFERENCES, Ledger
 from evomerge.pareto import hypervolume, non_dominated
@@ -20,6 +19,7 @@ from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.records import Measurements
 from evomerge.results.intervals import mean_estimate, mean_of_objectives, paired_gain
 from evomerge.results.references import ARITHMETIC, reference_recipes
+from evomerge.run import Run
 
 Json = dict[str, Any]
 FOUND, RANDOM = "found", "random search"

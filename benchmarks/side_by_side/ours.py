@@ -12,12 +12,12 @@ from typing import Any
 from accounting import CLOCKS, Account, Moment
 from cases import Case
 
-from evomerge.api import Run
 from evomerge.experiment.run import run_experiment
 from evomerge.fitness import forward
 from evomerge.pools.worker import Worker, WorkerSpec
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.records import CandidateId, Evaluation, ItemId, Job, Outcome
+from evomerge.run import Run
 
 MANY = 1_000_000  # candidates: time ends the search
 

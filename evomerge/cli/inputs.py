@@ -12,12 +12,12 @@ from evomerge.errors import ConfigurationError, EvomergeError, Problem
 from evomerge.files import catalogue_folder
 
 if TYPE_CHECKING:
-    from evomerge.api import Run
+    from evomerge.run import Run
 
 
 def open_run(folder: Path) -> Run:
     """The run in a folder."""
-    from evomerge.api import Run
+    from evomerge.run import Run
 
     return Run(folder)
 

@@ -26,9 +26,9 @@ from fitness.test_lm_eval_task import (
 from safetensors.torch import save_file
 from toys import Toy
 
-from evomerge.api import Run
 from evomerge.fitness.lm_eval_task import LmEvalTask
 from evomerge.merging import OPERATORS
+from evomerge.run import Run
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from drivers import command_line
 from released_runs import ASSETS, KINDS, LONGER, facts, given, go_on
 from safetensors.torch import load_file
 
-from evomerge.api import Run
 from evomerge.errors import LedgerDamaged
 from evomerge.ledger import FORMAT, Ledger
+from evomerge.run import Run
 
 VERSIONS = sorted(path.name for path in ASSETS.iterdir())
 LIMIT_BYTES = 300_000  # of a version's

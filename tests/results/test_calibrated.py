@@ -20,7 +20,6 @@ from toys import outcome_of
 from typer.testing import CliRunner
 
 import evomerge
-from evomerge.api import Run
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.cli import app
 from evomerge.errors import ConfigurationError
@@ -28,6 +27,7 @@ from evomerge.experiment import run as runs
 from evomerge.experiment.config import read_experiment
 from evomerge.experiment.wire import wire
 from evomerge.merging.calibration import CALIBRATION, read_calibration
+from evomerge.run import Run
 
 OWN = {"of": {"sort": {"task": "sort"}, "back": {"task": "back"}}, "samples": 10}
 FISHER: dict[str, Any] = {

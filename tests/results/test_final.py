@@ -13,10 +13,10 @@ from rich.console import Console
 from scipy.stats import bootstrap
 from small_run import write_experiment
 
-from evomerge.api import Run
 from evomerge.experiment.config import read_experiment
 from evomerge.experiment.run import run_experiment
 from evomerge.fitness.split import split_items
+from evomerge.run import Run
 from evomerge.score_tables import final_table, front_table, gains_table, summary
 
 SIZES = {"search": 48, "fresh": 24, "holdout": 120}

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import released_runs
 from made_up import MadeUp, make
 
-from evomerge.api import Run
 from evomerge.cli.report import report as report_verb
 from evomerge.errors import ConfigurationError, DiskFull, Interrupted
 from evomerge.experiment import run as runs
@@ -29,6 +28,7 @@ from evomerge.results import report as reports
 from evomerge.results.account import Account
 from evomerge.results.report import report, write_report
 from evomerge.results.report.page import as_json
+from evomerge.run import Run
 
 RELEASED = Path(__file__).parents[2] / "assets" / "ledgers"
 HOSTILE = "</script><img src=x onerror=alert(1)>&lt;b&gt;'\"{{7*7}}<b>é"
