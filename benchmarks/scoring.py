@@ -181,7 +181,7 @@ def share_prefixes(side: Side, family: str, folder: Path, number: int) -> None:
     for shared in (False, None):  # None: where it is worth it
         task = LmEvalTask("endings", task="endings", path=folder, shared_prefix=shared)
         run: Any = task._run(model.tokenizer, model.module.config)
-        tokens.append(run._plan_for(model.module, tuple(task.items))[0].num_tokens)
+        tokens.append(run._plan_for(tuple(task.items))[0].num_tokens)
         start = time.perf_counter()
         answers.append(task.respond(model, task.items).columns)
         times.append(time.perf_counter() - start)

@@ -56,7 +56,7 @@ def test_a_target_is_reached_by_the_first_that_has_all_of_it_surely() -> None:
 
 
 def test_who_was_dropped_has_reached_nothing() -> None:
-    """Four answers that are all right have no standard error."""
+    """Four answers that are all right may look better than any that ran the whole race."""
     progress = Progress({"a": 0.9})
     dropped, best = evaluation(0, 1.0), Evaluation(1, None, Score({"a": Estimate(0.8, 0, 24)}, 2))
     progress.told(best, [dropped, best], 8)

@@ -13,6 +13,7 @@ from evomerge.records import ItemId, Responses
 Place = tuple[int, int]  # the recorded job, and the position in it
 
 LAST_BITS = 1e-5  # times the value (at least 1): what another batch may change
+CHANGED = 1e-4  # what another processor, version or way of scoring may
 NUM_SHOWN = 5  # differences, of each task
 
 
@@ -35,15 +36,15 @@ class Comparison:
         """The recorded jobs of the items that differ."""
         return {self._places[item][0] for item in self.different}
 
-    def add(self, got: Responses, again: int | None = None) -> None:
+    def add(self, got: Responses, again: int | None = None, tolerance: float = LAST_BITS) -> None:
         """Compare; an item that is asked again counts anew.
 
-        again: the recorded job whose batches these are, so that last bits count.
+        again: the recorded job whose batches these are.
+        tolerance: times the value (at least 1): what counts as last bits; 0 where those count.
         """
-        exact = again is not None
         for position, item in enumerate(got.items.tolist()):
             job, place = self._places[item]
-            if exact and job != again:
+            if again is not None and job != again:
                 continue  # it was answered before that job
             self.asked.add(item)
             self.different.pop(item, None)
@@ -54,7 +55,7 @@ class Comparison:
                 now = float(got.columns[name][position])
                 if was == now or (np.isnan(was) and np.isnan(now)):
                     continue
-                if not exact and _near(was, now):
+                if _near(was, now, tolerance):
                     self.inexact.add(item)
                 elif item not in self.different or name == "score":
                     self.different[item] = (name, was, now)
@@ -79,9 +80,9 @@ class Comparison:
         ]
 
 
-def _near(was: float, now: float) -> bool:
+def _near(was: float, now: float, tolerance: float) -> bool:
     """Whether only last bits differ; what is counted has none."""
-    return not was.is_integer() and abs(was - now) <= LAST_BITS * max(1.0, abs(was))
+    return not was.is_integer() and abs(was - now) <= tolerance * max(1.0, abs(was))
 
 
 def places_of(recorded: Sequence[Responses]) -> dict[ItemId, Place]:

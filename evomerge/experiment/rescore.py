@@ -3,7 +3,8 @@
 The folder is loaded as anybody would load it, by transformers alone, asked a sample of the run's
 items again, and compared with the responses in the ledger. Answers depend on the batch in their
 last bits; so a sample that differs is asked once more in the run's own batches, where equal models
-give equal answers to the last bit, on the same kind of processor and with the same versions.
+give equal answers to the last bit, on the same kind of processor and with the same versions; with
+others, but for last bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from evomerge.checkpoints.input_scales import says_scales
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.errors import CandidateError, EvomergeError, ModelError, Problem
-from evomerge.experiment.compared_answers import Comparison, Place, places_of
+from evomerge.experiment.compared_answers import CHANGED, Comparison, Place, places_of
 from evomerge.experiment.config import ExperimentConfig
 from evomerge.experiment.sessions import changes, session_facts, sessions_of
 from evomerge.experiment.tasks import task_entries
@@ -39,7 +40,7 @@ Json = dict[str, Any]
 SAMPLE = 32  # items of each task, by default
 SHARE = 0.05  # of the sampled scores may differ where the processor or a version does
 _VERSIONS = itertools.count(1)  # of what is loaded: tasks keep answers by it
-DECIDES = ("torch", "transformers", "numpy", "machine", "processor", "instructions")
+DECIDES = ("torch", "transformers", "numpy", "machine", "processor", "instructions", "scoring")
 
 
 class Rescorer:
@@ -234,7 +235,11 @@ class Rescorer:
                 comparison.add(task.respond(model, items))
             again = range(len(recorded)) if self._num_items is None else comparison.jobs
             for job in sorted({places[item][0] for item in items} & set(again)):
-                comparison.add(task.respond(model, recorded[job].items.tolist()), job)
+                comparison.add(
+                    task.respond(model, recorded[job].items.tolist()),
+                    job,
+                    tolerance=CHANGED if self._changes else 0.0,
+                )
         except (CandidateError, EvomergeError) as error:
             return {"problems": [Problem(f"task {name}", f"cannot be asked: {error}")]}
         told: Json = {"part": part, "items": len(comparison.asked), "of": known}

@@ -31,6 +31,8 @@ def session_facts() -> dict[str, Any]:
     """Where and with what the driver runs: what a replay that drifts is explained by."""
     import torch
 
+    from evomerge.fitness.likelihoods import REVISION
+
     versions = {}
     for package in RECORDED_VERSIONS:
         try:
@@ -44,6 +46,7 @@ def session_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # what torch's kernels use
+        "scoring": REVISION,
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
@@ -140,4 +143,4 @@ def changes(earlier: Sequence[Facts], now: Facts) -> list[str]:
 def _flat(facts: Facts) -> dict[str, Any]:
     """The versions beside the other facts."""
     rest = {key: value for key, value in facts.items() if key != "versions"}
-    return {**facts.get("versions", {}), **rest}
+    return {"scoring": 1, **facts.get("versions", {}), **rest}  # the first revision noted none

@@ -24,6 +24,8 @@ from torch.nn.functional import log_softmax
 from evomerge.fitness.forward import ForwardClock, Tokens, device_of, padded
 from evomerge.fitness.shared_prefix import TokenTree, TreeRows, logits_at
 
+REVISION = 2  # raised where answers change in their last bits
+
 
 @dataclass(frozen=True)
 class _ScoringBatch:
@@ -194,7 +196,7 @@ def log_likelihoods(
                 inputs = {"input_ids": batch.input_ids.to(device)}
             with clock:
                 if whole_head and batch.trees is None:
-                    logits = module(**inputs).logits.flatten(0, 1)[positions]
+                    logits = module(inputs["input_ids"]).logits.flatten(0, 1)[positions]
                 else:
                     logits = logits_at(module, inputs, positions)
             # A bfloat16 log-softmax has steps of an eighth at -20, and choices would tie.

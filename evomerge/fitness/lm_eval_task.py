@@ -202,7 +202,9 @@ class LmEvalTask:
         self.clock.seconds = seconds
 
     def prepare(self, model: ResidentModel, write: Callable[[str], None]) -> None:
-        """Ask the base whether it takes shared prefixes, so that no candidate decides for others.
+        """Ask the base how models are asked, so that no candidate decides for others.
+
+        Whether they take shared prefixes, and a head that sees scored positions alone.
 
         write: is not called.
 

@@ -163,8 +163,8 @@ class TreeProbe:
     are such a case) and the next candidate is asked. Weights decide nothing else: what is told is
     whether the module's code follows the mask.
 
-    Where it matters that candidates are asked alike whoever was asked before, `decide` on weights
-    that all of them follow.
+    Where it matters that candidates are asked alike, whoever was asked before and in whichever
+    module, `decide` on weights that all of them follow.
     """
 
     _CONTEXT = 7
@@ -172,9 +172,12 @@ class TreeProbe:
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+        self._decided: bool | None = None
 
     def __call__(self, module: nn.Module) -> bool:
         """Whether trees may be asked of the module."""
+        if self._decided is not None:
+            return self._decided
         if module not in self._known:
             answer = self._ask(module)
             if answer is None:
@@ -183,8 +186,8 @@ class TreeProbe:
         return self._known[module]
 
     def decide(self, module: nn.Module) -> None:
-        """Ask the module now and never again; where nothing is shown, it gets no trees."""
-        self._known[module] = self._ask(module) is True
+        """Ask the module now, for all others too; where nothing is shown, they get no trees."""
+        self._decided = self._ask(module) is True
 
     def _ask(self, module: nn.Module) -> bool | None:
         accepted = inspect.signature(module.forward).parameters

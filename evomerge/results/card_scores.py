@@ -60,7 +60,10 @@ def scores_section(found: Found | None) -> str:
 
 
 def _same(parts: Mapping[str, Any]) -> bool:
-    return "told" not in parts or parts["told"] == parts.get("search")
+    """Whether the search's estimate is the mean of all search items: their errors may differ."""
+    told, search = parts.get("told"), parts.get("search") or {}
+    keys = ("value", "num_items")
+    return told is None or all(told.get(key) == search.get(key) for key in keys)
 
 
 def _what_they_are(shown: Sequence[str]) -> str:

@@ -252,7 +252,7 @@ def describe(finale: Finale, candidate: Candidate, fresh: Items) -> Json:
 
     `search` are the means of all that it had to answer among the search items; `told` are the
     estimator's own estimates, which steered the search. Winner's curses are of the latter where
-    there are any: with `full` the two are the same.
+    there are any: with `full` the two have the same values.
     """
     split = finale.split
     row: Json = {"candidate": candidate.id, "label": candidate.label}

@@ -242,9 +242,9 @@ def signal_share(generation: Sequence[Evaluation]) -> float:
             total += float(((values - values.mean()) ** 2).sum())
             noise += float(np.mean([e.standard_error**2 for e in estimates])) * (len(values) - 1)
             count += 1
-    if count == 0 or noise == 0.0:
+    if count == 0 or noise == 0.0 or total == 0.0:
         return 1.0
-    return max(0.0, 1.0 - noise / total) if total > 0 else 0.0
+    return max(0.0, 1.0 - noise / total)
 
 
 def _first_mean(

@@ -166,7 +166,7 @@ def fit(
 
 
 def _precision(errors: Array) -> Array:
-    """Weights of mean 1: an error far below the others' is no certainty (a score of 1 has none)."""
+    """Weights of mean 1: an error far below the others' is no certainty (a cost has none)."""
     variance = np.where(np.isfinite(errors), errors, 0.0) ** 2
     if not variance.any():
         return np.ones(len(errors))

@@ -319,6 +319,8 @@ def test_answers_that_are_all_alike_leave_a_plain_mean_in_doubt(right: float) ->
     assert reading.read(seen, answers) == (right, pytest.approx(squares / 7 / 8))
     assert reading.compare(seen, answers, np.zeros(8)) == (right, 0.0)
     assert reading.read(seen, np.full(8, 0.5))[1] == 0.0  # neither right nor wrong
+    mixed = np.array([0.0, 1, 1, 0, 1, 1, 1, 1])
+    assert reading.read(seen, -mixed)[1] == reading.read(seen, mixed)[1]
 
 
 @pytest.mark.parametrize("n", [10, 30, 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -117,14 +118,16 @@ def test_every_architecture_answers_as_one_by_one(name, attention):
 
 
 def test_a_window_shorter_than_the_question_is_respected():
+    """It is longer than what the probe asks, so that the question's length alone decides."""
     tokenizer = character_tokenizer()
     torch.manual_seed(0)
-    config = transformers.MistralConfig(**SIZES, sliding_window=6)
+    config = transformers.MistralConfig(**SIZES, sliding_window=12)
     module = transformers.MistralForCausalLM(config).eval()
-    assert attention_window(config) == 6
+    assert attention_window(config) == 12
+    assert TreeProbe()(module) is True
     model = Resident(module, tokenizer)
     apart, together = (
-        asset("pick", shared_prefix=shared).respond(model, range(40)).columns
+        asset("pick", shared_prefix=shared, num_fewshot=2).respond(model, range(40)).columns
         for shared in (False, True)
     )
     np.testing.assert_allclose(together["margin"], apart["margin"], rtol=0, atol=1e-5)
@@ -241,7 +244,7 @@ def rows_of_the_head(resident, task):
     """How many positions the output head sees when all items are asked."""
     task.respond(resident, [0])  # the probe's forward passes too
     rows = []
-    handle = resident.module.lm_head.register_forward_hook(
+    handle = resident.module.get_output_embeddings().register_forward_hook(
         lambda module, args, output: rows.append(output.shape[:2].numel())
     )
     task.respond(resident, task.items)
@@ -266,6 +269,16 @@ def test_single_tokens_cost_a_row_of_the_head_a_question(resident):
     ours, theirs = (one.respond(resident, task.items).columns for one in (task, exact))
     assert ours["choice"].tolist() == theirs["choice"].tolist()
     np.testing.assert_allclose(ours["margin"], theirs["margin"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Bloom"])
+def test_models_that_fail_the_probe_keep_the_whole_head(name):
+    model = Resident(made(name, "eager"), character_tokenizer())
+    choices = {"doc_to_choice": ["a", "b", "c"], "doc_to_target": "b"}
+    task, exact = (asset("pick", overrides=choices, shared_prefix=s) for s in (None, False))
+    ours, theirs = (one.respond(model, task.items).columns for one in (task, exact))
+    np.testing.assert_array_equal(ours["margin"], theirs["margin"])
+    assert rows_of_the_head(model, task) == rows_of_the_head(model, exact) > 5 * len(task.items)
 
 
 def test_sums_of_log_probabilities_hold_what_choices_share(resident):
@@ -337,18 +350,26 @@ def test_the_candidates_that_a_worker_met_decide_nothing(tmp_path):
     teacher = {"kind": "teacher_kl", "teacher": "weak", "path": str(prompts)}
     spec = WorkerSpec(models, "base", {"teacher": teacher, "pick": entry})
 
-    def margins(worker: Worker, name: str) -> list[float]:
+    numbers = itertools.count()
+
+    def margins(worker: Worker, name: str, *, ahead: bool = False) -> list[float]:
         recipe = Recipe(
             base="base",
             models={model: ModelSource(path=model) for model in models},
             default=Merge(operator="linear", sources=(name,), parameters={"weight": 1.0}),
         )
-        outcome = worker.run(Job(0, 0, recipe, {"pick": tuple(range(8))}))
+        job = Job(next(numbers), 0, recipe, {"pick": tuple(range(8))})
+        if ahead:  # into the model that was not measured last
+            worker.prepare(job)
+        outcome = worker.run(job)
         (responses,) = outcome.responses
         return [float(value) for value in responses.columns["margin"]]
 
     fresh, used = Worker(spec, "fresh"), Worker(spec, "used")
     margins(used, "other")
     assert margins(fresh, "weak") == margins(used, "weak")
+    two = Worker(replace(spec, ahead=True), "two")
+    told = [margins(two, name, ahead=True) for name in ("weak", "other", "weak")]
+    assert told[0] == told[2] == margins(fresh, "weak")  # whichever of its models it is in
     apart = Worker(replace(spec, tasks={"pick": {**entry, "shared_prefix": False}}), "apart")
     assert margins(apart, "weak") != margins(fresh, "weak")  # trees it was, by last bits

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from evomerge.recipe import Merge, ModelSource, Recipe
 from evomerge.results.account import ObjectiveFacts
 from evomerge.results.card import adapter_card, model_card, recipe_yaml
-from evomerge.results.card_scores import Found
+from evomerge.results.card_scores import HEADS, Found, scores_section
 from evomerge.results.export_index import index_card
 from evomerge.results.exported_rows import exported_row, rows_csv
 from evomerge.results.markdown import block, code, plain, table
@@ -176,6 +176,15 @@ def test_a_hub_reads_the_head_and_the_scores() -> None:
     as_adapter = ModelCard(adapter_card(recipe, "merged", ["a line"], None, origins)).data
     assert as_adapter.base_model == "org/base"
     assert as_adapter.to_dict()["base_model_relation"] == "adapter"
+
+
+def test_an_estimate_that_is_the_mean_of_all_search_items_is_told_once() -> None:
+    """Their errors are made in two ways; where values differ, both are told."""
+    found = found_of("x")
+    assert HEADS["told"] in scores_section(found)
+    for parts in found.row["objectives"].values():
+        parts["told"] = {**parts["search"], "standard_error": 0.2}
+    assert HEADS["told"] not in scores_section(found)
 
 
 def test_a_hub_is_told_of_no_path() -> None:

@@ -280,6 +280,43 @@ def test_on_another_machine_few_differences_are_told_and_many_are_an_error(
         rescorer(folder, None).check(candidate, here)
 
 
+@pytest.mark.parametrize("fact", ["instructions", "scoring"])
+def test_last_bits_count_where_nothing_was_changed(
+    folder: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    """On another processor, or since answers are asked otherwise, all of them may differ so."""
+    from evomerge.fitness.lm_eval_task import LmEvalTask
+
+    entry = told(exported)["models"][0]
+    respond, compare, off = LmEvalTask.respond, rescore.Comparison.__init__, [3e-5]
+
+    def between(answers: Any, off: float = 0.0) -> Any:
+        """No whole numbers: of those, all bits count."""
+        columns = {name: 0.5 * values + 0.25 - off for name, values in answers.columns.items()}
+        return replace(answers, columns=columns)
+
+    def recorded(self: Any, answers: Any, places: Any) -> None:
+        compare(self, list(map(between, answers)), places)
+
+    def answered(self: Any, model: Any, items: Any) -> Any:
+        return between(respond(self, model, items), off[0])
+
+    monkeypatch.setattr(rescore.Comparison, "__init__", recorded)
+    monkeypatch.setattr(LmEvalTask, "respond", answered)
+    candidate = evomerge.Run(folder).candidate(entry["candidate"])
+    here = exported / entry["folder"]
+    with pytest.raises(ModelError, match="30 of 30 answers differ"):
+        rescorer(folder, None).check(candidate, here)
+    facts = rescore.session_facts()
+    monkeypatch.setattr(rescore, "session_facts", lambda: {**facts, fact: "another"})
+    found = rescorer(folder, None).check(candidate, here)
+    assert found["tasks"]["sort"] | {"different": 0, "to_the_last_bit": 0} == found["tasks"]["sort"]
+    assert "is another" in found["otherwise"][0]
+    off[0] = 1e-3
+    with pytest.raises(ModelError, match="30 of 30 answers differ"):
+        rescorer(folder, None).check(candidate, here)
+
+
 # --- going on, and what is refused ----------------------------------------------------------------
 
 

@@ -225,3 +225,5 @@ def test_the_signals_share_is_what_the_errors_leave_of_the_variance() -> None:
         assert signal_share(generation) == pytest.approx(1 / (1 + error**2), abs=0.03)
     assert signal_share([evaluation(0, [0.5], [1.0])]) == 1.0
     assert signal_share([]) == 1.0
+    nobody_better = [Evaluation(i, [0.5], Score({"f": Estimate(0.0, 0.1, 9)})) for i in range(4)]
+    assert signal_share(nobody_better) == 1.0  # nothing can be told

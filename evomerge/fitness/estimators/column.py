@@ -106,14 +106,15 @@ def mean_of(values: Floats) -> tuple[float, float]:
 def one_more_of_each(answers: Floats) -> float:
     """What a right and a wrong answer more would add to the sum of squares: n p (1 - p), p = x / n.
 
-    0 where the answers are not all 0 or 1. Laplace's rule of succession: eight that are all right
-    are no proof that the next one will be. Intervals of two standard errors around few or nearly
-    equal answers then cover what they should (Agresti & Coull 1998, doi:10.2307/2685469, who add
-    two of each and move the centre, too; here it stays unbiased).
+    0 where the answers are not all 0 or 1 (or, where less is better, -1). Laplace's rule of
+    succession: eight that are all right are no proof that the next one will be. Intervals of two
+    standard errors around few or nearly equal answers then cover what they should (Agresti & Coull
+    1998, doi:10.2307/2685469, who add two of each and move the centre, too; here it stays
+    unbiased).
     """
-    if not ((answers == 0) | (answers == 1)).all():
+    if not any(((answers == 0) | (answers == one)).all() for one in (1, -1)):
         return 0.0
-    n, right = len(answers), float(answers.sum())
+    n, right = len(answers), abs(float(answers.sum()))
 
     def squares(n: int, right: float) -> float:
         return right * (n - right) / n

@@ -34,7 +34,7 @@ def estimate(
     """Each objective's mean over the items and its standard error; a cost is exact.
 
     Tasks are strata: an objective's value is the weighted mean of its tasks' means, and its
-    variance the weighted sum of theirs (s^2 / n, with n - 1 in s^2).
+    variance the weighted sum of theirs (s^2 / n, with n - 1 in s^2, where nothing else `read`s).
 
     peers: who else has answered the items, for objectives of agreement.
     read: what a task's answers are worth, their mean by default; agreement is always a mean.
