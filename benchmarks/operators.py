@@ -338,12 +338,15 @@ def _coefficients_alone(name: str, parts: Parts, generator: np.random.Generator)
         bounds = _bounds(name, parameter)
         if bounds is None or parameter.phase == "prepare":
             continue
-        draw = float(generator.uniform(*bounds))
-        values[parameter.name] = round(draw) if parameter.kind == "integer" else draw
-        if parameter.per_source:
-            values[parameter.name] = {
-                expert: float(generator.uniform(*bounds)) for expert in parts.config.experts
-            }
+        low, high = bounds
+        edge = (high - low) / 5  # at the ends, some parameters do not go together
+        draws = {
+            expert: float(generator.uniform(low + edge, high - edge))
+            for expert in parts.config.experts
+        }
+        first = next(iter(draws.values()))
+        alone = round(first) if parameter.kind == "integer" else first
+        values[parameter.name] = draws if parameter.per_source else alone
     default = parts.template.default.model_copy(update={"operator": name, "parameters": values})
     return parts.template.model_copy(update={"default": default})
 
