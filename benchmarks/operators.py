@@ -6,13 +6,14 @@
     python benchmarks/operators.py show --out runs/operators
 
 `run`: three experts and three skills. The operator at its defaults, and a search of 60 candidates
-(TPE) over its numbers, in the ranges below: a weight for each expert where it has weights. All
-candidates answer the same search items (of SmolLM2, they race); the best few answer fresh ones, and
-the best of those, with the operator as it comes, the holdout. Errors are standard errors over
-holdout items; the gain is the paired difference. `cost`: the first merge of a fresh worker, which
-prepares, then candidates with new coefficients (parameters that are prepared stay as they are), the
-least of five, one thread; what is kept; the most memory beyond what was there before. `run` and
-`cost` go on where they were stopped; `show` prints the tables as Markdown.
+(TPE) over its numbers, in the ranges below: a weight for each expert where it has weights. (Of
+SmolLM2, what takes minutes to prepare anew has a few values: `LEVELS`.) All candidates answer the
+same search items (of SmolLM2, they race); the best few answer fresh ones, and the best of those,
+with the operator as it comes, the holdout. Errors are standard errors over holdout items; the gain
+is the paired difference. `cost`: the first merge of a fresh worker, which prepares, then candidates
+with new coefficients (parameters that are prepared stay as they are), the least of five, one
+thread; what is kept; the most memory beyond what was there before. `run` and `cost` go on where
+they were stopped; `show` prints the tables as Markdown.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from evomerge.merging.calibration import Collected
 from evomerge.merging.materialise import Merger
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool
+from evomerge.pools.worker import CACHE_BYTES
 from evomerge.recipe import Merge, Recipe
 from evomerge.records import Budget, Candidate, Parameter
 from evomerge.results.adapter_export import export_adapter
@@ -96,6 +98,11 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
 }
 
 
+# How many values a prepared parameter has, with its default, where a new one takes 40 seconds to 13
+# minutes.
+LEVELS = {"opcm": 5, "iso_cts": 6, "regmean_plusplus": 5, "lore": 3}
+
+
 @dataclass(frozen=True)
 class Family:
     """Three experts of one base, the skills that they have, and how many items are asked."""
@@ -104,7 +111,8 @@ class Family:
     tasks: Mapping[str, Any]
     split: Mapping[str, int]
     estimator: Mapping[str, Any]
-    searches_prepared: bool  # else what is prepared stays as it comes: it costs seconds each time
+    levels: Mapping[str, int] = field(default_factory=dict)  # of what operators prepare: see LEVELS
+    cache_bytes: int = CACHE_BYTES
 
 
 def _tiny(skill: str) -> dict[str, Any]:
@@ -124,14 +132,14 @@ FAMILIES = {
         {skill: _tiny(skill) for skill in ("sort", "back", "rot")},
         {"search": 240, "fresh": 240, "holdout": 544},
         {"kind": "full"},
-        searches_prepared=True,
     ),
     "smollm2": Family(
         ("sentiment", "domain", "sums"),
         {skill: _smollm2(skill) for skill in ("sentiment", "domain", "sums")},
         {"search": 120, "fresh": 40, "holdout": 160},
         {"kind": "racing", "rungs": [8, 16, 32]},  # an item takes 70 ms
-        searches_prepared=False,
+        levels=LEVELS,
+        cache_bytes=10**10,  # for all values of what takes minutes
     ),
 }
 
@@ -141,10 +149,14 @@ def searched(name: str, family: Family) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for parameter in OPERATORS[name].parameters:
         bounds = _bounds(name, parameter)
-        free = parameter.phase == "apply" or family.searches_prepared
-        if bounds is not None and free:
-            per = {"per": ["expert"]} if parameter.per_source else {}
-            found[parameter.name] = {"range": list(bounds), **per}
+        if bounds is None:
+            continue
+        if parameter.phase == "prepare" and name in family.levels:
+            levels = np.linspace(*bounds, family.levels[name]).round(6).tolist()
+            found[parameter.name] = {"levels": sorted({*levels, float(parameter.default)})}
+            continue
+        per = {"per": ["expert"]} if parameter.per_source else {}
+        found[parameter.name] = {"range": list(bounds), **per}
     return found
 
 
@@ -191,7 +203,8 @@ def parts_of(name: str, family: Family, family_name: str) -> Parts:
     }
     if operator.needs != "nothing":
         data["calibration"] = CALIBRATION[family_name]
-    return wire(parse_experiment(Document(data)))
+    parts = wire(parse_experiment(Document(data)))
+    return replace(parts, worker=replace(parts.worker, cache_bytes=family.cache_bytes))
 
 
 CALIBRATION: dict[str, dict[str, Any]] = {  # each expert reads the search items of its own task

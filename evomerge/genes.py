@@ -41,6 +41,15 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Level:
+    """One of some numbers, which rise."""
+
+    name: str
+    levels: tuple[float, ...]
+    when: Condition | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of some names."""
 
@@ -57,7 +66,7 @@ class Flag:
     when: Condition | None = None
 
 
-Gene = Real | Integer | Choice | Flag
+Gene = Real | Integer | Level | Choice | Flag
 
 
 def num_options(gene: Gene) -> int | None:
@@ -69,10 +78,18 @@ def num_options(gene: Gene) -> int | None:
         return None
     if isinstance(gene, Flag):
         return 2
-    return len(gene.options) if isinstance(gene, Choice) else gene.high - gene.low + 1
+    if isinstance(gene, Integer):
+        return gene.high - gene.low + 1
+    return len(gene.levels if isinstance(gene, Level) else gene.options)
 
 
-KINDS: dict[type, str] = {Real: "real", Integer: "integer", Choice: "choice", Flag: "flag"}
+KINDS: dict[type, str] = {
+    Real: "real",
+    Integer: "integer",
+    Level: "level",
+    Choice: "choice",
+    Flag: "flag",
+}
 
 
 # --- when a gene matters --------------------------------------------------------------------------

@@ -21,8 +21,9 @@ base comes on top where one is needed, and may be a source where none is. A para
 is one number for all sources, or a mapping with one for each. A search may vary any of them:
 numbers within a range, flags and names; what it does not vary stands under `fixed:` or has its
 default. Parameters marked *prepared* decide what is computed once and kept: a search that varies
-them pays for it with every candidate. What the operators gave on real merges, as they come and
-searched, and what each of them costs: [which_operator.md](which_operator.md).
+them pays for it with every candidate, unless it gives them a few `levels`. What the operators gave
+on real merges, as they come and searched, and what each of them costs:
+[which_operator.md](which_operator.md).
 
 Arithmetic is in float32, whatever the models are stored in, and cast once at the end. Where
 published code and mergekit 0.1.5 differ, the default is the published one, and `compat: mergekit`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,9 +23,11 @@ from evomerge.genes import (
     Flag,
     Gene,
     Integer,
+    Level,
     OneOf,
     Real,
     Value,
+    num_options,
 )
 
 CENTER = 0.5  # where a gene stands that does not matter
@@ -158,6 +161,8 @@ class Codec:
     def _same(self, name: str, found: Value, wanted: Value) -> bool:
         """Equal, numbers as far as their decimals go."""
         gene = self.genes[self._index[name]]
+        if isinstance(gene, Level):
+            return _is_level(float(found), wanted)
         if not isinstance(gene, Real):
             return found == wanted
         step = 10.0 ** -(12 if gene.decimals is None else gene.decimals)
@@ -213,6 +218,9 @@ def _gene_problems(gene: Gene, before: Mapping[str, Gene]) -> list[str]:
             return [f"a log scale begins above 0, got [{gene.low:g}, {gene.high:g}]"]
     elif isinstance(gene, Integer) and gene.low >= gene.high:
         return [f"can only be {gene.low}" if gene.low == gene.high else "expected low < high"]
+    elif isinstance(gene, Level):
+        if problem := level_problem(gene.levels):
+            return [problem]
     elif isinstance(gene, Choice) and len(set(gene.options)) < max(2, len(gene.options)):
         return [f"expected two or more different options, got {', '.join(gene.options)}"]
     if gene.when is None:
@@ -220,6 +228,20 @@ def _gene_problems(gene: Gene, before: Mapping[str, Gene]) -> list[str]:
     if unknown := [name for name in gene.when.genes if name not in before]:
         return [f"matters only when {gene.when}, and no gene before it is called {unknown[0]!r}"]
     return [] if _can_hold(gene.when, before) else [f"never matters: {gene.when} cannot be"]
+
+
+def level_problem(levels: Sequence[float]) -> str | None:
+    """What is wrong with the levels of a gene."""
+    apart = len(levels) > 1 and all(a < b for a, b in itertools.pairwise(levels))
+    if apart and not any(_is_level(a, b) for a, b in itertools.pairwise(levels)):
+        return None
+    told = ", ".join(f"{level:g}" for level in levels)
+    return f"expected two or more numbers, each higher than the one before, got {told or 'none'}"
+
+
+def _is_level(level: float, value: Value) -> bool:
+    """Equal, as far as recipes' nine digits go."""
+    return math.isclose(level, float(value), rel_tol=1e-8, abs_tol=1e-12)
 
 
 def _can_hold(condition: Condition, genes: Mapping[str, Gene]) -> bool:
@@ -270,16 +292,14 @@ def _log_value(gene: Real, coordinate: float) -> float:
     return min(max(value, gene.low), gene.high)
 
 
-def _discrete_value(gene: Integer | Choice | Flag, coordinate: float) -> Value:
+def _discrete_value(gene: Integer | Level | Choice | Flag, coordinate: float) -> Value:
     if isinstance(gene, Flag):
         return coordinate >= CENTER
-    options = _num_values(gene)
+    options = num_options(gene) or 1
     place = min(int(coordinate * options), options - 1)
-    return gene.options[place] if isinstance(gene, Choice) else gene.low + place
-
-
-def _num_values(gene: Integer | Choice) -> int:
-    return len(gene.options) if isinstance(gene, Choice) else gene.high - gene.low + 1
+    if isinstance(gene, Integer):
+        return gene.low + place
+    return gene.levels[place] if isinstance(gene, Level) else gene.options[place]
 
 
 def _chosen(count: Count, coordinates: NDArray[np.float64]) -> list[bool]:
@@ -309,12 +329,17 @@ def coordinate_of(gene: Gene, value: Value) -> float:
         return (gene.options.index(str(value)) + 0.5) / len(gene.options)
     if isinstance(value, str | bool):
         raise refused
+    if isinstance(gene, Level):
+        place = next((i for i, level in enumerate(gene.levels) if _is_level(level, value)), None)
+        if place is None:
+            raise refused
+        return (place + 0.5) / len(gene.levels)
     if not gene.low <= value <= gene.high:
         raise ValueError(f"{gene.name}: {value} is outside [{gene.low}, {gene.high}]")
     if isinstance(gene, Integer):
         if value != int(value):
             raise refused
-        return (int(value) - gene.low + 0.5) / _num_values(gene)
+        return (int(value) - gene.low + 0.5) / (gene.high - gene.low + 1)
     if gene.log:
         span = math.log(gene.high) - math.log(gene.low)
         return min(max((math.log(value) - math.log(gene.low)) / span, 0.0), 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from evomerge.genes import KINDS, Gene, Integer, Real
+from evomerge.genes import KINDS, Gene, Integer, Level, Real
 from evomerge.protocols import SearchSpace
 from evomerge.search_spaces.cube import CubeSpace
 from evomerge.search_spaces.limits import Limited
@@ -56,5 +56,7 @@ def _values(gene: Gene) -> str:
         return f"{gene.low:g} to {gene.high:g}" + (", log scale" if gene.log else "")
     if isinstance(gene, Integer):
         return f"{gene.low} to {gene.high}, whole"
+    if isinstance(gene, Level):
+        return "one of " + ", ".join(f"{level:g}" for level in gene.levels)
     options = getattr(gene, "options", ("yes", "no"))
     return " or ".join(options) if len(options) <= 8 else f"one of {len(options)}"

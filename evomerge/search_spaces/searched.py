@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evomerge.checkpoints.anatomy import Anatomy
 from evomerge.documents import Misfit, refuse
 from evomerge.errors import ConfigurationError, Problem, nearest
-from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Real, Value
+from evomerge.genes import Choice, Condition, Flag, Gene, Integer, Level, Real, Value
 from evomerge.merging import OPERATORS, unknown
 from evomerge.merging.check import check_merge
 from evomerge.recipe import Merge
 from evomerge.records import Parameter
+from evomerge.search_spaces.codec import level_problem
 from evomerge.search_spaces.shares import As, is_step
 from evomerge.search_spaces.spots import Apart, first_fits
 from evomerge.wording import in_brackets
@@ -28,11 +29,15 @@ FARTHEST = {"softmax": 200, "pair": 20}
 
 
 class Varied(BaseModel):
-    """The values that a searched parameter may have."""
+    """The values that a searched parameter may have.
+
+    levels: the numbers that it may have, instead of a range.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     range: Bounds | None = None
+    levels: tuple[float, ...] | None = None
     options: tuple[str, ...] | None = None
     scale: Literal["linear", "log"] = "linear"
 
@@ -40,7 +45,14 @@ class Varied(BaseModel):
         """What is wrong with the values by themselves."""
         if self.range is not None and self.range[0] >= self.range[1]:
             yield Misfit(("range",), f"expected low < high, got {in_brackets(self.range)}")
-        if self.scale == "log" and (self.range is None or self.range[0] <= 0):
+        if self.levels is not None:
+            if self.range is not None:
+                yield Misfit(("levels",), "expected one of range and levels")
+            if problem := level_problem(self.levels):
+                yield Misfit(("levels",), problem)
+        if self.scale == "log" and self.levels is not None:
+            yield Misfit(("scale",), "is of a range: levels are as they are")
+        elif self.scale == "log" and (self.range is None or self.range[0] <= 0):
             yield Misfit(("scale",), "a log scale needs a range that begins above 0")
 
     def gene(self, name: str, parameter: Parameter, when: Condition | None = None) -> Gene:
@@ -49,6 +61,8 @@ class Varied(BaseModel):
             return Flag(name, when)
         if parameter.kind == "choice":
             return Choice(name, self.options or parameter.options, when)
+        if self.levels is not None:
+            return Level(name, self.levels, when)
         low, high = self.range or (0.0, 1.0)
         if parameter.kind == "integer":
             return Integer(name, int(low), int(high), when)
@@ -58,11 +72,13 @@ class Varied(BaseModel):
 class Searched(Varied):
     """One searched parameter: along which axes it varies, and between which values.
 
-    per: what has values of its own. layers_per_group, layer_groups: how fine, along the layers.
-    apart: what else has values of its own; embedding and head, where layers or components have.
-    values: how the experts' coefficients are bound together. gate: the magnitude below which an
-    expert is off. scale: of the range. filters: parts of tensors' names: tensors whose name has one
-    (of several, the first) have values of their own, beside those of the rest.
+    range: from where to where. levels: which numbers alone, as where each new value of what an
+    operator prepares costs minutes. per: what has values of its own. layers_per_group,
+    layer_groups: how fine, along the layers. apart: what else has values of its own; embedding and
+    head, where layers or components have. values: how the experts' coefficients are bound together.
+    gate: the magnitude below which an expert is off. scale: of the range. filters: parts of
+    tensors' names: tensors whose name has one (of several, the first) have values of their own,
+    beside those of the rest.
     """
 
     per: tuple[Literal["expert", "layer", "component"], ...] = ()
@@ -109,6 +125,8 @@ class Searched(Varied):
         yield from filter_misfits(self.filters)
         if self.values != "raw":
             yield from self._share_misfits()
+        if self.levels is not None and (self.gate is not None or self.values != "raw"):
+            yield Misfit(("levels",), "go with no gate, and with `values: raw` alone")
         if self.gate is not None:
             if self.range is not None and self.gate > max(map(abs, self.range)):
                 yield Misfit(("gate",), "is beyond the range: every expert would be off")
@@ -186,17 +204,22 @@ def parameter_misfits(
     if parameter.kind in ("flag", "choice"):
         if varied.range is not None:
             yield Misfit(where, f"is a {parameter.kind}, so has no range")
+        if varied.levels is not None:
+            yield Misfit(where, f"is a {parameter.kind}, so has no levels")
         yield from _option_misfits(parameter, varied, where)
         return
     if varied.options is not None:
-        yield Misfit((*where, "options"), "is a number: give its range")
+        yield Misfit((*where, "options"), "is a number: give its range, or `levels`")
     bounds = (
         -math.inf if parameter.low is None else parameter.low,
         math.inf if parameter.high is None else parameter.high,
     )
+    if varied.levels is not None:
+        yield from _level_misfits(parameter, varied.levels, bounds, (*where, "levels"))
+        return
     if varied.range is None:
         if shares != "simplex":
-            yield Misfit((*where, "range"), "is needed: [low, high]")
+            yield Misfit((*where, "range"), "is needed: [low, high] (or give `levels`)")
         yield from _share_bounds(shares, 0.0, bounds, where)
         return
     low, high = varied.range
@@ -208,6 +231,19 @@ def parameter_misfits(
         what = f"{in_brackets(varied.range)} leaves the operator's {in_brackets(bounds)}"
         yield Misfit((*where, "range"), what)
     yield from _share_bounds(shares, low, bounds, where)
+
+
+def _level_misfits(
+    parameter: Parameter, levels: Sequence[float], bounds: Bounds, where: tuple[str | int, ...]
+) -> Iterator[Misfit]:
+    """Levels that the operator does not take."""
+    for number, level in enumerate(levels):
+        if parameter.kind == "integer" and level != int(level):
+            what = f"{parameter.name} is a whole number, got {level:g}"
+            yield Misfit((*where, number), what)
+        elif not bounds[0] <= level <= bounds[1]:
+            what = f"{level:g} leaves the operator's {in_brackets(bounds)}"
+            yield Misfit((*where, number), what)
 
 
 def _share_bounds(

@@ -21,6 +21,7 @@ from evomerge.genes import (
     Count,
     Flag,
     Gene,
+    Level,
     Real,
     Value,
     num_options,
@@ -213,6 +214,8 @@ def _values(gene: Gene, coordinates: Sequence[float]) -> Sequence[Value]:
     """
     if isinstance(gene, Real):
         return [_real(gene, coordinate) for coordinate in coordinates]
+    if isinstance(gene, Level):
+        return gene.levels
     if isinstance(gene, Choice):
         return gene.options
     return (False, True) if isinstance(gene, Flag) else range(gene.low, gene.high + 1)

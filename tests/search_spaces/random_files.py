@@ -107,7 +107,7 @@ def bounds_of(parameter: Parameter) -> tuple[float, float]:
 
 @st.composite
 def varied(draw: st.DrawFn, parameter: Parameter) -> Data:
-    """What any searched parameter has: a range, perhaps a log scale, or options."""
+    """What any searched parameter has: a range, perhaps a log scale, levels, or options."""
     if parameter.kind == "flag":
         return {}
     if parameter.kind == "choice":
@@ -118,6 +118,10 @@ def varied(draw: st.DrawFn, parameter: Parameter) -> Data:
     low, high = bounds_of(parameter)
     decimals = 0 if parameter.kind == "integer" else draw(st.sampled_from([1, 3, 5, 8]))
     found: Data = {"range": draw(ranges(low, high, decimals))}
+    if draw(st.integers(0, 3)) == 0:
+        low, high = found["range"]
+        middle = [] if parameter.kind == "integer" else [low + (high - low) / 3]
+        return {"levels": [low, *middle, high]}
     if found["range"][0] > 0 and parameter.kind == "real" and draw(st.booleans()):
         found["scale"] = "log"
     return found
@@ -144,7 +148,12 @@ def searched(draw: st.DrawFn, parameter: Parameter, axes: tuple[str, ...], share
         found |= _share_range(draw, found["values"])
     else:
         found |= draw(varied(parameter))
-        if "expert" in per and "gate" in axes and "scale" not in found and draw(st.booleans()):
+        if (
+            "expert" in per
+            and "gate" in axes
+            and found.keys() == {"per", "range"}
+            and draw(st.booleans())
+        ):
             found["gate"] = max(map(abs, found["range"])) * draw(st.sampled_from([0.1, 0.5, 1.0]))
     if "layer" in per:
         grain = draw(st.sampled_from([None, "layer_groups", "layers_per_group"]))

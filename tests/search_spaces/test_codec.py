@@ -26,6 +26,7 @@ from evomerge.genes import (
     Flag,
     Gene,
     Integer,
+    Level,
     NoneIs,
     OneOf,
     Real,
@@ -52,6 +53,8 @@ def conditions(draw: st.DrawFn, before: list[Gene]) -> Condition | None:
         found = OneOf(gene.name, (draw(st.sampled_from(gene.options)),))
     elif isinstance(gene, Integer):
         found = NoneIs((gene.name,), draw(st.integers(gene.low, gene.high)))
+    elif isinstance(gene, Level):
+        found = OneOf(gene.name, (draw(st.sampled_from(gene.levels)),))
     else:
         found = Beyond(gene.name, draw(st.floats(0, max(abs(gene.low), abs(gene.high)))))
     other = draw(conditions(before[:-1])) if draw(st.booleans()) else None
@@ -65,7 +68,9 @@ def codecs(draw: st.DrawFn) -> Codec:
     constraints: list[Constraint] = []
     for number in range(draw(st.integers(1, 6))):
         when = draw(conditions(genes))
-        kind = draw(st.sampled_from(["real", "log", "integer", "choice", "flag", "some", "count"]))
+        kind = draw(
+            st.sampled_from(["real", "log", "integer", "level", "choice", "flag", "some", "count"])
+        )
         name = f"g{number}"
         if kind == "real":
             low = draw(st.integers(-50, 50)) / 10
@@ -78,6 +83,9 @@ def codecs(draw: st.DrawFn) -> Codec:
         elif kind == "integer":
             low = draw(st.integers(-5, 5))
             genes.append(Integer(name, low, low + draw(st.integers(1, 9)), when))
+        elif kind == "level":
+            levels = draw(st.lists(st.integers(-30, 30), min_size=2, max_size=6, unique=True))
+            genes.append(Level(name, tuple(level / 3 for level in sorted(levels)), when))
         elif kind == "choice":
             options = tuple("abcdefg"[: draw(st.integers(2, 7))])
             genes.append(Choice(name, options, when))
@@ -111,6 +119,8 @@ def test_values_come_back_and_constraints_hold(codec: Codec, data: st.DataObject
             assert gene.low <= value <= gene.high  # type: ignore[operator]
         if isinstance(gene, Integer):
             assert isinstance(value, int)
+        if isinstance(gene, Level):
+            assert value in gene.levels
         if isinstance(gene, Choice):
             assert value in gene.options
     named = dict(zip((g.name for g in codec.genes), values, strict=True))
@@ -196,6 +206,9 @@ def test_a_count_keeps_the_highest() -> None:
         ([Real("x", 0, 1, log=True)], [], "x: a log scale begins above 0"),
         ([Integer("n", 2, 2)], [], "n: can only be 2"),
         ([Choice("c", ("a",))], [], "c: expected two or more different options"),
+        ([Level("l", (0.5,))], [], "l: expected two or more numbers, each higher"),
+        ([Level("l", (0.5, 0.2))], [], "l: expected two or more numbers, each higher"),
+        ([Level("l", (0.5, 0.5 + 1e-12))], [], "l: expected two or more numbers, each higher"),
         ([Flag("f"), Flag("f")], [], "f: two genes have this name"),
         ([Flag("f", OneOf("g", (True,)))], [], "f: matters only when g is yes, and no gene"),
         ([Flag("f"), Flag("g", AtLeast(("f",), 2))], [], "g: never matters: at least 2 of f set"),

@@ -294,6 +294,36 @@ def test_violations_are_told(genome: Any, told: str) -> None:
             ],
         ),
         (
+            {
+                "search": {
+                    "density": {"levels": [0.5, 0.2]},
+                    "weight": {"levels": [0, 1], "range": [0, 1]},
+                    "lambda": {"levels": [0.5, 1], "scale": "log"},
+                }
+            },
+            [
+                "search.density.levels: expected two or more numbers, each higher than the one",
+                "search.weight.levels: expected one of range and levels",
+                "search.lambda.scale: is of a range: levels are as they are",
+            ],
+        ),
+        (
+            {
+                "search": {
+                    "density": {"levels": [0.5, 2]},
+                    "weight": {"levels": [0, 1], "per": ["expert"], "values": "normalised"},
+                }
+            },
+            ["search.weight.levels: go with no gate, and with `values: raw` alone"],
+        ),
+        (
+            {"search": {"density": {"levels": [0.5, 2]}, "trim": {"levels": [0, 1]}}},
+            [
+                "search.density.levels.1: 2 leaves the operator's [0, 1]",
+                "search.trim: is a choice, so has no levels",
+            ],
+        ),
+        (
             {"search": {"weight": {"range": [0, float("inf")]}}},
             ["search.weight.range.1: should be a finite"],
         ),

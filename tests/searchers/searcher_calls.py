@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.genes import Choice, Constraint, Flag, Gene, Integer, OneOf, Real
+from evomerge.genes import Choice, Constraint, Flag, Gene, Integer, Level, OneOf, Real
 from evomerge.protocols import Searcher
 from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Responses, Score
 from evomerge.search_spaces.codec import Codec
@@ -64,6 +64,8 @@ def genes_of(shape: Shape, num_genes: int) -> tuple[Gene, ...]:
             genes.append(Flag(name))
         elif i % 3 == 1:
             genes.append(Choice(name, ("a", "b", "c"), when))
+        elif i % 6 == 2:
+            genes.append(Level(name, (0.01, 0.1, 0.3, 0.5, 1.0), when))
         elif i % 2:
             genes.append(Integer(name, -2, 5, when))
         else:
