@@ -8,7 +8,9 @@ Both measure the same function: `tiny` asks real merges of the tiny family (task
 coefficient in [0, 1.2] per expert, one task per expert as its objective) the same search items.
 What is compared are measured values. Hypervolumes are moocore's; the reference point is the grid
 front's nadir less a tenth of the front's range, and for `tiny` (in brackets) the least that an
-expert alone has of each task. `--variant nested` and `bayesian` work too.
+expert alone has of each task. With `--held-out N`, `tiny` also asks the merges of both fronts N
+other items: the best of a whole grid has the luck of the search items on its side.
+`--variant nested` and `bayesian` work too.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import moocore
@@ -83,9 +85,10 @@ def search(
     budget: int,
     seed: int,
     options: dict[str, Any],
-) -> Array:
-    """Everything that MAP measured, in order; shape (<= budget, objectives)."""
+) -> tuple[list[Genome], Array]:
+    """Everything that MAP measured, in order, and its values, (<= budget, objectives)."""
     searcher = make_searcher("map_pareto", space, seed, facts, options)
+    asked: list[Genome] = []
     told: list[list[float]] = []
     while len(told) < budget and (genomes := searcher.ask(budget - len(told))):
         evaluations = []
@@ -97,8 +100,9 @@ def search(
             }
             evaluations.append(Evaluation(len(told) + number, genome, Score(estimates)))
         searcher.tell(evaluations)
+        asked += genomes
         told += [list(e.score.values) for e in evaluations if e.score]
-    return np.array(told)
+    return asked, np.array(told)
 
 
 def reference_of(grid: Array) -> tuple[Array, float]:
@@ -146,7 +150,7 @@ def run_made_up(seeds: int, options: dict[str, Any]) -> None:
 
                 names = tuple(f"task_{k}" for k in range(tasks))
                 facts = Facts(objectives=names)
-                told = search(Cube(tasks), facts, values, budget, seed, options)  # type: ignore[arg-type]
+                told = search(Cube(tasks), facts, values, budget, seed, options)[1]  # type: ignore[arg-type]
                 sizes = checkpoints(budget, tasks)
                 shares.append([share(told[:n], reference, whole) for n in sizes])
             mean, least = np.mean(shares, axis=0), np.min(shares, axis=0)
@@ -156,8 +160,13 @@ def run_made_up(seeds: int, options: dict[str, Any]) -> None:
             print(f"{tasks} tasks, {kind:<10} grid {len(points):>6}  {cells}", flush=True)
 
 
-def tiny(experts: list[str], num_items: int) -> tuple[SearchSpace, Facts, Values]:
-    """The tiny family's merges, and what each scores on the experts' own tasks."""
+def tiny(
+    experts: list[str], num_items: int, held_out: int
+) -> tuple[SearchSpace, Facts, Values, Values]:
+    """The tiny family's merges, and what each scores on the experts' own tasks.
+
+    The last one asks held-out items.
+    """
     folder = catalogue_folder("fitness")
     tasks = {
         name: {
@@ -177,7 +186,7 @@ def tiny(experts: list[str], num_items: int) -> tuple[SearchSpace, Facts, Values
             "tasks": tasks,
             "objectives": {name: name for name in experts},
             "estimator": {"kind": "full"},
-            "split": {"search": num_items, "fresh": 100, "holdout": 100},
+            "split": {"search": num_items, "fresh": 100, "holdout": held_out or 100},
         },
         "searcher": {"kind": "random"},
         "budget": {"candidates": 1},
@@ -185,15 +194,19 @@ def tiny(experts: list[str], num_items: int) -> tuple[SearchSpace, Facts, Values
     }
     parts = wire(parse_experiment(Document(data)))
     worker = Worker(parts.worker, "benchmark")
-    known: dict[str, dict[str, float]] = {}
 
-    def values(genome: Genome) -> tuple[list[float], list[float]]:
-        recipe = parts.space.decode(genome)
-        if recipe.fingerprint not in known:
-            answers = worker.run(Job(len(known), 0, recipe, parts.split.search)).responses
-            known[recipe.fingerprint] = {a.task: float(a.columns["score"].mean()) for a in answers}
-        found = [known[recipe.fingerprint][name] for name in experts]
-        return found, [math.sqrt(v * (1 - v) / num_items) for v in found]
+    def values_on(items: Mapping[str, Any], number: int) -> Values:
+        known: dict[str, dict[str, float]] = {}
+
+        def values(genome: Genome) -> tuple[list[float], list[float]]:
+            recipe = parts.space.decode(genome)
+            if (merge := recipe.fingerprint) not in known:
+                answers = worker.run(Job(len(known), 0, recipe, items)).responses
+                known[merge] = {a.task: float(a.columns["score"].mean()) for a in answers}
+            found = [known[merge][name] for name in experts]
+            return found, [math.sqrt(v * (1 - v) / number) for v in found]
+
+        return values
 
     alone = parts.space.alone()
     facts = Facts(
@@ -201,14 +214,20 @@ def tiny(experts: list[str], num_items: int) -> tuple[SearchSpace, Facts, Values
         objectives=tuple(experts),
         experts=tuple(alone[name] for name in experts),
     )
-    return parts.space, facts, values
+    values = values_on(parts.split.search, num_items)
+    return parts.space, facts, values, values_on(parts.split.holdout, held_out)
 
 
 def run_tiny(
-    experts: list[str], step: float, num_items: int, seeds: int, options: dict[str, Any]
+    experts: list[str],
+    step: float,
+    num_items: int,
+    held_out: int,
+    seeds: int,
+    options: dict[str, Any],
 ) -> None:
     """Real merges: the grid, then MAP with a tenth of its evaluations."""
-    space, facts, values = tiny(experts, num_items)
+    space, facts, values, on_others = tiny(experts, num_items, held_out)
     points = grid_of(len(experts), step)
     began = time.monotonic()
     grid = np.array([values(point.tolist())[0] for point in points])
@@ -223,12 +242,25 @@ def run_tiny(
         f"{int(moocore.is_nondominated(-grid).sum())} on the front; options {options}"
     )
     for seed in range(seeds):
-        told = search(space, facts, values, sizes[-1], seed, options)
+        asked, told = search(space, facts, values, sizes[-1], seed, options)
         cells = "  ".join(
             f"{n}: {share(told[:n], reference, whole):.3f} ({share(told[:n], least, above):.3f})"
             for n in sizes
         )
+        if held_out:
+            first = np.array([on_others(points[i].tolist())[0] for i in _front(grid)])
+            found = np.array([on_others(asked[i])[0] for i in _front(told)])
+            alone = np.array([on_others(expert)[0] for expert in facts.experts]).min(axis=0)
+            other, its = reference_of(first)
+            over = moocore.hypervolume(-first, ref=-alone)
+            cells += f"  held out: {share(found, other, its):.3f} ({share(found, alone, over):.3f})"
         print(f"  seed {seed}: {cells}", flush=True)
+
+
+def _front(values: Array) -> list[int]:
+    """Who is not dominated; one of several with the same values."""
+    found: list[int] = np.flatnonzero(moocore.is_nondominated(-values)).tolist()
+    return found
 
 
 def main() -> None:
@@ -238,6 +270,7 @@ def main() -> None:
     parser.add_argument("--experts", nargs="+", default=["sort", "back", "rot"])
     parser.add_argument("--step", type=float, default=0.1)
     parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--held-out", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--variant", default="plain")
     parser.add_argument("--population", type=int, default=8)
@@ -246,7 +279,14 @@ def main() -> None:
     if arguments.what == "made-up":
         run_made_up(arguments.seeds, options)
     else:
-        run_tiny(arguments.experts, arguments.step, arguments.items, arguments.seeds, options)
+        run_tiny(
+            arguments.experts,
+            arguments.step,
+            arguments.items,
+            arguments.held_out,
+            arguments.seeds,
+            options,
+        )
 
 
 if __name__ == "__main__":

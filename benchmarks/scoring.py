@@ -218,7 +218,7 @@ def main() -> None:
         folder = zoo_path("zoo:smollm2/tasks/sentiment.yaml").parent
         large = Side("smollm2", folder, {"sentiment": "evomerge_smollm2_sentiment"}, 16)
         sides["smollm2"] = (large, 12)
-        for large.num_experts, number in ((2, 32), (2, 100), (5, 100)):
+        for large.num_experts, number in ((2, 32), (2, 100), (3, 100), (5, 100)):
             compare(large, "smollm2", "sentiment", range(number), 3, 1)
     print(
         f"\n{'family':9}{'questions':>10}{'apart':>10}{'together':>10}{'ratio':>8}"

@@ -1,12 +1,12 @@
 """What the driver pays for a candidate: CPU time in ask and tell, for every searcher in the table.
 
-    python benchmarks/searcher_cost.py [KIND ...] [--seconds 20] [--json]
+    python benchmarks/searcher_cost.py [KIND ...] [--objectives 2] [--seconds 20] [--json]
 
 Populations of 10 (or a searcher's own) and 100, 20 and 200 genes, half of them real and half of all
-types (6, 10 and 20 for map_pareto, after its design); after a first generation, until 12
-generations or so many seconds are over. Medians per candidate of a generation, in ms, and the
-slowest generation; the made-up scores cost nothing that is counted. What a row does not have is
-what that searcher refuses.
+types (6, 10, 20 and 40, the most, for map_pareto, after its design; its own population, too); after
+a first generation, until 12 generations or so many seconds are over. Medians per candidate of a
+generation, in ms, and the slowest generation; the made-up scores cost nothing that is counted. What
+a row does not have is what that searcher refuses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from evomerge.searchers import SEARCHERS, make_searcher
 NUM_EXPERTS = 3
 NUM_ITEMS = 32
 GENERATIONS = 12
-MAP_GENES = (6, 10, 20)  # of map_pareto, whose design grows with their square
+MAP_GENES = (6, 10, 20, 40)  # of map_pareto, whose design grows with their square
 PROMISE_MS = 5.0  # per candidate, but for the model-based searchers
 
 
@@ -76,10 +76,10 @@ class Lines:
         return {"at": mix * first["at"] + (1 - mix) * second["at"]}
 
 
-def made(kind: str, num_genes: int, options: dict[str, Any]) -> tuple[Any, int]:
+def made(kind: str, num_genes: int, options: dict[str, Any], objectives: int) -> tuple[Any, int]:
     """A searcher with what it needs, on the widest space that it takes; how many objectives."""
     needs = SEARCHERS[kind].needs
-    num_objectives = 2 if SEARCHERS[kind].multi_objective else 1
+    num_objectives = objectives if SEARCHERS[kind].multi_objective else 1
     space: Any = Cube(num_genes, is_mixed="reals" not in needs)
     if "lineages" in needs:
         space = Lines()
@@ -126,27 +126,28 @@ def generations(
         yield 1000 * (asked + time.process_time() - began) / len(genomes)
 
 
-def measure(kinds: list[str], seconds: float) -> Iterator[dict[str, Any]]:
+def measure(kinds: list[str], objectives: int, seconds: float) -> Iterator[dict[str, Any]]:
     """A row for each searcher, population and number of genes."""
     for kind in kinds:
         fields = SEARCHERS[kind].Options.model_fields
         variants: list[dict[str, Any]] = [{}]
         if "population" in fields:
             variants = [{"population": 10}, {"population": 100}]
+            variants += [{}] if kind == "map_pareto" else []
         if "steady" in fields:
             variants.append({"population": 100, "steady": True})
         for options in variants:
             for num_genes in MAP_GENES if kind == "map_pareto" else (20, 200):
-                if row := row_of(kind, options, num_genes, seconds):
+                if row := row_of(kind, options, num_genes, objectives, seconds):
                     yield row
 
 
 def row_of(
-    kind: str, options: dict[str, Any], num_genes: int, seconds: float
+    kind: str, options: dict[str, Any], num_genes: int, objectives: int, seconds: float
 ) -> dict[str, Any] | None:
     """One row; None for what the searcher refuses, or for which there was no time."""
     try:
-        searcher, num_objectives = made(kind, num_genes, options)
+        searcher, num_objectives = made(kind, num_genes, options, objectives)
     except ConfigurationError as error:
         print(f"{kind} {options} {num_genes}: {error}")
         return None
@@ -169,11 +170,12 @@ def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", default=list(SEARCHERS), metavar="KIND")
+    parser.add_argument("--objectives", type=int, default=2, help="of those that take several")
     parser.add_argument("--seconds", type=float, default=20.0, help="at most, for each row")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = measure(arguments.kinds, arguments.seconds)
+    rows = measure(arguments.kinds, arguments.objectives, arguments.seconds)
     if arguments.json:
         print(json.dumps(list(rows), indent=1))
         return

@@ -73,12 +73,12 @@ class Searched(Varied):
     """One searched parameter: along which axes it varies, and between which values.
 
     range: from where to where. levels: which numbers alone, as where each new value of what an
-    operator prepares costs minutes. per: what has values of its own. layers_per_group,
-    layer_groups: how fine, along the layers. apart: what else has values of its own; embedding and
-    head, where layers or components have. values: how the experts' coefficients are bound together.
-    gate: the magnitude below which an expert is off. scale: of the range. filters: parts of
-    tensors' names: tensors whose name has one (of several, the first) have values of their own,
-    beside those of the rest.
+    operator prepares costs minutes. per: what has values of its own.
+    layers_per_group, layer_groups: how fine, along the layers.
+    apart: what else has values of its own; embedding and head, where layers or components have.
+    values: how the experts' coefficients are bound together. gate: the magnitude below which an
+    expert is off. scale: of the range. filters: parts of tensors' names: tensors whose name has one
+    (of several, the first) have values of their own, beside those of the rest.
     """
 
     per: tuple[Literal["expert", "layer", "component"], ...] = ()

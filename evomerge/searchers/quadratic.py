@@ -8,6 +8,7 @@ coefficients; a metric that is bounded is a quadratic behind a sigmoid or a soft
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
@@ -29,8 +30,8 @@ class Quadratic:
     """A fitted surrogate of one objective.
 
     weights: (terms,); covariance: (terms, terms), of the weights; sign: -1 for a softplus of
-    objectives that are negative; left_out: (points,), what each point's score is away from the
-    prediction of a fit without it (by the leverages, exact for the identity).
+    objectives that are negative; noise: the variance of a score about the prediction, where the
+    weights were right; leaving_out: computes `left_out`, which takes as long as the fit.
     """
 
     link: Link
@@ -38,11 +39,12 @@ class Quadratic:
     sign: float
     weights: Array
     covariance: Array
-    left_out: Array
+    noise: float
+    leaving_out: Callable[[], Array]
 
     def predict(self, points: Array) -> Array:
         """Predicted scores of points of the cube; shape (points,)."""
-        line = terms(points, self.products) @ self.weights
+        line, _ = self._line(2.0 * points - 1.0)
         return np.asarray(self.sign * _mean(self.link, line), dtype=np.float64)
 
     def error(self, points: Array) -> Array:
@@ -63,10 +65,7 @@ class Quadratic:
             mean * prediction + error * standard error, (points,); its gradient, (points, genes).
         """
         x = 2.0 * points - 1.0
-        linear, bend = self._bends
-        bent = x @ bend
-        line = self.weights[0] + (x * (linear + bent)).sum(axis=1)
-        uphill = 2.0 * (linear + 2.0 * bent)  # of the line; a coordinate is half an x
+        line, uphill = self._line(x)
         slope = _slope(self.link, line)
         values = mean * self.sign * _mean(self.link, line)
         gradient = (mean * self.sign * slope)[:, None] * uphill
@@ -81,12 +80,29 @@ class Quadratic:
             gradient += (error * deviation * _curvature(self.link, line))[:, None] * uphill
         return values, gradient
 
+    def _line(self, x: Array) -> tuple[Array, Array]:
+        """What the link takes, (points,), and how it changes with the points, (points, genes).
+
+        x: (points, genes), in [-1, 1]; a coordinate of the cube is half an x.
+        """
+        linear, bend = self._bends
+        bent = x @ bend
+        return self.weights[0] + (x * (linear + bent)).sum(axis=1), 2.0 * (linear + 2.0 * bent)
+
     @cached_property
     def _bends(self) -> tuple[Array, Array]:
         num_terms = len(self.weights)
         # 1 + T + T + T (T - 1) / 2 terms with products, 1 + 2 T without.
         num_genes = (math.isqrt(8 * num_terms + 1) - 3) // 2 if self.products else num_terms // 2
         return bends(self.weights, num_genes)
+
+    @cached_property
+    def left_out(self) -> Array:
+        """What each point's score is away from the prediction of a fit without it; (points,).
+
+        By the leverages, which is exact for the identity.
+        """
+        return self.leaving_out()
 
     @cached_property
     def misfit(self) -> float:
@@ -97,11 +113,18 @@ class Quadratic:
 def terms(points: Array, products: bool) -> Array:
     """The quadratic's terms, of coordinates moved to [-1, 1]; shape (points, terms)."""
     x = 2.0 * points - 1.0
-    columns = [np.ones((len(x), 1)), x, x**2]
+    genes = x.shape[1]
+    found = np.empty((len(x), 1 + 2 * genes + (genes * (genes - 1) // 2 if products else 0)))
+    found[:, 0] = 1.0
+    found[:, 1 : 1 + genes] = x
+    start = 1 + 2 * genes
+    np.square(x, out=found[:, 1 + genes : start])
     if products:
-        first, second = _pairs(x.shape[1])
-        columns.append(x[:, first] * x[:, second])
-    return np.hstack(columns)
+        for gene in range(genes - 1):  # in the order of _pairs
+            stop = start + genes - 1 - gene
+            np.multiply(x[:, gene : gene + 1], x[:, gene + 1 :], out=found[:, start:stop])
+            start = stop
+    return found
 
 
 @cache
@@ -162,7 +185,7 @@ def fit(
     if before is not None and before.link in links:
         links = [before.link]
     fits = [_fit(one, rows, values, precision, products, before) for one in links]
-    return min(fits, key=lambda one: one.misfit)
+    return fits[0] if len(fits) == 1 else min(fits, key=lambda one: one.misfit)
 
 
 def _precision(errors: Array) -> Array:
@@ -184,6 +207,8 @@ def _fit(
 ) -> Quadratic:
     """Gauss-Newton with halved steps, and a ridge that keeps a saturated link finite."""
     from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg.blas import dtrsm
+    from scipy.linalg.lapack import dpotri
 
     sign = -1.0 if link == "softplus" and (values <= 0).all() else 1.0
     target, root = sign * values, np.sqrt(precision)
@@ -213,15 +238,22 @@ def _fit(
         weights, loss = trial, now
         if last - loss <= SMALLEST * loss:
             break
-    slopes = rows * _slope(link, rows @ weights)[:, None]
-    inverse = cho_solve(factor, np.eye(len(weights)), check_finite=False)
-    leverage = precision * np.einsum("ij,ij->i", slopes @ inverse, slopes)
-    residual = target - _mean(link, rows @ weights)
-    left_out: Array = residual / np.maximum(1.0 - leverage, 0.05)
-    freedom = max(len(rows) - float(leverage.sum()), 1.0)
-    spread = float((precision * residual**2).sum()) / freedom
-    covariance = np.asarray(inverse * max(spread, 1e-12), dtype=np.float64)
-    return Quadratic(link, products, sign, weights, covariance, left_out)
+    line = rows @ weights
+    residual = target - _mean(link, line)
+    upper = np.triu(factor[0])  # U of U'U, the normal matrix
+    inverse = dpotri(upper)[0]
+    inverse += np.triu(inverse, 1).T
+    bound = len(weights) - ridge * float(np.trace(inverse))  # the trace of the hat matrix
+    noise = float((precision * residual**2).sum()) / max(len(rows) - bound, 1.0)
+    noise = max(noise, 1e-12)
+
+    def leaving_out() -> Array:
+        slopes = rows * _slope(link, line)[:, None]
+        scaled = dtrsm(1.0, upper, slopes.T, trans_a=1)  # its square is s' (U'U)^-1 s
+        leverage = precision * np.einsum("ij,ij->j", scaled, scaled)
+        return np.asarray(residual / np.maximum(1.0 - leverage, 0.05))
+
+    return Quadratic(link, products, sign, weights, inverse * noise, noise, leaving_out)
 
 
 def _loss(

@@ -123,7 +123,7 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
     """So many of a pool's points, each where the predictions are least certain after the others.
 
     scales: (objectives,), what counts as much in one objective as in another. A point that is
-    chosen counts as measured with the model's own misfit, which takes one rank of its covariance.
+    chosen counts as measured with the model's own noise, which takes one rank of its covariance.
     """
     slopes = [model.slopes(pool) for model in models]
     # C r of every point; a measured point takes (C r_m)(C r_m)' / (r_m C r_m + misfit) from C.
@@ -138,7 +138,7 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
         taken[following] = True
         for k, model in enumerate(models):
             shared = along[k] @ slopes[k][following]
-            scaled = shared / (shared[following] + max(model.misfit, 1e-12))
+            scaled = shared / (shared[following] + model.noise)
             along[k] -= np.outer(scaled, along[k][following])
             variances[k] -= scaled * shared
     return np.array(chosen, dtype=np.int64)

@@ -317,7 +317,7 @@ def test_the_least_certain_points_come_first_and_count_as_measured() -> None:
     rows = terms(pool, True)
     for number in range(5):
         measured = rows[chosen[:number]]
-        precision = np.linalg.inv(model.covariance) + measured.T @ measured / model.misfit
+        precision = np.linalg.inv(model.covariance) + measured.T @ measured / model.noise
         variance = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
         variance[chosen[:number]] = -1
         assert variance[chosen[number]] == pytest.approx(variance.max(), rel=1e-6)

@@ -20,7 +20,7 @@ from evomerge.searchers.surrogate_front import most_volume, sobol
 def of_weights(weights: Any, link: Any = "identity") -> Quadratic:
     """A quadratic that is given, rather than fitted."""
     row = np.asarray(weights, dtype=np.float64)
-    return Quadratic(link, True, 1.0, row, np.eye(len(row)), np.zeros(1))
+    return Quadratic(link, True, 1.0, row, np.eye(len(row)), 1.0, lambda: np.zeros(1))
 
 
 @pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
