@@ -98,8 +98,8 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
 }
 
 
-# How many values a prepared parameter has, with its default, where a new one takes 40 seconds to 13
-# minutes.
+# How many values a prepared parameter has, evenly spaced and beside its default, where a new one
+# takes 40 seconds to 13 minutes.
 LEVELS = {"opcm": 5, "iso_cts": 6, "regmean_plusplus": 5, "lore": 3}
 
 

@@ -133,7 +133,7 @@ def measure(kinds: list[str], objectives: int, seconds: float) -> Iterator[dict[
         variants: list[dict[str, Any]] = [{}]
         if "population" in fields:
             variants = [{"population": 10}, {"population": 100}]
-            variants += [{}] if kind == "map_pareto" else []
+            variants += [{}] if kind == "map_pareto" else []  # 16
         if "steady" in fields:
             variants.append({"population": 100, "steady": True})
         for options in variants:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from evomerge.files import cache_folder
 
 _WORTH_A_FILE = 2**16  # bytes
+_SLOW = 10**8  # bytes a second: what was made more slowly goes to a file rather than be made again
 _FREE_SHARE = 4  # of the disk's free bytes one of so many may be taken at once
 
 
@@ -25,7 +27,8 @@ _FREE_SHARE = 4  # of the disk's free bytes one of so many may be taken at once
 class _Entry:
     prepared: Any
     nbytes: int
-    in_files: int  # bytes that were brought there while it was made
+    in_files: int  # bytes that were brought there
+    is_dear: bool  # to make again
     last_used: int
     always: bool
 
@@ -58,7 +61,8 @@ class Cache:
     What the last two candidates used is never thrown out for something else of the same size: every
     candidate walks through all blocks in one order, where dropping the least recently used would
     miss every time. What they did not use makes room, the least recently used first: in memory, and
-    on the disk when all files take more of it than one may.
+    on the disk when all files take more of it than one may. Of that, what took long to make goes to
+    files. Prepared data may have `seconds`: what they take to make again, if not what they took.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -66,6 +70,7 @@ class Cache:
         self.used_bytes = 0
         self._files = _Files()
         self._entries: dict[Hashable, _Entry] = {}
+        self._put_aside_bytes = 0
         self._turn = 0
 
     def next_candidate(self) -> None:
@@ -79,14 +84,16 @@ class Cache:
         """
         entry = self._entries.get(key)
         if entry is None:
-            before = self._files.total
+            before, began = self._brought, time.perf_counter()
             prepared = make()
+            seconds = getattr(prepared, "seconds", time.perf_counter() - began)
             nbytes = prepared.nbytes
+            is_dear = seconds * _SLOW > nbytes
             if not self._make_room(nbytes) and hasattr(prepared, "spill"):
                 prepared.spill(self._to_file)
                 nbytes = prepared.nbytes
-            in_files = self._files.total - before
-            entry = _Entry(prepared, nbytes, in_files, self._turn, always)
+            in_files = self._brought - before
+            entry = _Entry(prepared, nbytes, in_files, is_dear, self._turn, always)
             if self._make_room(nbytes) or always:
                 self._entries[key] = entry
                 self.used_bytes += nbytes
@@ -101,6 +108,11 @@ class Cache:
         fits = self._make_room(numel * np.dtype(dtype).itemsize)
         return np.empty(numel, dtype) if fits else self._room_in_file(numel, dtype)
 
+    @property
+    def _brought(self) -> int:
+        """Bytes that ever went to files of what was being made, not of what gave way to it."""
+        return self._files.total - self._put_aside_bytes
+
     def _make_room(self, nbytes: int) -> bool:
         missing = self.used_bytes + nbytes - self.budget_bytes
         if missing <= 0:
@@ -108,10 +120,12 @@ class Cache:
         idle = self._idle()
         if missing > sum(self._entries[key].nbytes for key in idle):
             return False
-        for key in idle:
-            missing -= self._drop(key)
-            if missing <= 0:
-                break
+        for free in (self._put_aside, self._drop):
+            for key in idle:
+                if self.used_bytes + nbytes <= self.budget_bytes:
+                    return True
+                if key in self._entries and self._entries[key].nbytes:
+                    free(key)
         return True
 
     def _idle(self) -> list[Hashable]:
@@ -123,11 +137,24 @@ class Cache:
         ]
         return sorted(idle, key=lambda key: self._entries[key].last_used)
 
-    def _drop(self, key: Hashable) -> int:
-        """Keep it no longer; the bytes in memory that it took."""
-        freed = self._entries.pop(key).nbytes
-        self.used_bytes -= freed
-        return freed
+    def _put_aside(self, key: Hashable) -> None:
+        """Bring to files what would be dear to make again; drop what would not."""
+        entry = self._entries[key]
+        if entry.in_files:
+            return  # what is left of it in memory is little
+        if not entry.is_dear or not hasattr(entry.prepared, "spill"):
+            self._drop(key)
+            return
+        before = self._files.total
+        entry.prepared.spill(self._to_file)
+        entry.in_files = self._files.total - before
+        self._put_aside_bytes += entry.in_files
+        self.used_bytes += entry.prepared.nbytes - entry.nbytes
+        entry.nbytes = entry.prepared.nbytes
+
+    def _drop(self, key: Hashable) -> None:
+        """Keep it no longer."""
+        self.used_bytes -= self._entries.pop(key).nbytes
 
     def _to_file(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array in a file, if it is worth one."""

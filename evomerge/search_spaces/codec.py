@@ -32,6 +32,7 @@ from evomerge.genes import (
 
 CENTER = 0.5  # where a gene stands that does not matter
 SET, UNSET = 0.75, 0.25  # where a flag stands
+LEVELS_APART = 1e-5  # relative; what is nearer to a level, as six digits are, is the level
 
 
 class Codec:
@@ -240,8 +241,8 @@ def level_problem(levels: Sequence[float]) -> str | None:
 
 
 def _is_level(level: float, value: Value) -> bool:
-    """Equal, as far as recipes' nine digits go."""
-    return math.isclose(level, float(value), rel_tol=1e-8, abs_tol=1e-12)
+    """Equal, as far as recipes that are written by hand go."""
+    return math.isclose(level, float(value), rel_tol=LEVELS_APART, abs_tol=1e-12)
 
 
 def _can_hold(condition: Condition, genes: Mapping[str, Gene]) -> bool:
@@ -299,7 +300,8 @@ def _discrete_value(gene: Integer | Level | Choice | Flag, coordinate: float) ->
     place = min(int(coordinate * options), options - 1)
     if isinstance(gene, Integer):
         return gene.low + place
-    return gene.levels[place] if isinstance(gene, Level) else gene.options[place]
+    # Never -0.0, which reads otherwise.
+    return gene.levels[place] + 0.0 if isinstance(gene, Level) else gene.options[place]
 
 
 def _chosen(count: Count, coordinates: NDArray[np.float64]) -> list[bool]:

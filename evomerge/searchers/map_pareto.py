@@ -36,7 +36,6 @@ MORE = 1.25  # times as many points, before links are chosen anew
 POOL = 256  # points among which the least certain are looked for
 APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
 OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
-LEAST = 16  # points of a round
 BAYESIAN_ROUNDS = 4  # after the first half of the design
 
 
@@ -95,12 +94,12 @@ class MapPareto:
             le=100_000,
             description="points that are measured first; default (T + 1)(T + 2) for T genes",
         )
-        population: int | None = Field(
-            None,
+        population: int = Field(
+            16,
             ge=1,
             le=10_000,
-            description="points of the predicted front a round; default a twentieth of the design, "
-            "from 16 on: a round costs about the same whatever its size",
+            description="points of the predicted front a round, which takes about the same time "
+            "whatever their number",
         )
         until: Literal["budget", "front"] = Field(
             "budget",
@@ -128,11 +127,12 @@ class MapPareto:
         )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
+        import scipy.linalg  # noqa: F401  (it brings a BLAS of its own, which has to be found)
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
         self.options = read_options(self.Options, options, self.kind)
         self._num_genes = len(space.genes)
-        self.population = self.in_flight = self.options.population or self._round_size()
+        self.population = self.in_flight = self.options.population
         self._compromises = self.options.compromises or max(
             2 * len(facts.objectives), min(100, max(16, 4 * self.population))
         )
@@ -227,16 +227,9 @@ class MapPareto:
             alone = [np.where(row > 0, 1.0, origin).tolist() for row in np.eye(self._num_genes)]
         return read_designs([*facts.designs, *alone, origin.tolist()], self._num_genes)
 
-    def _design_size(self) -> int:
-        return self.options.design or (self._num_genes + 1) * (self._num_genes + 2)
-
-    def _round_size(self) -> int:
-        nested = self.options.variant == "nested"
-        return LEAST if nested else max(LEAST, self._design_size() // 20)
-
     def _parts_of_design(self) -> list[int]:
         """How many points are measured together, until the design is done."""
-        size = self._design_size()
+        size = self.options.design or (self._num_genes + 1) * (self._num_genes + 2)
         if self.options.variant == "nested":
             return []
         if self.options.variant == "plain":

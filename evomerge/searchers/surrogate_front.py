@@ -126,7 +126,7 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
     chosen counts as measured with the model's own noise, which takes one rank of its covariance.
     """
     slopes = [model.slopes(pool) for model in models]
-    # C r of every point; a measured point takes (C r_m)(C r_m)' / (r_m C r_m + misfit) from C.
+    # C r of every point; a measured point takes (C r_m)(C r_m)' / (r_m C r_m + noise) from C.
     along = [row @ model.covariance for row, model in zip(slopes, models, strict=True)]
     variances = [np.einsum("ij,ij->i", a, row) for a, row in zip(along, slopes, strict=True)]
     taken = np.zeros(len(pool), dtype=bool)

@@ -11,7 +11,7 @@ from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.errors import CandidateError, ConfigurationError, ModelError
-from evomerge.merging import OPERATORS
+from evomerge.merging import OPERATORS, spectra
 from evomerge.merging.cache import Cache
 from evomerge.merging.materialise import Merger, check_recipe
 from evomerge.merging.operator import CHUNK
@@ -258,3 +258,49 @@ def test_what_is_in_files_is_kept_beyond_the_budget(
     roomy = dict(merger_of(states, cache_bytes=2**30).tensors(candidates[0]))
     for name, expected in roomy.items():
         assert all(torch.equal(one[name], expected) for one in merged)
+
+
+@pytest.mark.parametrize(
+    ("operator", "parameter", "values", "budget"),  # what one value takes, and half of it again
+    [
+        ("opcm", "alpha", (0.2, 0.5, 0.9), 3_000_000),
+        ("iso_cts", "common", (0.2, 0.5, 0.8), 3_700_000),
+        ("lore", "mu", (0.0, 0.5, 1.0), 6_000_000),
+    ],
+)
+def test_what_is_dear_to_prepare_is_prepared_once_for_each_value(
+    operator: str,
+    parameter: str,
+    values: tuple[float, ...],
+    budget: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evomerge.merging.cache._SLOW", 10**15)  # whatever the clock says
+    states = {
+        name: {f"layers.{i}.w": torch.randn(300, 300) for i in range(2)}
+        for name in ("base", "x", "y")
+    }
+    recipes = [recipe_of(states, operator, ["x", "y"], **{parameter: value}) for value in values]
+    decompose, calls = spectra._eigh, []
+
+    def counted(*given: Any) -> Any:
+        calls.append(1)
+        return decompose(*given)
+
+    monkeypatch.setattr(spectra, "_eigh", counted)
+    merged: dict[int, list[dict[str, torch.Tensor]]] = {}
+    counts = []
+    for cache_bytes in (2**30, budget):
+        merger = merger_of(states, cache_bytes=cache_bytes)
+        calls.clear()
+        merged[cache_bytes] = [
+            dict(merger.tensors(recipe))
+            for _ in range(3)
+            for recipe in recipes
+            for _ in range(3)  # until what was before is idle
+        ]
+        counts.append(len(calls))
+        assert merger.family.cache.used_bytes <= cache_bytes
+    assert counts[0] == counts[1] > 0
+    for roomy, tight in zip(*merged.values(), strict=True):
+        assert all(torch.equal(roomy[name], tight[name]) for name in roomy)

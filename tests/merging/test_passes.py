@@ -349,6 +349,27 @@ def test_room_in_memory_is_made_of_what_is_idle():
     assert not isinstance(made.array, np.memmap)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_what_was_dear_to_make_goes_to_a_file_when_it_is_idle(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr("evomerge.merging.cache.cache_folder", lambda: tmp_path)
+    cache, made = Cache(budget_bytes=250_000), []
+
+    def make(key):
+        made.append(key)
+        one = Spillable()
+        one.seconds = seconds
+        return one
+
+    for key in "ababa":
+        for _ in range(3):  # until the other one is idle
+            cache.next_candidate()
+        one = cache.get(key, lambda key=key: make(key))
+        assert np.array_equal(one.array, Spillable().array)
+    assert made == (list("ab") if seconds else list("ababa"))
+    assert cache.used_bytes <= 250_000
+    assert (cache._files.nbytes > 0) == (seconds > 0)
+
+
 def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr("evomerge.merging.cache.cache_folder", lambda: tmp_path / "file" / "no")
     (tmp_path / "file").write_text("")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -329,3 +332,39 @@ def test_spread_takes_the_extremes_and_then_the_farthest() -> None:
     assert spread(values, values[[5]], 4)[:2] == [10, 0]
     assert set(spread(values, values[[5]], 4)[2:]) <= {2, 3, 7, 8}
     assert sorted(spread(values, values, 99)) == list(range(11))
+
+
+ROUND = """
+import numpy as np
+from evomerge.genes import Real
+from evomerge.records import Estimate, Evaluation, Facts, Score
+from evomerge.searchers import make_searcher
+
+class Cube:
+    constraints = ()
+    genes = tuple(Real(f"g{i}", 0, 1) for i in range(20))
+
+searcher = make_searcher("map_pareto", Cube(), 0, Facts(objectives=("a", "b")), {})
+told = []
+for number, genome in enumerate(searcher.ask(462)):
+    values = [-float(((np.array(genome) - at) ** 2).sum()) for at in (0.3, 0.6)]
+    scores = {name: Estimate(value, 0.01, 9) for name, value in zip("ab", values)}
+    told.append(Evaluation(number, genome, Score(scores)))
+searcher.tell(told)
+print(searcher.ask(16))
+"""
+
+
+def test_rounds_do_not_depend_on_the_number_of_threads() -> None:
+    """In processes of their own, in which nobody has looked for BLAS libraries yet."""
+    rounds = [
+        subprocess.run(
+            [sys.executable, "-c", ROUND],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": count, "OMP_NUM_THREADS": count},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for count in ("1", "2")
+    ]
+    assert rounds[0] == rounds[1] != ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -36,7 +36,7 @@ class _Scaled:
     """A merged task vector and each tensor's factor."""
 
     merged: _Merged
-    models: Models
+    segments: Sequence[slice]
     factors: NDArray[np.float64]  # (tensors,)
 
     @property
@@ -47,8 +47,6 @@ class _Scaled:
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
         self.merged.spill(move)
-        models = self.models
-        self.models = Models(None, [self.merged.base, self.merged.shift], models.segments)
 
 
 @dataclass
@@ -70,8 +68,7 @@ def _prepare(block: Block, values: Values) -> _Scaled:
             f"opcm's lengths at alpha {alpha!r}", partial(_whole, alpha, block)
         )
         factors *= _factors(whole.of)
-    models = Models(None, [merged.base, merged.shift], block.segments)
-    return _Scaled(merged, models, factors)
+    return _Scaled(merged, block.segments, factors)
 
 
 def _factors(squares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -156,7 +153,10 @@ def _apply(prepared: _Scaled, values: Values, out: Tensor) -> bool | None:
     """Write W_0 + lambda times the merged task vector, at its length."""
     factors = cast("float", values["lambda"]) * prepared.factors
     weights = np.stack([np.ones_like(factors), factors])
-    return passes.weighted_sum(prepared.models, weights, out)
+    # Made here: what is merged may have gone to a file since the last time.
+    merged = prepared.merged
+    models = Models(None, [merged.base, merged.shift], prepared.segments)
+    return passes.weighted_sum(models, weights, out)
 
 
 OPCM = Operator(

@@ -34,7 +34,9 @@ REACHED = 1e-6  # eigenvalues below this share of the largest are float32's nois
 _LARGE = ("mean", "vectors", "full", "diagonal", "values")  # a regression's tensors
 
 
-def _moved(tensor: Tensor, move: Callable[[NDArray[Any]], NDArray[Any]]) -> tuple[Tensor, int]:
+def moved_tensor(
+    tensor: Tensor, move: Callable[[NDArray[Any]], NDArray[Any]]
+) -> tuple[Tensor, int]:
     """A tensor after `move` had it, and the bytes of memory that are free now."""
     import torch
 
@@ -67,7 +69,7 @@ class Regression:
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Bring large arrays to files."""
         for name in _LARGE:
-            tensor, freed = _moved(getattr(self, name), move)
+            tensor, freed = moved_tensor(getattr(self, name), move)
             setattr(self, name, tensor)
             self.in_memory -= freed
 
@@ -116,7 +118,7 @@ class _Mean:
         self.in_memory = self.mean.nbytes
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-        self.mean, freed = _moved(self.mean, move)
+        self.mean, freed = moved_tensor(self.mean, move)
         self.in_memory -= freed
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from evomerge.merging.operator import Block, Operator, Values
-from evomerge.merging.operators.regmean import ALPHA
+from evomerge.merging.operators.regmean import ALPHA, moved_tensor
 from evomerge.records import Parameter
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -17,10 +20,17 @@ if TYPE_CHECKING:
 class _Merged:
     tensors: tuple[Tensor, ...]  # float32, in their shapes
     segments: tuple[slice, ...]
+    nbytes: int = field(init=False)  # in memory
+    seconds: ClassVar[float] = math.inf  # a block takes as long as the whole model
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
+    def __post_init__(self) -> None:
+        self.nbytes = sum(tensor.nbytes for tensor in self.tensors)
+
+    def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Bring them to files."""
+        moved = [moved_tensor(tensor, move) for tensor in self.tensors]
+        self.tensors = tuple(tensor for tensor, _ in moved)
+        self.nbytes -= sum(freed for _, freed in moved)
 
 
 def _prepare(block: Block, values: Values) -> _Merged:
