@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ from evomerge.merging.calibration import Collected
 from evomerge.merging.materialise import Merger
 from evomerge.pareto import best_first
 from evomerge.pools import make_pool
-from evomerge.pools.worker import CACHE_BYTES
 from evomerge.recipe import Merge, Recipe
 from evomerge.records import Budget, Candidate, Parameter
 from evomerge.results.adapter_export import export_adapter
@@ -112,7 +111,6 @@ class Family:
     split: Mapping[str, int]
     estimator: Mapping[str, Any]
     levels: Mapping[str, int] = field(default_factory=dict)  # of what operators prepare: see LEVELS
-    cache_bytes: int = CACHE_BYTES
 
 
 def _tiny(skill: str) -> dict[str, Any]:
@@ -139,7 +137,6 @@ FAMILIES = {
         {"search": 120, "fresh": 40, "holdout": 160},
         {"kind": "racing", "rungs": [8, 16, 32]},  # an item takes 70 ms
         levels=LEVELS,
-        cache_bytes=10**10,  # for all values of what takes minutes
     ),
 }
 
@@ -203,8 +200,7 @@ def parts_of(name: str, family: Family, family_name: str) -> Parts:
     }
     if operator.needs != "nothing":
         data["calibration"] = CALIBRATION[family_name]
-    parts = wire(parse_experiment(Document(data)))
-    return replace(parts, worker=replace(parts.worker, cache_bytes=family.cache_bytes))
+    return wire(parse_experiment(Document(data)))
 
 
 CALIBRATION: dict[str, dict[str, Any]] = {  # each expert reads the search items of its own task
