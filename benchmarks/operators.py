@@ -83,8 +83,8 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
     "mwa": {"metric": (0.0, 1.0), "penalty": None},
     "consensus_ta": {"threshold": (0.1, 0.9), "min_tasks": (1, 3), "lambda": (0.2, 1.5)},
     "tall_mask": {"threshold": (0.0, 1.0)},
-    "cabs": {"n": None, "m": None},
-    "pcb": {"ratio": None, "clip": None},
+    "cabs": {"n": (8, 248), "m": None},  # n of m are kept
+    "pcb": {"ratio": (0.01, 0.6), "clip": (0.0, 0.2)},
     "widen": {"above": (0.0, 2.0), "score": (0.0, 1.5)},
     "star": {"eta": (10.0, 100.0), "alpha": (0.2, 3.0)},
     "iso_c": {"alpha": (0.1, 2.0)},
@@ -92,14 +92,14 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
     "tsv_m": {"alpha": (0.2, 2.0)},
     "fisher": {"floor": None},
     "lore": {"rounds": None},
-    "lora_svd": {"rank": None},
-    "lora_lego": {"rank": None},
+    "lora_svd": {"rank": (1, 48)},  # of three adapters of rank 16
+    "lora_lego": {"rank": (1, 48)},
 }
 
 
 # How many values a prepared parameter has, evenly spaced and beside its default, where a new one
-# takes 40 seconds to 13 minutes.
-LEVELS = {"opcm": 5, "iso_cts": 6, "regmean_plusplus": 5, "lore": 3}
+# takes 15 seconds to 13 minutes.
+LEVELS = {"opcm": 5, "iso_cts": 6, "regmean_plusplus": 5, "lore": 3, "pcb": 4}
 
 
 @dataclass(frozen=True)
