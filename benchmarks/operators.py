@@ -99,7 +99,15 @@ OWN: dict[str, dict[str, tuple[float, float] | None]] = {  # of one operator's; 
 
 # How many values a prepared parameter has, evenly spaced and beside its default, where a new one
 # takes 15 seconds to 13 minutes.
-LEVELS = {"opcm": 5, "iso_cts": 6, "regmean_plusplus": 5, "lore": 3, "pcb": 4}
+LEVELS = {
+    "opcm": 5,
+    "iso_cts": 6,
+    "regmean_plusplus": 5,
+    "lore": 3,
+    "pcb": 4,
+    "star": 7,
+    "tsv_m": 6,
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -368,6 +369,32 @@ def test_what_was_dear_to_make_goes_to_a_file_when_it_is_idle(tmp_path, monkeypa
     assert made == (list("ab") if seconds else list("ababa"))
     assert cache.used_bytes <= 250_000
     assert (cache._files.nbytes > 0) == (seconds > 0)
+
+
+def test_memory_is_given_back_after_much_was_made(monkeypatch):
+    """Some 400 MB of freed arrays between small ones that stay; the C library would keep them."""
+    monkeypatch.setattr("evomerge.merging.cache._LONG", -1.0)
+    cache = Cache(budget_bytes=0)
+    before = resident_bytes()
+    kept, freed = [], []
+    for _ in range(4000):
+        freed.append(np.ones(100_000, np.uint8))
+        kept.append(np.ones(100, np.uint8))
+    full = resident_bytes()
+    del freed
+    cache.next_candidate()
+    assert len(kept) == 4000
+    assert full - before > 3e8
+    assert resident_bytes() - before < 1e8
+
+
+def resident_bytes() -> int:
+    """What this process has in memory of its own."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc")
+    rows = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(rows["RssAnon"].split()[0]) * 1024
 
 
 def test_a_full_disk_costs_time_and_no_error(tmp_path, monkeypatch):
