@@ -64,7 +64,7 @@ def genes_of(shape: Shape, num_genes: int) -> tuple[Gene, ...]:
             genes.append(Flag(name))
         elif i % 3 == 1:
             genes.append(Choice(name, ("a", "b", "c"), when))
-        elif i % 6 == 2:
+        elif shape == "conditional" and i % 12 == 8:
             genes.append(Level(name, (0.01, 0.1, 0.3, 0.5, 1.0), when))
         elif i % 2:
             genes.append(Integer(name, -2, 5, when))
