@@ -185,6 +185,17 @@ def test_the_studies_are_of_experiments_that_there_are() -> None:
     assert "studies" in sys.modules
 
 
+def test_kept_outcomes_are_of_the_files_as_they_are(tmp_path: Path) -> None:
+    """A new key of space files must not make everything that was measured look old."""
+    from studies import BY_NAME
+    from study_tables import KEPT, outcomes
+
+    kept = sorted(KEPT.glob("*.json"))
+    assert len(kept) > 30
+    for path in kept:
+        assert len(outcomes(BY_NAME[path.stem], tmp_path)) == len(json.loads(path.read_text()))
+
+
 def test_a_judge_with_tasks_of_its_own_judges_what_had_none(tiny_zoo: Path, tmp_path: Path) -> None:
     """What was searched without labels is judged by a fitness that has them."""
     from answers import Answers

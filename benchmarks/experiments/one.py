@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from answers import Answers
 from judging import judged, spent_items
@@ -23,6 +24,7 @@ from evomerge.recipe import canonical_json
 
 OUTCOME = "outcome.json"
 MARK = "study.txt"  # in a run's folder: of which version of the files it is
+LATER = {"levels"}  # keys of search spaces that are not in the fingerprints of kept outcomes
 
 
 def say(text: str) -> None:
@@ -64,6 +66,7 @@ def fingerprint(study: Study, seed: int, out: Path) -> str:
     config = config_of(study, seed, out)
     models = [config.base, *config.experts.values()]
     told = {**config.identity(), "models": models, "budget": config.budget.model_dump(mode="json")}
+    told["space"] = without_later(told["space"])
     if study.after:
         before = f"run:{run_folder(out, study.after, seed)}"
         now = f"run:{study.after} {fingerprint(BY_NAME[study.after], seed, out)}"
@@ -74,6 +77,19 @@ def fingerprint(study: Study, seed: int, out: Path) -> str:
     if study.twin:
         told["twin"] = dict(study.twin)
     return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:16]
+
+
+def without_later(said: Any) -> Any:
+    """What space files say, without the keys that came after outcomes were kept and say nothing."""
+    if isinstance(said, list):
+        return [without_later(one) for one in said]
+    if not isinstance(said, dict):
+        return said
+    return {
+        key: without_later(value)
+        for key, value in said.items()
+        if key not in LATER or value is not None
+    }
 
 
 def set_aside(told_apart: str, folders: Sequence[Path]) -> None:
