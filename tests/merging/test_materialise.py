@@ -263,7 +263,6 @@ def test_what_is_in_files_is_kept_beyond_the_budget(
 @pytest.mark.parametrize(
     ("operator", "parameter", "values", "budget"),  # what one value takes, and half of it again
     [
-        ("opcm", "alpha", (0.2, 0.5, 0.9), 3_000_000),
         ("iso_cts", "common", (0.2, 0.5, 0.8), 3_700_000),
         ("lore", "mu", (0.0, 0.5, 1.0), 6_000_000),
     ],

@@ -272,3 +272,11 @@ def test_values_that_no_gene_has_are_refused(values: dict[str, Any], told: str) 
 def test_what_is_no_genome_is_told(genome: Any) -> None:
     codec = Codec([Flag("f"), Flag("g")])
     assert codec.violations(genome) == ["expected a list of 2 numbers"]
+
+
+def test_levels_are_read_as_people_write_them() -> None:
+    codec = Codec([Level("l", (-0.0, 1 / 3))])
+    assert codec.values(codec.genome({"l": 0.333333})) == [1 / 3]
+    assert repr(codec.values([0.0])) == "[0.0]"  # never -0.0, which reads otherwise
+    with pytest.raises(ValueError, match="l: cannot be"):
+        codec.genome({"l": 0.34})
