@@ -10,32 +10,23 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evomerge.errors import ConfigurationError, Problem
-from evomerge.pareto import non_dominated
 from evomerge.protocols import SearchSpace
 from evomerge.records import CandidateId, Evaluation, Facts, Genome
 from evomerge.searchers.charts import Chart, base_genome, whole_cube
 from evomerge.searchers.generation import Generations, read_designs
+from evomerge.searchers.map_rounds import POOL, Rounds, Surrogate
 from evomerge.searchers.nesting import Nesting, start_nesting
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
-from evomerge.searchers.predicted_front import Aim, predicted_front
-from evomerge.searchers.quadratic import Quadratic, fit, terms
-from evomerge.searchers.surrogate_front import (
-    by_bins,
-    most_uncertain,
-    most_volume,
-    relevance,
-    sobol,
-    spread,
-)
+from evomerge.searchers.quadratic import Quadratic, terms
+from evomerge.searchers.quadratic_fit import fit
+from evomerge.searchers.surrogate_front import by_bins, relevance, sobol
 
 Array = NDArray[np.float64]
+Measurement = tuple[Array, Array, Array]  # a genome, its scores and their standard errors
 
 MOST_GENES = 40  # with all products of genes: 861 terms, and a design of 1,722 points
 MORE = 1.25  # times as many points, before links are chosen anew
-POOL = 256  # points among which the least certain are looked for
-APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
-OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
 BAYESIAN_ROUNDS = 4  # after the first half of the design
 
 
@@ -68,6 +59,9 @@ class MapPareto:
     points are weighted by their standard errors. A race's rungs count through these errors alone.
     With one objective, the second is the surrogate's own uncertainty, so that a round has what is
     predicted to be best and what may be better.
+
+    From round to round a fit follows the one before (see quadratic_fit.py), so that what a round
+    takes does not grow with the design.
 
     A warm start's evaluations are data of the quadratics; the design is measured nevertheless, and
     can be made smaller.
@@ -120,7 +114,7 @@ class MapPareto:
             ge=4,
             le=10_000,
             description="compromises between the objectives, whose optima are the predicted front; "
-            "default four for each point of a round, from 16 to 100",
+            "default three for each point of a round (two with one objective), from 16 to 100",
         )
         steps: int = Field(
             60, ge=1, le=100_000, description="of L-BFGS-B at most, towards those optima, twice"
@@ -133,18 +127,24 @@ class MapPareto:
         self.options = read_options(self.Options, options, self.kind)
         self._num_genes = len(space.genes)
         self.population = self.in_flight = self.options.population
-        self._compromises = self.options.compromises or max(
-            2 * len(facts.objectives), min(100, max(16, 4 * self.population))
-        )
         self._num_objectives = len(facts.objectives)
         self._check()
         self._blas = ThreadpoolController().select(user_api="blas")
         self._generator = np.random.default_rng(np.random.SeedSequence(seed))
+        self._rounds = Rounds(
+            self.population,
+            len(facts.objectives),
+            self.options.compromises,
+            self.options.steps,
+            self.options.until == "budget",
+            self._generator,
+        )
         self._chart = whole_cube(self._num_genes)
         self._fitted: list[Quadratic] = []  # to the chart, last
         self._chosen_from = 0  # points that their links were chosen from
-        self._warm = [e for e in facts.warm_start if is_scored(e)]
-        self._evaluations: dict[CandidateId, Evaluation] = {}
+        warm = (self._measurement(evaluation) for evaluation in facts.warm_start)
+        self._warm = [one for one in warm if one is not None]
+        self._measured: dict[CandidateId, Measurement | None] = {}
         self._nesting: Nesting | None = None
         if self.options.variant == "nested":
             self._nesting = start_nesting(space.genes, facts, self.options.preference)
@@ -181,11 +181,23 @@ class MapPareto:
 
     def learn(self, generation: list[Evaluation]) -> None:
         """Take in a round (see `Breeder`)."""
-        self._evaluations.update((evaluation.id, evaluation) for evaluation in generation)
+        self._measured.update((one.id, self._measurement(one)) for one in generation)
 
     def relearn(self, evaluations: list[Evaluation]) -> None:
         """New scores replace the old ones; they count from the next round on (see `Breeder`)."""
-        self._evaluations.update((evaluation.id, evaluation) for evaluation in evaluations)
+        self._measured.update((one.id, self._measurement(one)) for one in evaluations)
+
+    def _measurement(self, evaluation: Evaluation) -> Measurement | None:
+        """None for what has no score of every objective."""
+        score = evaluation.score
+        if score is None or not is_scored(evaluation) or len(score.values) != self._num_objectives:
+            return None
+        errors = [estimate.standard_error for estimate in score.objectives.values()]
+        return (
+            np.asarray(evaluation.genome, dtype=np.float64),
+            np.asarray(score.values, dtype=np.float64),
+            np.asarray(errors, dtype=np.float64),
+        )
 
     def _check(self) -> None:
         """Refuse what cannot work.
@@ -240,7 +252,7 @@ class MapPareto:
 
     def _part_of_design(self, size: int) -> Array:
         """Points of the design: the first with what is known, later ones where it is uncertain."""
-        if self._evaluations:
+        if self._measured:
             points, models, scales = self._fit_chart(self._chart)
             pool = sobol(max(POOL, size), self._chart.dimensions, self._generator)
             if not models:
@@ -252,104 +264,36 @@ class MapPareto:
 
     def _round(self) -> Array:
         """Points of the predicted front that were not measured, and uncertain ones."""
-        from scipy.spatial.distance import cdist
+        surrogate = self._fit_chart(self._chart)
+        return self._rounds.points(surrogate, self._chart.dimensions, bool(self._measured))
 
-        chart, count = self._chart, self.population
-        points, models, scales = self._fit_chart(chart)
-        pool = sobol(max(POOL, count, self._compromises), chart.dimensions, self._generator)
-        if not models:
-            return (
-                pool[:count]
-                if self.options.until == "budget" or not self._evaluations
-                else pool[:0]
-            )
-        chosen, predicted = np.empty((0, chart.dimensions)), None
-        for optimism in (0.0, OPTIMISM) if self.options.until == "budget" else (0.0,):
-            if len(chosen) == count:
-                break
-            predicted = self._predicted_front(models, points, pool, optimism, predicted)
-            known = np.vstack([points, chosen])
-            apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
-            front = predicted[apart]
-            best = self._worth_measuring(models, front, known, optimism, count - len(chosen))
-            chosen = np.vstack([chosen, front[best]])
-        missing = count - len(chosen)
-        if missing and self.options.until == "budget":
-            uncertain = most_uncertain(models, scales, pool, missing)
-            chosen = np.vstack([chosen, pool[uncertain]])
-        return chosen
-
-    def _worth_measuring(
-        self, models: list[Quadratic], front: Array, known: Array, optimism: float, count: int
-    ) -> list[int]:
-        """Which of a front's points; with one objective, they differ in their uncertainty too."""
-        if len(front) == 0:
-            return []
-        values, before = _predict(models, front, optimism), _predict(models, known)
-        if len(models) > 1:
-            return most_volume(values, before, count, self._generator)
-        errors, errors_before = models[0].error(front), models[0].error(known)
-        return spread(np.c_[values, errors], np.c_[before, errors_before], count)
-
-    def _predicted_front(
-        self,
-        models: list[Quadratic],
-        points: Array,
-        pool: Array,
-        optimism: float,
-        near: Array | None,
-    ) -> Array:
-        """The front of the surrogate; with one objective, of its predictions and their errors.
-
-        optimism: how many standard errors are added to the predictions. near: the front without.
-        """
-        aims = [Aim(model, 1.0, optimism) for model in models]
-        if len(models) == 1:
-            aims.append(Aim(models[0], 0.0, 1.0))
-        size = self._compromises
-        best = points[non_dominated(_predict(models, points))][:size]
-        start = np.vstack([best, pool])
-        return predicted_front(aims, start, size, self.options.steps, self._generator, near)
-
-    def _fit_chart(self, chart: Chart) -> tuple[Array, list[Quadratic], Array]:
-        """Quadratics of a chart's coordinates, from everything that was measured on it.
-
-        Returns:
-            The measured points, (points, dimensions); a quadratic per objective, or none where too
-            little has a score; and each objective's range, (objectives,).
-        """
-        known = [*self._warm, *(e for e in self._evaluations.values() if is_scored(e))]
-        rows, values, errors = [], [], []
-        for evaluation in known:
-            score = evaluation.score
-            if score is None or len(score.values) != self._num_objectives:
-                continue
-            rows.append(evaluation.genome)
-            values.append(score.values)
-            errors.append([e.standard_error for e in score.objectives.values()])
-        points = np.array(rows, dtype=np.float64).reshape(-1, self._num_genes)
-        points, inside = chart.points(points)
-        points = points[inside]
+    def _fit_chart(self, chart: Chart) -> Surrogate:
+        """Quadratics of a chart's coordinates, from everything that was measured on it."""
+        measured = [*self._warm, *(one for one in self._measured.values() if one is not None)]
+        if len(measured) < 2:
+            return Surrogate(np.empty((0, chart.dimensions)), [], np.ones(self._num_objectives))
+        genomes, told, errs = (
+            np.concatenate(column).reshape(len(measured), -1)
+            for column in zip(*measured, strict=True)
+        )
+        points, inside = chart.points(genomes)
+        points, told, errs = points[inside], told[inside], errs[inside]
         if len(points) < 2:
-            return points, [], np.ones(self._num_objectives)
-        told, errs = np.array(values)[inside], np.array(errors)[inside]
+            return Surrogate(points, [], np.ones(self._num_objectives))
         products = chart.dimensions <= MOST_GENES
-        counts = relevance(told, terms(points[:1], products).shape[1])
+        rows = terms(points, products)
+        counts = relevance(told, rows.shape[1])
         before: list[Quadratic | None] = [None] * self._num_objectives
         if chart is self._chart and len(points) < MORE * self._chosen_from:
             before = list(self._fitted)
         models = [
-            fit(points, told[:, k], errs[:, k], self.options.link, products, counts, before[k])
+            fit(
+                points, told[:, k], errs[:, k], self.options.link, products, counts, before[k], rows
+            )
             for k in range(self._num_objectives)
         ]
         if chart is self._chart:
             self._fitted = models
             self._chosen_from = len(points) if before[0] is None else self._chosen_from
         ranges = np.ptp(told, axis=0)
-        return points, models, np.where(ranges > 0, ranges, 1.0)
-
-
-def _predict(models: Sequence[Quadratic], points: Array, optimism: float = 0.0) -> Array:
-    """Predictions of every objective and so many standard errors, shape (points, objectives)."""
-    columns = [m.predict(points) + (optimism * m.error(points) if optimism else 0) for m in models]
-    return np.stack(columns, axis=1)
+        return Surrogate(points, models, np.where(ranges > 0, ranges, 1.0))

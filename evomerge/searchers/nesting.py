@@ -19,11 +19,11 @@ from evomerge.errors import ConfigurationError, Problem
 from evomerge.genes import Gene
 from evomerge.records import Facts, Genome
 from evomerge.searchers.charts import Chart, base_genome, farthest, shares, single_genes
-from evomerge.searchers.quadratic import Quadratic
+from evomerge.searchers.map_rounds import Surrogate
 from evomerge.searchers.surrogate_front import sobol
 
 Array = NDArray[np.float64]
-FitChart = Callable[[Chart], tuple[Array, list[Quadratic], Array]]
+FitChart = Callable[[Chart], Surrogate]
 
 DESIGN = 12  # (T + 1)(T + 2) points for T = 2
 GRID = 101  # points a side, where a pair's best is looked for

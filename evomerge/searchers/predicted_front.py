@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 SMOOTH = (1.0, 0.02)  # of the objectives' ranges: how far each pass rounds a compromise's corners
 LEAST = 0.01  # weight of any objective, so that no optimum is dominated
+NEARLY = 6  # steps from a front of nearly the same aims
 PROGRESS = 1e-5  # of the compromises' sum, below which a pass is over
 
 
@@ -50,7 +51,8 @@ def predicted_front(
 
     start: (points, genes), at least as many as compromises. size: of compromises; their weights are
     Sobol points of the simplex, and each aim alone. steps: of L-BFGS-B, in each pass. near:
-    (points, genes), a front of nearly the same aims; then the second pass is enough.
+    (points, genes), a front of nearly the same aims, as it was returned; then the second pass is
+    enough, and a few steps.
 
     Returns:
         Points that none of the others dominates, shape (n, genes).
@@ -60,7 +62,8 @@ def predicted_front(
     weights = _weights(len(aims), size, generator)
     points, found = start, start[:0]
     if near is not None:
-        points = np.vstack([start, near])
+        # As many as the compromises of the second pass, which come last.
+        points, steps = np.vstack([start, near[-size:]]), min(steps, NEARLY)
     for smooth in SMOOTH if near is None else SMOOTH[1:]:
         values = _values(aims, points)
         ideal = values.max(axis=0)

@@ -126,21 +126,25 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
     chosen counts as measured with the model's own noise, which takes one rank of its covariance.
     """
     slopes = [model.slopes(pool) for model in models]
-    # C r of every point; a measured point takes (C r_m)(C r_m)' / (r_m C r_m + noise) from C.
-    along = [row @ model.covariance for row, model in zip(slopes, models, strict=True)]
-    variances = [np.einsum("ij,ij->i", a, row) for a, row in zip(along, slopes, strict=True)]
+    # H r of every point, with H the inverse of the normal matrix, which times the noise is the
+    # covariance. A point m with noise takes (H r_m)(H r_m)' / (1 + r_m' H r_m) from H: a step of a
+    # pivoted Cholesky factorisation, of which only the columns of chosen points are computed.
+    along = [row @ model.inverse for row, model in zip(slopes, models, strict=True)]
+    scaled = [np.empty((0, len(pool))) for _ in models]
+    weights = [model.noise / scale**2 for model, scale in zip(models, scales, strict=True)]
+    left = [np.einsum("ij,ij->i", a, row) for a, row in zip(along, slopes, strict=True)]
     taken = np.zeros(len(pool), dtype=bool)
     chosen: list[int] = []
     for _ in range(min(count, len(pool))):
-        total = sum(one / scale**2 for one, scale in zip(variances, scales, strict=True))
+        total = sum(weight * one for weight, one in zip(weights, left, strict=True))
         following = int(np.argmax(np.where(taken, -np.inf, total)))
         chosen.append(following)
         taken[following] = True
-        for k, model in enumerate(models):
-            shared = along[k] @ slopes[k][following]
-            scaled = shared / (shared[following] + model.noise)
-            along[k] -= np.outer(scaled, along[k][following])
-            variances[k] -= scaled * shared
+        for k, row in enumerate(slopes):
+            shared = along[k] @ row[following] - scaled[k][:, following] @ scaled[k]
+            shared = shared / np.sqrt(1.0 + max(shared[following], 0.0))
+            scaled[k] = np.vstack([scaled[k], shared])
+            left[k] -= shared**2
     return np.array(chosen, dtype=np.int64)
 
 

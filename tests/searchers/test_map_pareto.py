@@ -19,7 +19,8 @@ from evomerge.pareto import hypervolume, non_dominated
 from evomerge.records import Estimate, Evaluation, Facts, Genome, Score
 from evomerge.searchers import make_searcher
 from evomerge.searchers.charts import Chart, base_genome, farthest, shares
-from evomerge.searchers.quadratic import fit, terms
+from evomerge.searchers.quadratic import terms
+from evomerge.searchers.quadratic_fit import fit
 from evomerge.searchers.surrogate_front import bins_of, by_bins, most_uncertain, spread
 
 FAST = {"compromises": 40, "steps": 30}
@@ -320,7 +321,7 @@ def test_the_least_certain_points_come_first_and_count_as_measured() -> None:
     rows = terms(pool, True)
     for number in range(5):
         measured = rows[chosen[:number]]
-        precision = np.linalg.inv(model.covariance) + measured.T @ measured / model.noise
+        precision = np.linalg.inv(model.noise * model.inverse) + measured.T @ measured / model.noise
         variance = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
         variance[chosen[:number]] = -1
         assert variance[chosen[number]] == pytest.approx(variance.max(), rel=1e-6)

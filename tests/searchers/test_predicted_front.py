@@ -11,16 +11,17 @@ from test_map_pareto import Weights, bowls_of, names, search
 
 from evomerge.pareto import hypervolume, non_dominated
 from evomerge.records import Facts
-from evomerge.searchers import make_searcher, map_pareto
+from evomerge.searchers import make_searcher, map_pareto, quadratic_fit
 from evomerge.searchers.predicted_front import Aim, predicted_front
-from evomerge.searchers.quadratic import Quadratic, fit, terms
+from evomerge.searchers.quadratic import Quadratic, terms
+from evomerge.searchers.quadratic_fit import fit
 from evomerge.searchers.surrogate_front import most_volume, sobol
 
 
 def of_weights(weights: Any, link: Any = "identity") -> Quadratic:
     """A quadratic that is given, rather than fitted."""
     row = np.asarray(weights, dtype=np.float64)
-    return Quadratic(link, True, 1.0, row, np.eye(len(row)), 1.0, lambda: np.zeros(1))
+    return Quadratic(link, True, 1.0, row, np.eye(len(row)), 1.0, 0.0, 0, lambda: np.zeros(1))
 
 
 @pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
@@ -142,11 +143,45 @@ def test_a_fit_from_the_one_before_is_a_fit_from_scratch() -> None:
     assert fit(points, values + 1, np.zeros(80), "auto", True, before=warm).link != "sigmoid"
 
 
+@pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_few_new_points_are_followed_to_the_fit_from_scratch(
+    monkeypatch: Any, link: Any, sign: float
+) -> None:
+    """Of the same weights, and nearly the same errors, with no decomposition of all points."""
+    if sign < 0 and link == "sigmoid":
+        pytest.skip("a sigmoid is not negative")
+    generator = np.random.default_rng(7)
+    points, pool = generator.random((190, 11)), generator.random((50, 11))  # 78 terms
+    line = terms(points, True) @ generator.normal(scale=0.5, size=78)
+    means = {
+        "identity": line,
+        "sigmoid": 1 / (1 + np.exp(-line)),
+        "softplus": np.log1p(np.exp(line)),
+    }
+    values = means[link] + generator.normal(scale=0.03, size=190)
+    values = sign * {"sigmoid": np.clip(values, 0, 1), "softplus": abs(values)}.get(link, values)
+    errors = generator.uniform(0.02, 0.05, 190)
+    # The last nine are new, among them the best of all, and the others do not count as before.
+    before = fit(points[:181], values[:181], errors[:181], link, True)
+    counts = 1 / (1 + (2 * points[:, 0]) ** 2)
+    scratch = fit(points, values, errors, link, True, counts)
+    monkeypatch.delattr(quadratic_fit, "_gauss_newton")
+    followed = fit(points, values, errors, link, True, counts, before)
+    apart = np.abs(followed.predict(pool) - scratch.predict(pool))
+    assert (apart < 0.01 * scratch.error(pool)).all()  # before, they are one apart
+    np.testing.assert_allclose(followed.error(pool), scratch.error(pool), rtol=0.2)
+    new = points[181:]
+    np.testing.assert_allclose(followed.error(new), scratch.error(new), rtol=0.15)
+    assert followed.noise == pytest.approx(scratch.noise, rel=0.01)
+    assert followed.num_points == 190
+
+
 def test_links_are_chosen_anew_with_a_quarter_more_points(monkeypatch: Any) -> None:
     asked: list[tuple[int, bool]] = []
 
     def watched(points: Any, *rest: Any) -> Quadratic:
-        asked.append((len(points), rest[-1] is None))
+        asked.append((len(points), rest[5] is None))
         return fit(points, *rest)
 
     monkeypatch.setattr(map_pareto, "fit", watched)

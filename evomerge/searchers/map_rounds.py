@@ -1,0 +1,147 @@
+"""The rounds of `map_pareto`: which points are measured next, given the surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.pareto import non_dominated
+from evomerge.searchers.predicted_front import Aim, predicted_front
+from evomerge.searchers.quadratic import Quadratic
+from evomerge.searchers.surrogate_front import most_uncertain, most_volume, sobol, spread
+
+Array = NDArray[np.float64]
+
+POOL = 256  # points among which the least certain are looked for
+OFFERED = 8  # of them, for each that is taken because it is uncertain
+APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
+OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
+CERTAIN = 1e-3  # of an objective's range: with smaller errors, optimism finds nothing else
+
+
+class Surrogate(NamedTuple):
+    """What is known: measured points, and a quadratic for each objective.
+
+    points: (points, dimensions); models: none where too little has a score; scales: (objectives,),
+    each objective's range.
+    """
+
+    points: Array
+    models: list[Quadratic]
+    scales: Array
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds of `count` points.
+
+    compromises: None for a default. steps: see `predicted_front`. explores: whether a round that
+    the predicted front does not fill goes on with what is uncertain.
+    """
+
+    count: int
+    num_objectives: int
+    compromises: int | None
+    steps: int
+    explores: bool
+    generator: np.random.Generator
+
+    def points(self, surrogate: Surrogate, dimensions: int, is_begun: bool) -> Array:
+        """The next round, (at most `count`, dimensions).
+
+        is_begun: whether anything was measured, with a score or without.
+        """
+        _, models, scales = surrogate
+        pool = sobol(max(POOL, self.count, self._compromises), dimensions, self.generator)
+        if not models:
+            return pool[: self.count] if self.explores or not is_begun else pool[:0]
+        chosen = self._best(surrogate, pool)
+        missing = self.count - len(chosen)
+        if missing and self.explores:
+            uncertain = most_uncertain(models, scales, pool[: OFFERED * missing], missing)
+            chosen = np.vstack([chosen, pool[uncertain]])
+        return chosen
+
+    @property
+    def _compromises(self) -> int:
+        return self.compromises or max(
+            self._fewest, min(100, max(16, self._enough_for(self.count)))
+        )
+
+    @property
+    def _fewest(self) -> int:
+        return 2 * self.num_objectives
+
+    def _enough_for(self, points: int) -> int:
+        """Compromises; with one objective each takes the surrogate's uncertainty, which is dear."""
+        return (3 if self.num_objectives > 1 else 2) * points
+
+    def _best(self, surrogate: Surrogate, pool: Array) -> Array:
+        """What is predicted to be on the front, and then what may be."""
+        from scipy.spatial.distance import cdist
+
+        points, models, scales = surrogate
+        chosen, predicted = pool[:0], None
+        # With one objective, the surrogate's uncertainty is the other already.
+        optimistic = self.explores and self.num_objectives > 1
+        for optimism in (0.0, OPTIMISM) if optimistic else (0.0,):
+            size, missing = self._compromises, self.count - len(chosen)
+            if predicted is not None:
+                if missing == 0 or _is_certain(models, scales, predicted[-size:]):
+                    break
+                size = min(size, max(self._fewest, self._enough_for(missing)))
+            predicted = self._predicted_front(surrogate, pool, size, optimism, predicted)
+            known = np.vstack([points, chosen])
+            apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
+            front = predicted[apart]
+            best = self._worth_measuring(models, front, known, optimism, missing)
+            chosen = np.vstack([chosen, front[best]])
+        return chosen
+
+    def _predicted_front(
+        self, surrogate: Surrogate, pool: Array, size: int, optimism: float, near: Array | None
+    ) -> Array:
+        """The front of the surrogate; with one objective, of its predictions and their errors.
+
+        size: compromises. optimism: how many standard errors are added to the predictions. near:
+        the front without.
+        """
+        points, models, _ = surrogate
+        aims = [Aim(model, 1.0, optimism) for model in models]
+        if len(models) == 1:
+            aims.append(Aim(models[0], 0.0, 1.0))
+        best = points[non_dominated(_predict(models, points))][:size]
+        start = np.vstack([best, pool if near is None else pool[:size]])
+        return predicted_front(aims, start, size, self.steps, self.generator, near)
+
+    def _worth_measuring(
+        self, models: list[Quadratic], front: Array, known: Array, optimism: float, count: int
+    ) -> list[int]:
+        """Which of a front's points; with one objective, they differ in their uncertainty too."""
+        if len(front) == 0:
+            return []
+        values, before = _predict(models, front, optimism), _predict(models, known)
+        if len(models) > 1:
+            return most_volume(values, before, count, self.generator)
+        # Of what is far behind, nobody on the front is a neighbour.
+        best = np.argsort(-before[:, 0], kind="stable")[:POOL]
+        errors, errors_before = models[0].error(front), models[0].error(known[best])
+        return spread(np.c_[values, errors], np.c_[before[best], errors_before], count)
+
+
+def _is_certain(models: Sequence[Quadratic], scales: Array, points: Array) -> bool:
+    """Whether optimism could not tell any of some points from others."""
+    return all(
+        bool((OPTIMISM * model.error(points) < CERTAIN * scale).all())
+        for model, scale in zip(models, scales, strict=True)
+    )
+
+
+def _predict(models: Sequence[Quadratic], points: Array, optimism: float = 0.0) -> Array:
+    """Predictions of every objective and so many standard errors, shape (points, objectives)."""
+    columns = [m.predict(points) + (optimism * m.error(points) if optimism else 0) for m in models]
+    return np.stack(columns, axis=1)
