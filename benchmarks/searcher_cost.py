@@ -1,6 +1,6 @@
 """What the driver pays for a candidate: CPU time in ask and tell, for every searcher in the table.
 
-    python benchmarks/searcher_cost.py [KIND ...] [--objectives 2] [--seconds 20] [--json]
+    python benchmarks/searcher_cost.py [KIND ...] [--objectives 2] [--noise .2] [--seconds 20]
 
 Populations of 10 (or a searcher's own) and 100, 20 and 200 genes, half of them real and half of all
 types (6, 10, 20 and 40, the most, for map_pareto, after its design; its own population, too); after
@@ -91,12 +91,18 @@ def made(kind: str, num_genes: int, options: dict[str, Any], objectives: int) ->
     return make_searcher(kind, space, 0, facts, options), num_objectives
 
 
-def evaluation(number: int, genome: Genome, num_objectives: int) -> Evaluation:
-    """Bowls, each with its optimum elsewhere; every twentieth candidate fails."""
+def evaluation(number: int, genome: Genome, num_objectives: int, noise: float) -> Evaluation:
+    """Bowls, each with its optimum elsewhere; every twentieth candidate fails.
+
+    noise: of a score, as a share of the standard deviation of random genomes' scores.
+    """
     x = np.asarray([genome["at"]] if isinstance(genome, dict) else genome)
     if number % 20 == 19:
         return Evaluation(number, genome, None)
-    values = [-float(((x - 0.3 - 0.3 * k) ** 2).sum()) for k in range(num_objectives)]
+    away = (
+        np.random.default_rng(number).normal(size=num_objectives) * noise * 0.14 * np.sqrt(len(x))
+    )
+    values = [-float(((x - 0.3 - 0.3 * k) ** 2).sum()) + away[k] for k in range(num_objectives)]
     estimates = {f"f{k}": Estimate(value, 0.01, NUM_ITEMS) for k, value in enumerate(values)}
     right = (np.arange(NUM_ITEMS) * 7 % NUM_ITEMS / NUM_ITEMS < np.exp(max(values))).astype("f4")
     responses = {
@@ -106,27 +112,29 @@ def evaluation(number: int, genome: Genome, num_objectives: int) -> Evaluation:
 
 
 def generations(
-    searcher: Any, num_objectives: int, seconds: float, design: int = 0
+    searcher: Any, num_objectives: int, seconds: float, design: int = 0, noise: float = 0.0
 ) -> Iterator[float]:
     """Milliseconds per candidate, generation by generation, after so many of a design."""
     number, until = design, time.perf_counter() + seconds
     if design:
-        told = enumerate(searcher.ask(design))
-        searcher.tell([evaluation(i, g, num_objectives) for i, g in told])
+        asked = enumerate(searcher.ask(design))
+        searcher.tell([evaluation(i, g, num_objectives, noise) for i, g in asked])
     for _ in range(GENERATIONS + 1):
         began = time.process_time()
         genomes = searcher.ask(searcher.in_flight)
-        asked = time.process_time() - began
+        spent = time.process_time() - began
         if not genomes or time.perf_counter() > until:
             return
-        told = [evaluation(number + i, g, num_objectives) for i, g in enumerate(genomes)]
+        told = [evaluation(number + i, g, num_objectives, noise) for i, g in enumerate(genomes)]
         number += len(genomes)
         began = time.process_time()
         searcher.tell(told)
-        yield 1000 * (asked + time.process_time() - began) / len(genomes)
+        yield 1000 * (spent + time.process_time() - began) / len(genomes)
 
 
-def measure(kinds: list[str], objectives: int, seconds: float) -> Iterator[dict[str, Any]]:
+def measure(
+    kinds: list[str], objectives: int, seconds: float, noise: float
+) -> Iterator[dict[str, Any]]:
     """A row for each searcher, population and number of genes."""
     for kind in kinds:
         fields = SEARCHERS[kind].Options.model_fields
@@ -138,12 +146,17 @@ def measure(kinds: list[str], objectives: int, seconds: float) -> Iterator[dict[
             variants.append({"population": 100, "steady": True})
         for options in variants:
             for num_genes in MAP_GENES if kind == "map_pareto" else (20, 200):
-                if row := row_of(kind, options, num_genes, objectives, seconds):
+                if row := row_of(kind, options, num_genes, objectives, seconds, noise):
                     yield row
 
 
 def row_of(
-    kind: str, options: dict[str, Any], num_genes: int, objectives: int, seconds: float
+    kind: str,
+    options: dict[str, Any],
+    num_genes: int,
+    objectives: int,
+    seconds: float,
+    noise: float,
 ) -> dict[str, Any] | None:
     """One row; None for what the searcher refuses, or for which there was no time."""
     try:
@@ -152,7 +165,7 @@ def row_of(
         print(f"{kind} {options} {num_genes}: {error}")
         return None
     design = (num_genes + 1) * (num_genes + 2) if kind == "map_pareto" else 0
-    spent = list(generations(searcher, num_objectives, seconds, design))[1:]
+    spent = list(generations(searcher, num_objectives, seconds, design, noise))[1:]
     if not spent:
         print(f"{kind} {options} {num_genes}: more than {seconds} s for two generations")
         return None
@@ -171,11 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", default=list(SEARCHERS), metavar="KIND")
     parser.add_argument("--objectives", type=int, default=2, help="of those that take several")
+    parser.add_argument("--noise", type=float, default=0.0, help="of scores, see `evaluation`")
     parser.add_argument("--seconds", type=float, default=20.0, help="at most, for each row")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = measure(arguments.kinds, arguments.objectives, arguments.seconds)
+    rows = measure(arguments.kinds, arguments.objectives, arguments.seconds, arguments.noise)
     if arguments.json:
         print(json.dumps(list(rows), indent=1))
         return

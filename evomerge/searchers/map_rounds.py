@@ -85,6 +85,9 @@ class Rounds:
         from scipy.spatial.distance import cdist
 
         points, models, scales = surrogate
+        # What is predicted of everything that is measured, or will be.
+        known, values = points, _predict(models, points)
+        best = points[non_dominated(values)]
         chosen, predicted = pool[:0], None
         # With one objective, the surrogate's uncertainty is the other already.
         optimistic = self.explores and self.num_objectives > 1
@@ -94,37 +97,49 @@ class Rounds:
                 if missing == 0 or _is_certain(models, scales, predicted[-size:]):
                     break
                 size = min(size, max(self._fewest, self._enough_for(missing)))
-            predicted = self._predicted_front(surrogate, pool, size, optimism, predicted)
-            known = np.vstack([points, chosen])
+            start = np.vstack([best[:size], pool if predicted is None else pool[:size]])
+            predicted = self._predicted_front(models, start, size, optimism, predicted)
             apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
             front = predicted[apart]
-            best = self._worth_measuring(models, front, known, optimism, missing)
-            chosen = np.vstack([chosen, front[best]])
+            new = front[self._worth_measuring(models, front, known, values, optimism, missing)]
+            chosen, known = np.vstack([chosen, new]), np.vstack([known, new])
+            values = np.vstack([values, _predict(models, new)])
         return chosen
 
     def _predicted_front(
-        self, surrogate: Surrogate, pool: Array, size: int, optimism: float, near: Array | None
+        self,
+        models: list[Quadratic],
+        start: Array,
+        size: int,
+        optimism: float,
+        near: Array | None,
     ) -> Array:
         """The front of the surrogate; with one objective, of its predictions and their errors.
 
         size: compromises. optimism: how many standard errors are added to the predictions. near:
         the front without.
         """
-        points, models, _ = surrogate
         aims = [Aim(model, 1.0, optimism) for model in models]
         if len(models) == 1:
             aims.append(Aim(models[0], 0.0, 1.0))
-        best = points[non_dominated(_predict(models, points))][:size]
-        start = np.vstack([best, pool if near is None else pool[:size]])
         return predicted_front(aims, start, size, self.steps, self.generator, near)
 
     def _worth_measuring(
-        self, models: list[Quadratic], front: Array, known: Array, optimism: float, count: int
+        self,
+        models: list[Quadratic],
+        front: Array,
+        known: Array,
+        before: Array,
+        optimism: float,
+        count: int,
     ) -> list[int]:
-        """Which of a front's points; with one objective, they differ in their uncertainty too."""
+        """Which of a front's points; with one objective, they differ in their uncertainty too.
+
+        before: what is predicted of known points, (points, objectives).
+        """
         if len(front) == 0:
             return []
-        values, before = _predict(models, front, optimism), _predict(models, known)
+        values = _predict(models, front, optimism)
         if len(models) > 1:
             return most_volume(values, before, count, self.generator)
         # Of what is far behind, nobody on the front is a neighbour.

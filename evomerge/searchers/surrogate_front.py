@@ -55,7 +55,10 @@ def relevance(values: Array, num_terms: int) -> Array:
     scale = np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
     scaled = values / scale
     front = scaled[non_dominated(values)]
-    behind = np.min([(one - scaled).max(axis=1) for one in front], axis=0)
+    lacks = np.full((len(front), len(scaled)), -np.inf)
+    for best, value in zip(front.T, scaled.T, strict=True):
+        np.maximum(lacks, best[:, None] - value, out=lacks)
+    behind = lacks.min(axis=0)
     width = float(np.sort(behind)[min(2 * num_terms, len(behind)) - 1])
     return np.asarray(1.0 / (1.0 + (behind / width) ** 2)) if width > 0 else np.ones(len(values))
 
