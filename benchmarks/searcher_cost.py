@@ -1,6 +1,7 @@
 """What the driver pays for a candidate: CPU time in ask and tell, for every searcher in the table.
 
     python benchmarks/searcher_cost.py [KIND ...] [--objectives 2] [--noise .2] [--seconds 20]
+                                       [--json]
 
 Populations of 10 (or a searcher's own) and 100, 20 and 200 genes, half of them real and half of all
 types (6, 10, 20 and 40, the most, for map_pareto, after its design; its own population, too); after
@@ -94,7 +95,7 @@ def made(kind: str, num_genes: int, options: dict[str, Any], objectives: int) ->
 def evaluation(number: int, genome: Genome, num_objectives: int, noise: float) -> Evaluation:
     """Bowls, each with its optimum elsewhere; every twentieth candidate fails.
 
-    noise: of a score, as a share of the standard deviation of random genomes' scores.
+    noise: of a score, as a share of the first objective's standard deviation over random genomes.
     """
     x = np.asarray([genome["at"]] if isinstance(genome, dict) else genome)
     if number % 20 == 19:

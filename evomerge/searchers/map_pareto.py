@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -37,7 +38,8 @@ class MapPareto:
     link (see quadratic.py); many compromises at once find the front that the quadratics predict
     (see predicted_front.py); those points of it that together add most hypervolume are measured,
     the quadratics are fitted anew, and so on. Where none adds anything, points follow that would if
-    they were two standard errors better, and then those that are least certain.
+    they were two standard errors better (with several objectives, and unless the surrogate is
+    certain of all), and then those that are least certain.
 
     The design has (T + 1)(T + 2) points for T genes, twice what a quadratic has terms: the known
     designs, the experts alone (or each gene alone, where no expert can be said alone) and the base
@@ -60,8 +62,8 @@ class MapPareto:
     With one objective, the second is the surrogate's own uncertainty, so that a round has what is
     predicted to be best and what may be better.
 
-    From round to round a fit follows the one before (see quadratic_fit.py), so that what a round
-    takes does not grow with the design.
+    Where a round has few points beside a quadratic's terms (16 from 15 genes on), a fit follows the
+    one before, which takes a tenth of the time (see quadratic_fit.py).
 
     A warm start's evaluations are data of the quadratics; the design is measured nevertheless, and
     can be made smaller.
@@ -185,7 +187,11 @@ class MapPareto:
 
     def relearn(self, evaluations: list[Evaluation]) -> None:
         """New scores replace the old ones; they count from the next round on (see `Breeder`)."""
-        self._measured.update((one.id, self._measurement(one)) for one in evaluations)
+        for one in evaluations:
+            before, now = self._measured.get(one.id), self._measurement(one)
+            if (before is None) != (now is None):  # the last fit was to other points
+                self._fitted = [replace(model, num_points=0) for model in self._fitted]
+            self._measured[one.id] = now
 
     def _measurement(self, evaluation: Evaluation) -> Measurement | None:
         """None for what has no score of every objective."""

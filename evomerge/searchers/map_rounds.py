@@ -16,8 +16,8 @@ from evomerge.searchers.surrogate_front import most_uncertain, most_volume, sobo
 
 Array = NDArray[np.float64]
 
-POOL = 256  # points among which the least certain are looked for
-OFFERED = 8  # of them, for each that is taken because it is uncertain
+POOL = 256  # points that a predicted front begins at, and that are taken where it has no new ones
+OFFERED = 8  # of them, for each that is taken: the least certain
 APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
 OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
 CERTAIN = 1e-3  # of an objective's range: with smaller errors, optimism finds nothing else

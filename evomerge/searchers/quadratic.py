@@ -24,11 +24,11 @@ Array = NDArray[np.float64]
 class Quadratic:
     """A fitted surrogate of one objective.
 
-    weights: (terms,); inverse: (terms, terms), of the normal matrix, which times the noise is the
-    weights' covariance; sign: -1 for a softplus of objectives that are negative; noise: the
-    variance of a score about the prediction, where the weights were right; ridge: what the fit
-    added to the normal matrix's diagonal; num_points: that it was fitted to; leaving_out: computes
-    `left_out`, which takes as long as the fit.
+    weights: (terms,); inverse: (terms, terms), of the normal matrix (nearly, where a fit followed
+    another), which times the noise is the weights' covariance; sign: -1 for a softplus of
+    objectives that are negative; noise: the variance of a score about the prediction, where the
+    weights were right; ridge: what the fit added to the normal matrix's diagonal; num_points: that
+    it was fitted to; leaving_out: computes `left_out`, which takes as long as a fit from scratch.
     """
 
     link: Link
@@ -99,7 +99,7 @@ class Quadratic:
     def left_out(self) -> Array:
         """What each point's score is away from the prediction of a fit without it; (points,).
 
-        By the leverages, which is exact for the identity.
+        By the leverages, which is exact for the identity and a fit from scratch.
         """
         return self.leaving_out()
 

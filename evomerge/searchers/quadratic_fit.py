@@ -14,10 +14,11 @@ from evomerge.searchers.quadratic import Quadratic, terms
 Array = NDArray[np.float64]
 
 RIDGE = 1e-6  # of the mean curvature: it decides what the points leave open, and nothing else
-STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15
+STEPS = 30  # of Gauss-Newton; a fit takes 5 to 15, and 2 to 20 from the one before
 SMALLEST = 1e-6  # change of the loss, relative, that still counts as progress
 FOLLOWED = 1e-5  # the same, from the fit before: a thousandth of a standard error of the weights
 HALVES = tuple(0.5**power for power in range(12))  # of a step, until it goes down
+STEEP = 10.0  # times as much as that may be what a whole step would promise; else it was a poor one
 TINY = 1e-300  # instead of 0, where it divides
 FEW = 1 / 8  # of the terms: so many new points, and the inverse is brought up to date
 
@@ -73,7 +74,8 @@ def fit(
     values in [0, 1], the softplus for values of one sign. With no more points than terms nothing
     can be left out; then values in [0, 1] get the sigmoid, and others the identity. An earlier
     fit, `before`, to the first of the points has its link kept where the values allow, and saves
-    steps. rows: the points' terms, where they are known.
+    time; if those points are other ones now, its `num_points` has to be 0. rows: the points' terms,
+    where they are known.
     """
     rows = terms(points, products) if rows is None else rows
     precision = _precision(errors)
@@ -112,7 +114,9 @@ def _fit(problem: _Problem, before: Quadratic | None) -> Quadratic:
     weights = np.zeros(num_terms)
     weights[0] = inverse_of(problem.link, float(problem.target.mean()))
     if before is not None and (before.link, before.sign) == (problem.link, problem.sign):
-        if 0 <= num_points - before.num_points <= FEW * num_terms:
+        # With fewer points than terms, the ridge makes up most of the normal matrix.
+        few = 0 <= num_points - before.num_points <= FEW * num_terms
+        if few and before.num_points > num_terms:
             followed = _follow(problem, before)
             if followed is not None:
                 return followed
@@ -173,16 +177,17 @@ def _follow(problem: _Problem, before: Quadratic) -> Quadratic | None:
     new = problem.rows[told:] * root[told:, None]
     taken = new @ inverse
     gained = np.linalg.solve(np.eye(len(new)) + taken @ new.T, taken)
-    # In place, as its transpose: it is symmetric.
-    inverse = dgemm(-1.0, gained.T, taken.T, 1.0, inverse.T, trans_b=1, overwrite_c=1)
+    inverse = dgemm(-1.0, taken.T, gained, 1.0, inverse, overwrite_c=1)
     loss = problem.loss(line, ridge, weights)
     step, uphill, fell = np.zeros_like(weights), np.zeros_like(weights), np.inf
     for _ in range(STEPS):
         downhill = problem.downhill(line, ridge, weights)
         newton = inverse @ downhill
         falls = float(downhill @ newton)
-        # Polak and Ribiere's multiple of the last step.
+        # Polak and Ribiere's multiple of the last step, as long as it goes down.
         step = newton + max(float(falls + uphill @ newton) / fell, 0.0) * step
+        if downhill @ step <= 0.0:
+            step = newton
         along = problem.rows @ step
         bend = float(((problem.root(line) * along) ** 2).sum() + ridge * (step @ step))
         size = float(downhill @ step) / max(bend, TINY)
@@ -192,7 +197,7 @@ def _follow(problem: _Problem, before: Quadratic) -> Quadratic | None:
             return None
         last, uphill, fell = loss, -downhill, max(falls, TINY)
         weights, line, loss = trial, ahead, now
-        if last - loss <= FOLLOWED * loss:
+        if last - loss <= FOLLOWED * loss and falls <= STEEP * FOLLOWED * loss:
             return _fitted(problem, weights, line, inverse, ridge)
     return None
 

@@ -133,21 +133,22 @@ def most_uncertain(models: Sequence[Quadratic], scales: Array, pool: Array, coun
     # covariance. A point m with noise takes (H r_m)(H r_m)' / (1 + r_m' H r_m) from H: a step of a
     # pivoted Cholesky factorisation, of which only the columns of chosen points are computed.
     along = [row @ model.inverse for row, model in zip(slopes, models, strict=True)]
-    scaled = [np.empty((0, len(pool))) for _ in models]
+    count = min(count, len(pool))
+    scaled = [np.empty((count, len(pool))) for _ in models]
     weights = [model.noise / scale**2 for model, scale in zip(models, scales, strict=True)]
     left = [np.einsum("ij,ij->i", a, row) for a, row in zip(along, slopes, strict=True)]
     taken = np.zeros(len(pool), dtype=bool)
     chosen: list[int] = []
-    for _ in range(min(count, len(pool))):
+    for step in range(count):
         total = sum(weight * one for weight, one in zip(weights, left, strict=True))
         following = int(np.argmax(np.where(taken, -np.inf, total)))
         chosen.append(following)
         taken[following] = True
         for k, row in enumerate(slopes):
-            shared = along[k] @ row[following] - scaled[k][:, following] @ scaled[k]
-            shared = shared / np.sqrt(1.0 + max(shared[following], 0.0))
-            scaled[k] = np.vstack([scaled[k], shared])
-            left[k] -= shared**2
+            before = scaled[k][:step]
+            shared = along[k] @ row[following] - before[:, following] @ before
+            scaled[k][step] = shared / np.sqrt(1.0 + max(shared[following], 0.0))
+            left[k] -= scaled[k][step] ** 2
     return np.array(chosen, dtype=np.int64)
 
 

@@ -316,13 +316,20 @@ def test_the_least_certain_points_come_first_and_count_as_measured() -> None:
     """By brute force: each following point has the largest variance given the ones before."""
     generator = np.random.default_rng(5)
     points, pool = generator.random((12, 2)), generator.random((30, 2))
-    model = fit(points, generator.normal(size=12), np.zeros(12), "identity", True)
-    chosen = most_uncertain([model], np.ones(1), pool, 5).tolist()
+    scales = np.array([1.0, 3.0])
+    models = [
+        fit(points, size * generator.normal(size=12), np.zeros(12), "identity", True)
+        for size in (1.0, 6.0)
+    ]
+    chosen = most_uncertain(models, scales, pool, 5).tolist()
     rows = terms(pool, True)
     for number in range(5):
         measured = rows[chosen[:number]]
-        precision = np.linalg.inv(model.noise * model.inverse) + measured.T @ measured / model.noise
-        variance = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
+        variance = np.zeros(30)
+        for model, scale in zip(models, scales, strict=True):
+            precision = np.linalg.inv(model.noise * model.inverse)
+            precision += measured.T @ measured / model.noise
+            variance += np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows) / scale**2
         variance[chosen[:number]] = -1
         assert variance[chosen[number]] == pytest.approx(variance.max(), rel=1e-6)
 

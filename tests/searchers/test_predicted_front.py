@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from test_map_pareto import Weights, bowls_of, names, search
 
 from evomerge.pareto import hypervolume, non_dominated
-from evomerge.records import Facts
+from evomerge.records import Estimate, Evaluation, Facts, Score
 from evomerge.searchers import make_searcher, map_pareto, quadratic_fit
 from evomerge.searchers.predicted_front import Aim, predicted_front
 from evomerge.searchers.quadratic import Quadratic, terms
@@ -175,6 +176,60 @@ def test_a_few_new_points_are_followed_to_the_fit_from_scratch(
     np.testing.assert_allclose(followed.error(new), scratch.error(new), rtol=0.15)
     assert followed.noise == pytest.approx(scratch.noise, rel=0.01)
     assert followed.num_points == 190
+    again = fit(points, values, errors, link, True, counts, followed)  # nothing new
+    np.testing.assert_allclose(again.error(pool), followed.error(pool), rtol=1e-2)
+
+
+def test_many_fits_in_a_row_follow_to_the_fit_from_scratch(monkeypatch: Any) -> None:
+    generator = np.random.default_rng(8)
+    points, pool = generator.random((250, 11)), generator.random((50, 11))
+    line = terms(points, True) @ generator.normal(scale=0.5, size=78)
+    values = np.clip(1 / (1 + np.exp(-line)) + generator.normal(scale=0.1, size=250), 0, 1)
+    errors = np.full(250, 0.1)
+    scratch = fit(points, values, errors, "sigmoid", True)
+    model = fit(points[:160], values[:160], errors[:160], "sigmoid", True)
+    monkeypatch.delattr(quadratic_fit, "_gauss_newton")
+    for stop in range(169, 251, 9):
+        model = fit(points[:stop], values[:stop], errors[:stop], "sigmoid", True, before=model)
+    model = fit(points, values, errors, "sigmoid", True, before=model)
+    apart = np.abs(model.predict(pool) - scratch.predict(pool))
+    assert (apart < 0.01 * scratch.error(pool)).all()
+    np.testing.assert_allclose(model.error(pool), scratch.error(pool), rtol=0.1)
+
+
+@pytest.mark.parametrize("case", ["fewer points than terms", "other points", "many new points"])
+def test_what_cannot_be_followed_is_fitted_from_scratch(case: str) -> None:
+    generator = np.random.default_rng(9)
+    points, pool = generator.random((120, 11)), generator.random((50, 11))
+    values, errors = generator.normal(size=120), np.full(120, 0.1)
+    told = {"fewer points than terms": 50, "other points": 115, "many new points": 90}[case]
+    count = {"fewer points than terms": 55, "other points": 120, "many new points": 120}[case]
+    before = fit(points[:told], values[:told], errors[:told], "identity", True)
+    if case == "other points":
+        before = dataclasses.replace(before, num_points=0)
+    given = points[:count], values[:count], errors[:count], "identity", True
+    scratch, found = fit(*given), fit(*given, before=before)
+    np.testing.assert_allclose(found.error(pool), scratch.error(pool), rtol=1e-6)
+    np.testing.assert_allclose(found.predict(pool), scratch.predict(pool), atol=1e-6)
+
+
+def test_a_score_that_comes_late_is_not_taken_for_a_new_one() -> None:
+    """A failure in the middle of what was fitted has a score by the next round."""
+    space = Weights(11)
+    facts = Facts(objectives=names(1))
+    options = {"population": 4, "steps": 5, "design": 100}
+    searcher = make_searcher("map_pareto", space, 0, facts, options)
+    function = bowls_of(11, 0, "quadratic")
+    asked = searcher.ask(100)
+    told = [
+        Evaluation(i, genome, Score({"f0": Estimate(float(value[0]), 0.1, 10)}))
+        for i, (genome, value) in enumerate(zip(asked, function(asked), strict=True))
+    ]
+    searcher.tell([*told[:50], dataclasses.replace(told[50], score=None), *told[51:]])
+    searcher.ask(1)
+    assert searcher._fitted[0].num_points == 99
+    searcher.tell([told[50]])
+    assert searcher._fitted[0].num_points == 0
 
 
 def test_links_are_chosen_anew_with_a_quarter_more_points(monkeypatch: Any) -> None:
