@@ -31,7 +31,7 @@ from typing import Any
 from evomerge.errors import ConfigurationError, Problem
 from evomerge.files import disk_errors
 from evomerge.filesystems import journal_mode
-from evomerge.ledger import LEDGER, connected, known_format
+from evomerge.ledger_file import LEDGER, connected, known_format
 from evomerge.ledger_rows import damage
 
 Json = dict[str, Any]

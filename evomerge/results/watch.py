@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError
-from evomerge.ledger import LEDGER, REFERENCES, connected, known_format
+from evomerge.ledger_file import LEDGER, REFERENCES, connected, known_format
 from evomerge.ledger_rows import damage
 from evomerge.lock import holder
 from evomerge.results.standing import Standing

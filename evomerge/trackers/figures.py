@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.ledger import LEDGER, REFERENCES, connected
+from evomerge.ledger_file import LEDGER, REFERENCES, connected
 from evomerge.ledger_rows import damage
 from evomerge.results.account import share_dominated
 from evomerge.results.progress import Found, Tempo

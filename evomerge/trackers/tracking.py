@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from evomerge.files import EXPERIMENT, write_text
-from evomerge.ledger import LEDGER, Ledger, connected
+from evomerge.ledger import LEDGER, Ledger
+from evomerge.ledger_file import connected
 from evomerge.results.mirror import run_id
 from evomerge.trackers.figures import Figures
 from evomerge.trackers.protocol import TrackedRun, Tracker

@@ -20,7 +20,8 @@ from released_runs import ASSETS, KINDS, LONGER, facts, given, go_on
 from safetensors.torch import load_file
 
 from evomerge.errors import LedgerDamaged
-from evomerge.ledger import FORMAT, Ledger
+from evomerge.ledger import Ledger
+from evomerge.ledger_file import FORMAT
 from evomerge.run import Run
 
 VERSIONS = sorted(path.name for path in ASSETS.iterdir())
