@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.errors import ConfigurationError
 from evomerge.ledger_file import REFERENCES, connected, keep_journal, known_format
@@ -125,28 +125,27 @@ class LedgerReader:
 
     def answered(self, cohort: int) -> Iterator[tuple[str, str, list[int]]]:
         """(fingerprint, task, items) of the responses to a cohort's jobs."""
-        with damage(self.path):
-            rows = self._db.execute(
-                "SELECT fingerprint, task, items, columns, responses.data, texts "
-                "FROM responses JOIN events ON event = sequence "
-                "WHERE cohort = ? AND event <= ? ORDER BY responses.rowid",
-                (cohort, self._horizon),
-            ).fetchall()
-            for fingerprint, *packed in rows:
-                responses = unpack(*packed)
-                yield fingerprint, responses.task, responses.items.tolist()
+        for fingerprint, responses in self._job_by_job("cohort", cohort):
+            yield fingerprint, responses.task, responses.items.tolist()
 
     def recorded(self, fingerprint: str) -> Iterator[Responses]:
         """What a recipe has answered, job by job, in the order of arrival."""
+        for _, responses in self._job_by_job("fingerprint", fingerprint):
+            yield responses
+
+    def _job_by_job(
+        self, column: Literal["cohort", "fingerprint"], value: int | str
+    ) -> Iterator[tuple[str, Responses]]:
+        """Fingerprints and responses of the rows with a value, in the order of arrival."""
         with damage(self.path):
             rows = self._db.execute(
-                "SELECT task, items, columns, responses.data, texts "
+                "SELECT fingerprint, task, items, columns, responses.data, texts "  # noqa: S608
                 "FROM responses JOIN events ON event = sequence "
-                "WHERE fingerprint = ? AND event <= ? ORDER BY responses.rowid",
-                (fingerprint, self._horizon),
+                f"WHERE {column} = ? AND event <= ? ORDER BY responses.rowid",
+                (value, self._horizon),
             ).fetchall()
-            for packed in rows:
-                yield unpack(*packed)
+            for fingerprint, *packed in rows:
+                yield fingerprint, unpack(*packed)
 
     def spent(self, cohort: int) -> int:
         """Item evaluations of the references and of all cohorts up to this one.
