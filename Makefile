@@ -9,7 +9,7 @@ MERGEKIT := .venv-mergekit
 TEST_PROCESSES ?= 2
 CASE ?= tiny
 
-.PHONY: help install quickstart test test-slow lint coverage longest clean mergekit fuzz faults \
+.PHONY: help install quickstart test test-slow test-gpu lint coverage longest clean mergekit fuzz faults \
   bench-merging bench-scoring bench-side-by-side experiments notebook docs reference \
   test-mergekit mergekit-golden
 
@@ -37,6 +37,9 @@ test: $(INSTALLED)  ## the fast tests, in two processes, and those that need the
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
 
 mergekit: $(MERGEKIT)/.installed  ## an environment of its own with mergekit, the oracle
 

@@ -73,12 +73,12 @@ def same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(held(one), held(other), rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def far(opened: dict[str, Checkpoint]) -> Resident:
+@pytest.fixture(scope="module", params=[0, 4_000, 2**20], ids="copies of {} bytes".format)
+def far(opened: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Resident:
     with pytest.MonkeyPatch.context() as patch, fake_gpus():
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
         lie(patch, dict(MAP))
-        return Resident.open(opened, "base", device="auto")
+        return Resident.open(opened, "base", device="auto", shelf_bytes=request.param)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,39 @@ def test_every_operator_merges_where_the_model_is(
     for name, expected in merger.tensors(one):
         same(state[name], expected)
     assert {str(tensor.device) for tensor in state.values()} == {f"{KIND}:0", FAR}
+    shelf = far.merger.family.shelf
+    assert shelf.used_bytes <= shelf.budget_bytes
+    for (model, name, _), copied in shelf._tensors.items():
+        torch.testing.assert_close(
+            held(copied), opened[model].tensor(name).reshape(-1), rtol=0, atol=0
+        )
+
+
+def test_models_are_copied_to_a_device_once(
+    opened: dict[str, Checkpoint], spread_out: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever operators; and every time, once the copies are given up."""
+    read: list[tuple[str, str]] = []
+    for name, checkpoint in opened.items():
+        monkeypatch.setattr(
+            checkpoint,
+            "tensor",
+            lambda tensor, name=name, own=checkpoint.tensor: (
+                read.append((name, tensor)) or own(tensor)
+            ),
+        )
+    with fake_gpus():
+        far = Resident.open(opened, "base", device="auto", cache_bytes=0, shelf_bytes=2**20)
+        read.clear()
+        for one in (recipe(weight=0.5), recipe(weight=0.7), recipe("ties", trim="tensor")):
+            far.write(one)
+        assert len(read) == len(set(read)) == 3 * len(opened["base"].names)
+        assert far.give_up_copies()
+        assert not far.give_up_copies()
+        for weight in (0.1, 0.2):
+            read.clear()
+            far.write(recipe(weight=weight))
+        assert len(read) == 3 * len(opened["base"].names)
 
 
 def test_a_head_takes_chosen_states_from_another_device(

@@ -96,6 +96,11 @@ class Cache:
             _give_back()
             self._seconds = 0.0
 
+    def clear(self) -> None:
+        """Drop all but what is always kept."""
+        for key in [key for key, entry in self._entries.items() if not entry.always]:
+            self._drop(key)
+
     def get(self, key: Hashable, make: Callable[[], Any], *, always: bool = False) -> Any:
         """What is kept under the key, or what `make` returns; that must have `nbytes`.
 

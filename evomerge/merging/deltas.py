@@ -142,7 +142,7 @@ def _add_orders(prepared: Prepared, block: Block, values: Values) -> None:
 def _task_vector(block: Block, source: Tensor, segment: slice) -> Iterator[Tensor]:
     """A tensor's task vector in float32, chunk by chunk."""
     base = cast("Tensor", block.base)[segment]
-    for part in chunks(len(base)):
+    for part in chunks(len(base), like=base):
         yield source[segment][part].float() - base[part].float()
 
 

@@ -148,7 +148,7 @@ def _add_weighed(models: Models, factors: NDArray[np.float32], width: int, out: 
     base = cast("Tensor", models.base)
     table = torch.from_numpy(factors).to(base.device)
     origins, others = base.view(-1, width), [source.view(-1, width) for source in models.sources]
-    for part in chunks(len(origins), width):
+    for part in chunks(len(origins), width, like=base):
         origin = origins[part].float()
         total = origin.clone()
         for other, factor in zip(others, table, strict=True):
@@ -292,7 +292,7 @@ def _parts(models: Models) -> Iterator[tuple[slice, Tensor, Tensor]]:
     import torch
 
     base = cast("Tensor", models.base)
-    for part in chunks(len(base), len(models.sources)):
+    for part in chunks(len(base), len(models.sources), like=base):
         origin = base[part].float()
         taus = torch.stack([source[part].float().sub(origin) for source in models.sources])
         # Not the model's own memory, where it is float32: it is added to.

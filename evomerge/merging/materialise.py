@@ -28,6 +28,7 @@ from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.flat_order import FlatOrder, flat_order
 from evomerge.merging.operator import Block, Operator
 from evomerge.merging.pieces import plan_of_segments
+from evomerge.merging.shelf import Shelf
 from evomerge.merging.surroundings import Family, Surroundings
 from evomerge.protocols import Progress
 from evomerge.recipe import Recipe
@@ -42,7 +43,8 @@ class Merger:
     (beside it, the order of a source's magnitudes where those of the whole model are needed); once:
     whether each tensor is merged just once, so that nothing is worth keeping; device: where it
     computes, None for where each tensor is written; progress: told of the readings that come before
-    the first tensor; statistics: of the models, for operators that look at data.
+    the first tensor; statistics: of the models, for operators that look at data; shelf: for
+    copies of the models on GPUs, by default none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Merger:
         device: str | torch.device | None = None,
         progress: Progress | None = None,
         statistics: Statistics | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         if base not in checkpoints:
             what = f"the base {base!r} is not among the models"
@@ -69,6 +72,7 @@ class Merger:
             once=once,
             progress=progress,
             statistics=statistics,
+            shelf=shelf,
         )
         self.checkpoints, self.anatomy = self.family.checkpoints, anatomy
         self.base, self.groups = base, self.family.groups

@@ -28,6 +28,7 @@ Values = Mapping[str, Value]
 
 Kept = TypeVar("Kept")
 
+GPU_CHUNK = 2**25  # float32 scratch of 128 MB keeps a GPU busy
 CHUNK = 2**18  # entries: float32 scratch for some experts stays inside a core's cache
 
 
@@ -165,19 +166,23 @@ def small_as_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.numel() <= CHUNK else tensor
 
 
-def chunks(numel: int, width: int = 1) -> Iterator[slice]:
-    """Slices of at most CHUNK entries; of rows, if each entry is one of `width`."""
-    step = max(1, CHUNK // max(1, width))
+def chunks(numel: int, width: int = 1, *, like: Tensor | None = None) -> Iterator[slice]:
+    """Slices of at most CHUNK entries; of rows, if each entry is one of `width`.
+
+    like: a tensor that is read; on a GPU slices are longer, for each costs some launches.
+    """
+    most = CHUNK if like is None or like.device.type == "cpu" else GPU_CHUNK
+    step = max(1, most // max(1, width))
     for start in range(0, numel, step):
         yield slice(start, min(start + step, numel))
 
 
-def parts_of(segment: slice, width: int = 1) -> Iterator[slice]:
+def parts_of(segment: slice, width: int = 1, *, like: Tensor | None = None) -> Iterator[slice]:
     """A tensor's place in its block, in slices of at most CHUNK entries.
 
-    width: how many models are looked at together; CHUNK is what they have in all.
+    width: how many models are looked at together; CHUNK is what they have in all. like: as above.
     """
-    for part in chunks(segment.stop - segment.start, width):
+    for part in chunks(segment.stop - segment.start, width, like=like):
         yield slice(segment.start + part.start, segment.start + part.stop)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LEVELS = 2**15  # upper halves of floats that are not negative
 
+_SORTED_AT_ONCE = 2**27  # entries on a GPU, at 24 bytes each while they are sorted
 _LOOKS = 3  # readings for a place each, before sorting is cheaper
 
 Pieces = Callable[[], "Iterable[Tensor]"]  # of a tensor, float32, of any shape; again at each call
@@ -146,6 +147,8 @@ def memory_bytes(array: NDArray[Any]) -> int:
 def order_of(
     pieces: Pieces,
     room: Callable[[int, DTypeLike], NDArray[Any]] = np.empty,
+    *,
+    at_once: bool = False,
 ) -> Order:
     """Sort the magnitudes of a tensor that comes in pieces.
 
@@ -155,7 +158,10 @@ def order_of(
     Args:
         pieces: gives the pieces, on any device.
         room: makes the large array of the result.
+        at_once: sort where the pieces are, for a GPU, if that takes no more than 3 GB.
     """
+    if at_once and (found := _sorted_at_once(pieces, room)) is not None:
+        return found
     fused = kernels()
     counts = _counts(pieces)
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -168,6 +174,29 @@ def order_of(
     for level in there.tolist():
         lower[starts[level] : starts[level + 1]].sort()
     return Order(there.astype(np.uint16), starts[there], lower)
+
+
+def _sorted_at_once(pieces: Pieces, room: Callable[[int, DTypeLike], NDArray[Any]]) -> Order | None:
+    """The same, with 24 bytes an entry where the pieces are; None if there are too many of them."""
+    import torch
+
+    held: list[Tensor] = []
+    for piece in pieces():
+        held.append(piece.abs().float().view(-1).view(torch.int32))
+        if sum(map(len, held)) > _SORTED_AT_ONCE:
+            return None
+    if not held:
+        return None
+    ascending = torch.cat(held).sort().values
+    levels, counts = torch.unique_consecutive(ascending >> 16, return_counts=True)
+    lower = room(len(ascending), np.uint16)
+    halves = (ascending & 0xFFFF).sub_(2**15).to(torch.int16)  # torch has few unsigned numbers
+    torch.from_numpy(lower.view(np.int16)).copy_(halves)
+    lower ^= np.uint16(2**15)
+    starts = counts.cumsum(0).sub_(counts)
+    return Order(
+        levels.cpu().numpy().astype(np.uint16), starts.cpu().numpy().astype(np.int64), lower
+    )
 
 
 def values_at(pieces: Pieces, places: Callable[[int], Sequence[int]]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from evomerge.merging.calibration import Calibration, Collected
 from evomerge.merging.input_scales import hook_scales, input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
-from evomerge.merging.spread import located
+from evomerge.merging.spread import located, room_for_models
 from evomerge.merging.stack import Stack, blocks_at, path_of_blocks
 from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
@@ -62,6 +62,7 @@ class Resident:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         cache_bytes: int = CACHE_BYTES,
+        shelf_bytes: int | None = None,
         calibration: Calibration | None = None,
     ) -> Resident:
         """The base's module, on `device`, in `dtype` or else as it is stored.
@@ -71,6 +72,8 @@ class Resident:
         build: makes the module of models that are not transformers folders.
         device: as torch calls it, or "auto" for the GPUs that are visible: one if the model fits on
             it, else all of them.
+        shelf_bytes: of copies of the models that are kept on GPUs, where tensors are merged; None
+            for half of what is free there once the module is.
         calibration: the texts for operators that look at data.
 
         Raises:
@@ -97,7 +100,10 @@ class Resident:
         else:
             what = "is no transformers folder, so `build` has to make its module"
             raise ModelError(Problem(origin.where, what))
-        return cls(module if isinstance(where, dict) else module.to(where), merger, tokenizer)
+        placed = module if isinstance(where, dict) else module.to(where)
+        room = room_for_models(where) if shelf_bytes is None else shelf_bytes
+        merger.family.shelf.budget_bytes = room
+        return cls(placed, merger, tokenizer)
 
     def twin(self) -> Resident:
         """Another model with what is in this one; the merger and the tokenizer are the same.
@@ -111,6 +117,17 @@ class Resident:
         finally:
             self._hook(held)
         return Resident(module, self.merger, self.tokenizer)
+
+    def give_up_copies(self) -> bool:
+        """Let go of the models' copies on GPUs, for their memory; whether there were any.
+
+        They are read anew for every candidate from now on.
+        """
+        family = self.merger.family
+        if not family.shelf.close():
+            return False
+        family.cache.clear()  # what is prepared looks at them
+        return True
 
     def write(self, recipe: Recipe) -> int:
         """Write a recipe's tensors into the module; how many had to be written.

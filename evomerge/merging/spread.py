@@ -3,8 +3,8 @@
 The plan is accelerate's, without its offloading: what does not fit on the GPUs is refused, since a
 recipe's tensors are written where they lie, and those on a disk lie nowhere.
 
-Not verified on real GPUs: plans are tested with invented memory, and what is spread with a device
-that is made up in Python.
+Not verified on several real GPUs: plans are tested with invented memory, and what is spread with a
+device that is made up in Python.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ def device_map_of(
     free = ", ".join(f"{free / 1e9:.1f}" for free in memory_bytes.values())
     what = f"needs {_size(origin, dtype) / 1e9:.1f} GB, and the GPUs have room for {free} GB"
     raise ConfigurationError(Problem(origin.where, what, "nothing is offloaded to memory or disk"))
+
+
+def room_for_models(where: torch.device | Mapping[str, int | str]) -> int:
+    """Bytes that copies of the models may take beside the measured one; 0 without CUDA.
+
+    where: the device of the measured model, or of each of its parts.
+    """
+    places = where.values() if isinstance(where, Mapping) else [where]
+    gpus = {torch.device(place) for place in places}
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus if gpu.type == "cuda") // 2
 
 
 def _checked(device: str) -> torch.device:

@@ -23,6 +23,7 @@ from evomerge.merging.cache import Cache
 from evomerge.merging.calibration.statistics import Statistics
 from evomerge.merging.operator import Block, Kept, chunks
 from evomerge.merging.order import Counted, Magnitudes, Pieces, order_of
+from evomerge.merging.shelf import Shelf
 from evomerge.protocols import Progress
 
 
@@ -38,7 +39,8 @@ class Family:
 
     checkpoints: by the names that recipes use; anatomy: the base's; once: whether each tensor is
     merged just once, so that nothing is worth keeping; progress: told of readings of whole models;
-    statistics: what was collected from calibration texts, if there are any.
+    statistics: what was collected from calibration texts, if there are any; shelf: for the models'
+    tensors on GPUs.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Family:
         once: bool = False,
         progress: Progress | None = None,
         statistics: Statistics | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.statistics = statistics
+        self.shelf = shelf or Shelf()
         self._in_turn: tuple[tuple[tuple[str, ...], float], Mapping[str, Tensor]] | None = None
         self.checkpoints, self.anatomy, self.base = dict(checkpoints), anatomy, base
         self.groups = groups_of(checkpoints, anatomy, base)
@@ -68,29 +72,51 @@ class Family:
 
         origins: of the base's tensors that they stand beside; layer: the model's, if another.
         """
-        checkpoint, origin = self.checkpoints[model], self.checkpoints[self.base]
-        parts = []
-        for beside in origins:
-            name = self.name(beside, layer)
-            if (shape := checkpoint.shape(name)) != origin.shape(beside):
-                what = f"expected shape {origin.shape(beside)}, as in {self.base!r}, got {shape}"
-                raise ModelError(Problem(f"{model}: {name}", what))
-            parts.append(checkpoint.tensor(name).reshape(-1))
+        parts = [self._read(model, self._checked(model, beside, layer)) for beside in origins]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def is_view(self, model: str, origins: Sequence[str], layer: int | None) -> bool:
-        """Whether `flat` gives the model's own memory."""
-        return len(origins) == 1 and not self.checkpoints[model].is_made(
-            self.name(origins[0], layer)
+    def flat_on(
+        self, device: torch.device, model: str, origins: Sequence[str], layer: int | None = None
+    ) -> tuple[Tensor, bool]:
+        """The same on a device, and whether it is a view of what is there at no further cost.
+
+        On the CPU that is the model's own memory or file, elsewhere what the shelf keeps.
+        """
+        names = [self._checked(model, beside, layer) for beside in origins]
+        if device.type == "cpu":
+            is_view = len(names) == 1 and not self.checkpoints[model].is_made(names[0])
+            return self.flat(model, origins, layer), is_view
+        found = [
+            self.shelf.tensor(model, name, device, partial(self._read, model, name))
+            for name in names
+        ]
+        return found[0] if len(found) == 1 else (torch.cat([one for one, _ in found]), False)
+
+    def _read(self, model: str, name: str) -> Tensor:
+        return self.checkpoints[model].tensor(name).reshape(-1)
+
+    def _checked(self, model: str, beside: str, layer: int | None) -> str:
+        """The name of a model's tensor that has the shape of the base's beside it."""
+        name = self.name(beside, layer)
+        wanted, shape = (
+            self.checkpoints[self.base].shape(beside),
+            self.checkpoints[model].shape(name),
         )
+        if shape != wanted:
+            what = f"expected shape {wanted}, as in {self.base!r}, got {shape}"
+            raise ModelError(Problem(f"{model}: {name}", what))
+        return name
 
     def name(self, beside: str, layer: int | None) -> str:
         """A tensor in the base's own layer, or in another one."""
         return beside if layer is None else self.anatomy.name_in_layer(beside, layer)
 
-    def order(self, pieces: Pieces) -> Magnitudes:
-        """The order of magnitudes of what comes in pieces."""
-        return (Counted if self.once else order_of)(pieces, room=self.cache.room)
+    def order(self, pieces: Pieces, device: torch.device | None = None) -> Magnitudes:
+        """The order of magnitudes of what comes in pieces; device: where they are."""
+        on_gpu = device is not None and device.type == "cuda"
+        if self.once and not on_gpu:
+            return Counted(pieces, room=self.cache.room)
+        return order_of(pieces, room=self.cache.room, at_once=on_gpu)
 
     def task_vectors(self, sources: Sequence[str], doing: str) -> Iterator[Tensor]:
         """Whole task vectors in float32 pieces, shape (sources, entries); `doing` is for people."""
@@ -139,7 +165,7 @@ class Surroundings:
 
     def order(self, pieces: Pieces) -> Magnitudes:
         """As the protocol says."""
-        return self.family.order(pieces)
+        return self.family.order(pieces, self.device)
 
     def kept(self, name: str, make: Callable[[], Kept], source: str | None = None) -> Kept:
         """As the protocol says."""
@@ -221,23 +247,18 @@ class Surroundings:
         """What operators read."""
         family, group, effective, device = self.family, self.group, self.effective, self.device
         layers = effective.layers[1:] if effective.layers else (None,) * len(effective.sources)
-        flats = [family.flat(family.base, group.origins).to(device)]
-        flats += [
-            family.flat(source, group.origins, layer).to(device)
-            for source, layer in zip(effective.sources, layers, strict=True)
+        found = [
+            family.flat_on(device, model, group.origins, layer)
+            for model, layer in zip((family.base, *effective.sources), (None, *layers), strict=True)
         ]
-        models = (family.base, *effective.sources)
+        flats = [flat for flat, _ in found]
         shape = family.checkpoints[family.base].shape
         return Block(
             names=group.names,
             shapes=tuple(shape(name) for name in group.origins),
             base=flats[0],
             sources=tuple(flats[1:]),
-            views=frozenset(
-                flat.data_ptr()
-                for model, flat, layer in zip(models, flats, (None, *layers), strict=True)
-                if device.type == "cpu" and family.is_view(model, group.origins, layer)
-            ),
+            views=frozenset(flat.data_ptr() for flat, is_view in found if is_view),
             source_names=effective.sources,
             mask_seed=effective.mask_seed,
             depths=tuple(self._depth(name) for name in group.names),

@@ -150,7 +150,9 @@ def _local_pool(config: PoolConfig, spec: WorkerSpec, log: Path | None) -> Pool:
         raise ConfigurationError(Problem(where, "; ".join(placed.reasons), hint))
     logger.info("%d workers on %s: %s", placed.workers, placed.device, "; ".join(placed.reasons))
     device = "mps" if config.device == "mps" else placed.device
-    sent = replace(spec, device=device, ahead=placed.ahead, demand=None)
+    sent = replace(
+        spec, device=device, ahead=placed.ahead, shelf_bytes=placed.shelf_bytes, demand=None
+    )
     visible = [
         ",".join(map(str, gpus_of(number, placed))) if placed.gpus_per_worker else ""
         for number in range(placed.workers)
@@ -185,13 +187,22 @@ def seats_of(
     by_cpus = int(node.cpus // cpus) if cpus else most or num_processors()
     there = Node(node.name, max(by_cpus * spec.threads, 1), node.memory_bytes, gpus)
     if config.device == "cuda" and not gpus:
-        return Seats(0, cpus, 0.0, "cuda", False, "no CUDA device, and pool.device is cuda")
+        why = "no CUDA device, and pool.device is cuda"
+        return Seats(0, cpus, device="cuda", why=why)
     # How many of all nodes there are is decided elsewhere.
     placed = placement_on(there, config.model_copy(update={"workers": "auto"}), spec)
     workers = min(placed.workers, by_cpus)
     by_ray = f"{node.cpus:g} CPUs, and a worker needs {cpus:g}"
     why = "; ".join(placed.reasons) if placed.workers <= by_cpus and placed.reasons else by_ray
-    return Seats(workers, cpus, placed.gpus_per_worker, placed.device, placed.ahead, why)
+    return Seats(
+        workers,
+        cpus,
+        placed.gpus_per_worker,
+        placed.device,
+        placed.ahead,
+        placed.shelf_bytes,
+        why,
+    )
 
 
 def _cpus_of(config: PoolConfig, threads: int) -> float:

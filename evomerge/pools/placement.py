@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MEMORY_SHARE = 0.9  # of what is free: the rest is for the driver, the system, and bad estimates
+EVEN = 0.8  # of GPUs that share a model, that are dealt out; parts of models are not split
 WORKERS_PER_GPU = 8  # more of them take turns and gain nothing
 # Measured on Linux with torch 2.13 on the CPU, as docs/placement.md tells.
 LIBRARY_BYTES = 500_000_000  # Python, torch, transformers, lm-eval and what a task keeps
 ACTIVATION_BYTES = 500_000_000  # at most, for a model of a GB or less
 ACTIVATION_SHARE = 0.05  # of the model, beside that
 PREPARED_BYTES = 8  # that operators keep for a parameter of a model, at most
-# Not measured here: what CUDA itself takes of a GPU, and of the node's memory.
-CONTEXT_BYTES = 600_000_000
-CUDA_HOST_BYTES = 3_000_000_000
+# What CUDA takes of a GPU and of the node's memory: .82 and .4 GB of an H200 with CUDA 13.
+CONTEXT_BYTES = 1_000_000_000
+CUDA_HOST_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Demand:
     cache_bytes: what operators have prepared, beside the model.
     activation_bytes: of forward passes.
     merge_bytes: of models that are copied to a GPU to merge one tensor; on the CPU they are mapped.
-    shared_bytes: of all models' files: one copy in the page cache serves all workers of a node.
+    shared_bytes: of all models' files: one copy in the page cache serves all workers of a node, and
+        one on the GPU each of its workers.
     """
 
     model_bytes: int
@@ -69,6 +71,11 @@ class Demand:
         else:
             working = max(self.merge_bytes, self.activation_bytes)
         return self.model_bytes + self.cache_bytes + working
+
+    def shelf_on(self, room_bytes: int, ahead: bool = False) -> int:
+        """Bytes of a GPU for copies of the models, of what a worker may take of it in all."""
+        left = room_bytes - CONTEXT_BYTES - self.on_gpus(ahead)
+        return max(0, min(self.shared_bytes, left))
 
     @property
     def beside_gpu(self) -> int:
@@ -120,6 +127,7 @@ class Placement:
         spans GPUs.
     device: of a worker that sees nothing but its own GPUs; "auto" spreads a model over them.
     ahead: whether a second model is kept, in which the next recipe is prepared.
+    shelf_bytes: of copies of the models that each worker keeps on its GPUs.
     reasons: in words, what bounds the number, and what will be slow.
     """
 
@@ -127,6 +135,7 @@ class Placement:
     gpus_per_worker: float = 0.0
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     ahead: bool = False
+    shelf_bytes: int = 0
     reasons: tuple[str, ...] = field(default=())
 
 
@@ -205,20 +214,28 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -
         return _spanning(node, demand, asked, may_prepare, usable, host)
     by_cpus = max(1, node.cpus // demand.threads // count)
 
+    whole = int(smallest * MEMORY_SHARE)
+    # Copies of the models on the GPU save more time than more workers there do.
+    shelf = demand.shelf_on(whole)
+    if 2 * shelf < demand.shared_bytes:
+        shelf = 0
+
     def fit(ahead: bool) -> int:  # on one GPU
-        whole = int(smallest * MEMORY_SHARE) // (demand.on_gpus(ahead) + CONTEXT_BYTES)
-        return min(WORKERS_PER_GPU, whole)
+        each_takes = demand.on_gpus(ahead) + CONTEXT_BYTES + shelf
+        return min(WORKERS_PER_GPU, whole // each_takes)
 
     capacity = min(fit(False) * count, host)
     number, bound = _number(
         capacity, by_cpus * count, asked, f"{node.cpus} processors for {count} GPUs", each
     )
     per_gpu = math.ceil(number / count)
+    ahead = may_prepare and per_gpu <= fit(True) and number <= host
     return Placement(
         number,
         _fraction(per_gpu),
         "cuda",
-        may_prepare and per_gpu <= fit(True) and number <= host,
+        ahead,
+        demand.shelf_on(whole // max(1, per_gpu), ahead),
         (bound, *(("memory of the node, beside the GPUs",) if host < fit(False) * count else ())),
     )
 
@@ -236,7 +253,9 @@ def _spanning(
     if asked is not None and asked > fitting:
         reasons.append(f"{asked} asked for, {count} GPUs are enough for {fitting}")
     ahead = may_prepare and usable * span >= demand.on_gpus(True)
-    return Placement(number, float(span), "auto", ahead, tuple(reasons))
+    # Parts are not split, so that some GPUs hold more of the model than others.
+    shelf = demand.shelf_on(int(usable * span * EVEN) + CONTEXT_BYTES, ahead)
+    return Placement(number, float(span), "auto", ahead, shelf, tuple(reasons))
 
 
 def _fraction(workers: int) -> float:

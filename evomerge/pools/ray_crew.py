@@ -47,6 +47,7 @@ class Seats:
     gpus: float = 0.0
     device: str = "cpu"
     ahead: bool = False
+    shelf_bytes: int = 0
     why: str = ""  # there are no more
 
 
@@ -313,7 +314,12 @@ class RayCrew:
         self._listen(name, "open", -1, opening)
 
     def _spec_for(self, seats: Seats) -> bytes:
-        spec = replace(self._spec, device=seats.device, ahead=seats.ahead)
+        spec = replace(
+            self._spec,
+            device=seats.device,
+            ahead=seats.ahead,
+            shelf_bytes=seats.shelf_bytes,
+        )
         return self._cluster.pickled(spec)
 
     def _end(self, member: _Member) -> None:

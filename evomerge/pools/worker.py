@@ -55,6 +55,8 @@ class WorkerSpec:
         process.
     device: of the model: as torch calls it, or "auto" for the GPUs that the worker sees: one of
         them, or all where the model is too large for one.
+    shelf_bytes: of copies of the models that are kept on the GPU; None for half of what is free
+        when the model is there.
     ahead: keep a second model, into which the next recipe is written while the first is measured.
     demand: what a worker needs of a machine, for whoever decides how many there are.
     calibration: the texts of operators that look at data.
@@ -74,6 +76,7 @@ class WorkerSpec:
     build: Callable[[], nn.Module] | None = None
     python_tasks: Mapping[str, Task] = field(default_factory=dict)
     device: str = "cpu"
+    shelf_bytes: int | None = None
     ahead: bool = False
     demand: Demand | None = None
     calibration: Calibration | None = None
@@ -135,6 +138,7 @@ class Worker:
             device=spec.device,
             dtype=None if spec.dtype is None else getattr(torch, spec.dtype),
             cache_bytes=spec.cache_bytes,
+            shelf_bytes=spec.shelf_bytes,
             calibration=spec.calibration,
         )
         self._tasks: dict[str, Task] = {
@@ -181,10 +185,21 @@ class Worker:
             DiskFull: nor does this.
         """
         outcome = self._run(job)
-        failed = outcome.failure
-        if failed is not None and failed.kind == "memory" and self._models.give_up():
-            return self._run(job)  # there may be enough for one model alone
+        # There may be enough for one model alone; or where the others are not kept on the GPU.
+        for give_up in (self._models.give_up, self._give_up_copies):
+            failed = outcome.failure
+            if failed is not None and failed.kind == "memory" and give_up():
+                outcome = self._run(job)
         return outcome
+
+    def _give_up_copies(self) -> bool:
+        """Let go of the models' copies on GPUs; whether there were any."""
+        import torch
+
+        had = self.model.give_up_copies()
+        if had:
+            torch.cuda.empty_cache()
+        return had
 
     def _run(self, job: Job) -> Outcome:
         written = self._models.write(job)

@@ -233,14 +233,14 @@ def test_what_the_kernels_cannot_read_goes_through_torch():
     piece=st.integers(1, 900),
     scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e20]),
 )
-@pytest.mark.parametrize("numba", [True, False])
-def test_an_order_is_a_sort(numba, seed, size, piece, scale):
+@pytest.mark.parametrize("how", ["numba", "numpy", "as on a GPU"])
+def test_an_order_is_a_sort(how, seed, size, piece, scale):
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale
     values[:: 1 + seed % 7] = values[0]  # ties
     with pytest.MonkeyPatch.context() as patch:
-        if not numba:
+        if how == "numpy":
             patch.setattr(order, "kernels", lambda: None)
-        sorted_ = order_of(lambda: values.split(piece))
+        sorted_ = order_of(lambda: values.split(piece), at_once=how == "as on a GPU")
         counted = Counted(lambda: values.split(piece))
         some = [0, size - 1, *range(0, size, 1 + size // 20)]
         found = [counted.at(place) for place in some]

@@ -74,7 +74,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
         # In float32, as mergekit has it: an importance at the threshold is kept.
         spread = prepared.importance.new_tensor(third) - first
         threshold = median + fence * spread
-        for part in parts_of(segment):
+        for part in parts_of(segment, like=prepared.importance):
             stands_out = prepared.importance[part] >= threshold
             merged = torch.where(
                 stands_out, prepared.other[part].float(), prepared.base[part].float()

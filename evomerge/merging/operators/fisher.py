@@ -71,7 +71,7 @@ def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
     floor = cast("float", values["floor"])
     used = [k for k, share in enumerate(shares) if share]
     first, *others = used
-    for part in chunks(out.numel(), 2 * len(used)):
+    for part in chunks(out.numel(), 2 * len(used), like=out):
         start = prepared.sources[first][part].float()
         total = (prepared.fishers[first][part] + floor).mul_(shares[first] / largest)
         moved = torch.zeros_like(start)

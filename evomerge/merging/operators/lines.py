@@ -59,7 +59,7 @@ def _apply_step(prepared: _Scaled, values: Values, merged: Tensor) -> None:
     alpha, beta = cast("float", values["alpha"]), cast("float", values["beta"])
     for segment, depth in zip(prepared.segments, prepared.depths, strict=True):
         scale = alpha + beta * (depth or 0.0)
-        for part in parts_of(segment):
+        for part in parts_of(segment, like=merged):
             base = prepared.base[part].float()
             merged[part].sub_(base).mul_(scale).add_(base)
 

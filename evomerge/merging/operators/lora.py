@@ -120,7 +120,7 @@ def _units(found: Sequence[tuple[Tensor, Tensor, float] | None], device: Any) ->
 
 def write_whole(base: Tensor, taus: Tensor, weights: Tensor, out: Tensor) -> None:
     """Base plus weighted differences, shape (entries,)."""
-    for part in chunks(len(base), len(taus)):
+    for part in chunks(len(base), len(taus), like=base):
         out[part].copy_(base[part].float() + weights @ taus[:, part])
 
 
@@ -129,7 +129,7 @@ def write_product(base: Tensor, left: Tensor, right: Tensor, columns: int, out: 
     import torch
 
     upright, result = base.view(-1, columns), out.view(-1, columns)
-    for rows in chunks(len(upright), columns):
+    for rows in chunks(len(upright), columns, like=base):
         result[rows].copy_(upright[rows].to(torch.float32, copy=True).addmm_(left[rows], right))
 
 

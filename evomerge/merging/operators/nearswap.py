@@ -28,7 +28,7 @@ def _prepare(block: Block, values: Values) -> _Prepared:
 def _apply(prepared: _Prepared, values: Values, out: Tensor) -> None:
     """Write a + (b - a) min(1, t / |b - a|), which is a plus b - a cut to [-t, t]."""
     t = cast("float", values["t"])
-    for part in chunks(out.numel()):
+    for part in chunks(out.numel(), like=out):
         base = prepared.base[part].float()
         out[part].copy_((prepared.other[part].float() - base).clamp_(-t, t).add_(base))
 

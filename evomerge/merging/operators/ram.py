@@ -73,7 +73,7 @@ def _apply_plus(prepared: _Prepared, values: Values, out: Tensor) -> None:
     factors = 1 + r * (prepared.shared / prepared.alone.clamp(min=1)).clamp(0, alpha)
     for i, segment in enumerate(prepared.segments):
         of_source = factors[i].float()
-        for part in parts_of(segment):
+        for part in parts_of(segment, like=out):
             merged = of_source.index_select(0, prepared.owner[part]).mul_(prepared.unique[part])
             merged.add_(prepared.shifted.shift[part]).add_(prepared.shifted.base[part])
             out[part].copy_(merged)

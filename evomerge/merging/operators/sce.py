@@ -53,7 +53,7 @@ class _Prepared:
 
     def parts(self, segment: slice) -> Iterator[slice]:
         """A tensor's place in pieces."""
-        return parts_of(segment, len(self.block.sources))
+        return parts_of(segment, len(self.block.sources), like=self.block.sources[0])
 
 
 def _prepare(block: Block, values: Values) -> _Prepared:
