@@ -20,7 +20,13 @@ def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
     """
     points = _points(values)
     kept: NDArray[np.bool_] = ~np.any(np.isnan(points), axis=1)
-    start = 0
+    if points.shape[1] == 2:
+        kept[kept] = _highest_yet(points[kept])
+        return kept
+    # First those that are likely to dominate many others; infinities may make no sum.
+    with np.errstate(invalid="ignore"):
+        order = np.argsort(-points.sum(axis=1), kind="stable")
+    points, kept, start = points[order], kept[order], 0
     while len(block := start + np.flatnonzero(kept[start:])[:BLOCK]):
         # Whoever one of the block dominates is out. They need not be compared with the others
         # first: what dominates them dominates those as well.
@@ -31,6 +37,25 @@ def non_dominated(values: ArrayLike) -> NDArray[np.bool_]:
             better |= column[block, None] > column
         kept &= ~(as_good & better).any(axis=0)
         start = int(block[-1]) + 1
+    found = np.empty_like(kept)
+    found[order] = kept
+    return found
+
+
+def _highest_yet(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The same for two objectives, by sorting: whoever is higher than all to the right of it."""
+    kept = np.zeros(len(points), dtype=bool)
+    if len(points) == 0:
+        return kept
+    order = np.lexsort((-points[:, 1], -points[:, 0]))
+    right, height = points[order].T
+    first = np.r_[True, right[1:] != right[:-1]]  # of those that are equally far to the right
+    group = np.cumsum(first) - 1
+    highest = height[first]
+    beyond = np.r_[-np.inf, np.maximum.accumulate(highest)[:-1]]
+    # Where nobody is further to the right, even the lowest number is not exceeded.
+    is_new = (highest > beyond) | (np.arange(len(highest)) == 0)
+    kept[order] = is_new[group] & (height == highest[group])
     return kept
 
 

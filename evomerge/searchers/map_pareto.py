@@ -20,7 +20,7 @@ from evomerge.searchers.nesting import Nesting, start_nesting
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.quadratic import Quadratic, terms
-from evomerge.searchers.quadratic_fit import fit
+from evomerge.searchers.quadratic_fit import fit, squares_of
 from evomerge.searchers.surrogate_front import by_bins, relevance, sobol
 
 Array = NDArray[np.float64]
@@ -288,13 +288,21 @@ class MapPareto:
             return Surrogate(points, [], np.ones(self._num_objectives))
         products = chart.dimensions <= MOST_GENES
         rows = terms(points, products)
-        counts = relevance(told, rows.shape[1])
+        squares, counts = squares_of(rows), relevance(told, rows.shape[1])
         before: list[Quadratic | None] = [None] * self._num_objectives
         if chart is self._chart and len(points) < MORE * self._chosen_from:
             before = list(self._fitted)
         models = [
             fit(
-                points, told[:, k], errs[:, k], self.options.link, products, counts, before[k], rows
+                points,
+                told[:, k],
+                errs[:, k],
+                self.options.link,
+                products,
+                counts,
+                before[k],
+                rows,
+                squares,
             )
             for k in range(self._num_objectives)
         ]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.pareto import non_dominated
-from evomerge.searchers.predicted_front import Aim, predicted_front
-from evomerge.searchers.quadratic import Quadratic
+from evomerge.searchers.predicted_front import Aim, Front, predicted_front
+from evomerge.searchers.quadratic import Quadratic, terms
 from evomerge.searchers.surrogate_front import most_uncertain, most_volume, sobol, spread
 
 Array = NDArray[np.float64]
 
 POOL = 256  # points that a predicted front begins at, and that are taken where it has no new ones
+NEIGHBOURS = 64  # measured points, the best, that points of one objective's front keep away from
 OFFERED = 8  # of them, for each that is taken: the least certain
 APART = 0.01  # of the cube's side: what is nearer to a measured point is measured
 OPTIMISM = 2.0  # standard errors, where the predicted front has nothing new any more
@@ -35,7 +36,7 @@ class Surrogate(NamedTuple):
     scales: Array
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rounds:
     """Rounds of `count` points.
 
@@ -49,6 +50,7 @@ class Rounds:
     steps: int
     explores: bool
     generator: np.random.Generator
+    _front: Array | None = field(default=None, init=False)  # that the last round's surrogate had
 
     def points(self, surrogate: Surrogate, dimensions: int, is_begun: bool) -> Array:
         """The next round, (at most `count`, dimensions).
@@ -77,8 +79,8 @@ class Rounds:
         return 2 * self.num_objectives
 
     def _enough_for(self, points: int) -> int:
-        """Compromises; with one objective each takes the surrogate's uncertainty, which is dear."""
-        return (3 if self.num_objectives > 1 else 2) * points
+        """Compromises; one objective has two aims."""
+        return max(self.num_objectives, 2) * points
 
     def _best(self, surrogate: Surrogate, pool: Array) -> Array:
         """What is predicted to be on the front, and then what may be."""
@@ -86,8 +88,8 @@ class Rounds:
 
         points, models, scales = surrogate
         # What is predicted of everything that is measured, or will be.
-        known, values = points, _predict(models, points)
-        best = points[non_dominated(values)]
+        known, before = points, _predict(models, points)
+        best = points[non_dominated(before)]
         chosen, predicted = pool[:0], None
         # With one objective, the surrogate's uncertainty is the other already.
         optimistic = self.explores and self.num_objectives > 1
@@ -97,13 +99,23 @@ class Rounds:
                 if missing == 0 or _is_certain(models, scales, predicted[-size:]):
                     break
                 size = min(size, max(self._fewest, self._enough_for(missing)))
-            start = np.vstack([best[:size], pool if predicted is None else pool[:size]])
-            predicted = self._predicted_front(models, start, size, optimism, predicted)
+            # Where standard errors are aimed at, each point that is begun at is dear.
+            if predicted is not None:
+                pool = pool[: size // 2]
+            elif self.num_objectives == 1:
+                pool = pool[: max(POOL // 2, size)]
+            start = np.vstack([best[:size], pool])
+            near = predicted
+            if near is None and self.num_objectives > 1:
+                near = self._front
+            predicted, values = self._predicted_front(models, start, size, optimism, near)
+            if optimism == 0.0:
+                self._front = predicted
             apart = cdist(predicted, known, "chebyshev").min(axis=1) > APART
             front = predicted[apart]
-            new = front[self._worth_measuring(models, front, known, values, optimism, missing)]
+            new = front[self._worth_measuring(models, values[apart], known, before, missing)]
             chosen, known = np.vstack([chosen, new]), np.vstack([known, new])
-            values = np.vstack([values, _predict(models, new)])
+            before = np.vstack([before, _predict(models, new)])
         return chosen
 
     def _predicted_front(
@@ -113,7 +125,7 @@ class Rounds:
         size: int,
         optimism: float,
         near: Array | None,
-    ) -> Array:
+    ) -> Front:
         """The front of the surrogate; with one objective, of its predictions and their errors.
 
         size: compromises. optimism: how many standard errors are added to the predictions. near:
@@ -125,38 +137,33 @@ class Rounds:
         return predicted_front(aims, start, size, self.steps, self.generator, near)
 
     def _worth_measuring(
-        self,
-        models: list[Quadratic],
-        front: Array,
-        known: Array,
-        before: Array,
-        optimism: float,
-        count: int,
+        self, models: list[Quadratic], front: Array, known: Array, before: Array, count: int
     ) -> list[int]:
         """Which of a front's points; with one objective, they differ in their uncertainty too.
 
-        before: what is predicted of known points, (points, objectives).
+        front: their aims, (points, aims). before: what is predicted of known points, (points,
+        objectives).
         """
         if len(front) == 0:
             return []
-        values = _predict(models, front, optimism)
         if len(models) > 1:
-            return most_volume(values, before, count, self.generator)
+            return most_volume(front, before, count, self.generator)
         # Of what is far behind, nobody on the front is a neighbour.
-        best = np.argsort(-before[:, 0], kind="stable")[:POOL]
-        errors, errors_before = models[0].error(front), models[0].error(known[best])
-        return spread(np.c_[values, errors], np.c_[before[best], errors_before], count)
+        best = np.argsort(-before[:, 0], kind="stable")[:NEIGHBOURS]
+        return spread(front, np.c_[before[best], models[0].error(known[best])], count)
 
 
 def _is_certain(models: Sequence[Quadratic], scales: Array, points: Array) -> bool:
     """Whether optimism could not tell any of some points from others."""
-    return all(
-        bool((OPTIMISM * model.error(points) < CERTAIN * scale).all())
-        for model, scale in zip(models, scales, strict=True)
-    )
+    few = len(points) // 8
+    for part in (points[:few], points[few:]):  # mostly the first few say that it could
+        rows = terms(part, models[0].products)
+        for model, scale in zip(models, scales, strict=True):
+            if not (OPTIMISM * model.error(part, rows) < CERTAIN * scale).all():
+                return False
+    return True
 
 
-def _predict(models: Sequence[Quadratic], points: Array, optimism: float = 0.0) -> Array:
-    """Predictions of every objective and so many standard errors, shape (points, objectives)."""
-    columns = [m.predict(points) + (optimism * m.error(points) if optimism else 0) for m in models]
-    return np.stack(columns, axis=1)
+def _predict(models: Sequence[Quadratic], points: Array) -> Array:
+    """Predictions of every objective, shape (points, objectives)."""
+    return np.stack([model.predict(points) for model in models], axis=1)

@@ -27,13 +27,15 @@ FEW = 1 / 8  # of the terms: so many new points, and the inverse is brought up t
 class _Problem:
     """What is fitted: sign * values by the link of rows @ weights.
 
-    rows: (points, terms); target: (points,), sign * values; precision: (points,).
+    rows: (points, terms); squares: (points,), see `squares_of`; target: (points,), sign *
+    values; precision: (points,).
     """
 
     link: Link
     products: bool
     sign: float
     rows: Array
+    squares: Array
     target: Array
     precision: Array
 
@@ -65,6 +67,7 @@ def fit(
     relevance: Array | None = None,
     before: Quadratic | None = None,
     rows: Array | None = None,
+    squares: Array | None = None,
 ) -> Quadratic:
     """Least squares, each point weighted by what its standard error leaves.
 
@@ -75,9 +78,10 @@ def fit(
     can be left out; then values in [0, 1] get the sigmoid, and others the identity. An earlier
     fit, `before`, to the first of the points has its link kept where the values allow, and saves
     time; if those points are other ones now, its `num_points` has to be 0. rows: the points' terms,
-    where they are known.
+    and squares: `squares_of` them, where they are known.
     """
     rows = terms(points, products) if rows is None else rows
+    squares = squares_of(rows) if squares is None else squares
     precision = _precision(errors)
     if relevance is not None:
         precision = precision * relevance
@@ -95,8 +99,14 @@ def fit(
     fits = []
     for one in links:
         sign = -1.0 if one == "softplus" and (values <= 0).all() else 1.0
-        fits.append(_fit(_Problem(one, products, sign, rows, sign * values, precision), before))
+        problem = _Problem(one, products, sign, rows, squares, sign * values, precision)
+        fits.append(_fit(problem, before))
     return fits[0] if len(fits) == 1 else min(fits, key=lambda one: one.misfit)
+
+
+def squares_of(rows: Array) -> Array:
+    """The sum of the squares of each point's terms; shape (points,)."""
+    return np.asarray(np.einsum("ij,ij->i", rows, rows))
 
 
 def _precision(errors: Array) -> Array:
@@ -171,7 +181,7 @@ def _follow(problem: _Problem, before: Quadratic) -> Quadratic | None:
     weights, told = before.weights, before.num_points
     line = problem.rows @ weights
     root = problem.root(line)
-    traces = root**2 * np.einsum("ij,ij->i", problem.rows, problem.rows)
+    traces = root**2 * problem.squares
     ridge = _ridge(float(traces.sum()), len(weights))
     inverse = before.inverse * (before.ridge / _ridge(float(traces[:told].sum()), len(weights)))
     new = problem.rows[told:] * root[told:, None]

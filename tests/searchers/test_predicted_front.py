@@ -46,6 +46,25 @@ def test_gradients_are_those_of_predictions_and_errors(
         np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("products", [True, False])
+def test_tangents_touch_the_errors_and_are_nowhere_larger(products: bool) -> None:
+    """Wherever they are looked at; it is Cauchy's and Schwarz's inequality."""
+    generator = np.random.default_rng(2)
+    points, values = generator.random((40, 3)), generator.uniform(0.05, 0.95, 40)
+    model = fit(points, values, np.zeros(40), "identity", products)
+    for _ in range(20):
+        at, elsewhere = generator.random((2, 50, 3))
+        tangents = model.tangents(at)
+        np.testing.assert_allclose(tangents.rise(2 * at - 1)[0], model.error(at))
+        bounds, errors = tangents.rise(2 * elsewhere - 1)[0], model.error(elsewhere)
+        assert (bounds <= errors * (1 + 1e-9)).all()
+        assert (bounds < 0.99 * errors).mean() > 0.3  # of three genes, most errors are alike
+        found, gradient = model.rise(at, 1.0, 2.0, tangents)
+        values_there, slopes = model.rise(at, 1.0, 2.0)
+        np.testing.assert_allclose(found, values_there)
+        np.testing.assert_allclose(gradient, slopes)
+
+
 @pytest.mark.parametrize(("genes", "aims"), [(2, 2), (2, 3), (3, 2), (3, 4)])
 @pytest.mark.parametrize("kind", ["bowls", "anything"])
 def test_a_fine_grids_front_is_found(genes: int, aims: int, kind: str) -> None:
@@ -59,7 +78,7 @@ def test_a_fine_grids_front_is_found(genes: int, aims: int, kind: str) -> None:
             weights[:, 1 + genes : 1 + 2 * genes] = -2
             weights[:, 1 + 2 * genes :] *= 0.2
         models = [of_weights(row) for row in weights]
-        found = predicted_front(
+        found, _ = predicted_front(
             [Aim(model) for model in models], sobol(256, genes, generator), 100, 60, generator
         )
         assert ((found >= 0) & (found <= 1)).all()
@@ -80,7 +99,7 @@ def test_the_best_of_many_corners_is_found() -> None:
         weights = generator.normal(size=(2, 45))
         weights[:, 9:17] = 2.0
         aims = [Aim(of_weights(row)) for row in weights]
-        found = predicted_front(aims, sobol(256, 8, generator), 60, 60, generator)
+        found, _ = predicted_front(aims, sobol(256, 8, generator), 60, 60, generator)
         best = [aim.rise(found)[0].max() / aim.rise(corners)[0].max() for aim in aims]
         shares += best
     assert np.mean(shares) > 0.96  # .985; .926 where compromises may begin at one point
@@ -90,9 +109,9 @@ def test_a_front_nearby_saves_the_first_pass_and_its_points_need_not_be_far() ->
     generator = np.random.default_rng(1)
     aims = [Aim(of_weights([0, 1, 0, -1, -1, 0.2])), Aim(of_weights([0, 0, 1, -1, -1, 0.2]))]
     start = sobol(64, 2, generator)
-    near = predicted_front(aims, start, 40, 60, generator)
-    again = predicted_front(aims, start[:0], 40, 60, generator, near)
-    values, before = (np.stack([a.rise(x)[0] for a in aims], 1) for x in (again, near))
+    near, before = predicted_front(aims, start, 40, 60, generator)
+    again, values = predicted_front(aims, start[:0], 40, 60, generator, near)
+    np.testing.assert_allclose(values, np.stack([a.rise(again)[0] for a in aims], 1))
     reference = before.min(axis=0) - 0.1
     assert hypervolume(values, reference) >= 0.99 * hypervolume(before, reference)
 
@@ -100,7 +119,8 @@ def test_a_front_nearby_saves_the_first_pass_and_its_points_need_not_be_far() ->
 def test_the_same_seed_gives_the_same_front() -> None:
     aims = [Aim(of_weights([0, 1, 0, -1, -1, 0.2])), Aim(of_weights([0, 0, 1, -1, -1, 0.2]))]
     start = sobol(64, 2, np.random.default_rng(0))
-    fronts = [predicted_front(aims, start, 20, 30, np.random.default_rng(s)) for s in (3, 3, 4)]
+    seeds = (3, 3, 4)
+    fronts = [predicted_front(aims, start, 20, 30, np.random.default_rng(s))[0] for s in seeds]
     np.testing.assert_array_equal(fronts[0], fronts[1])
     assert fronts[0].shape != fronts[2].shape or not (fronts[0] == fronts[2]).all()
 
