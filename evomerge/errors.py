@@ -98,11 +98,13 @@ class CandidateError(Exception):
     """One candidate cannot be merged or measured; the message is the reason that is recorded."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint that names the closest valid spelling and then all of them."""
+def nearest(name: str, valid: Iterable[str], *, only_close: bool = False) -> str:
+    """A hint that names the closest valid spelling and then all of them, or the closest alone."""
     names = sorted(valid)
     if not names:
         return ""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if only_close:
+        return f"did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"did you mean {close[0]!r}? valid: {shown}" if close else f"valid: {shown}"

@@ -18,6 +18,7 @@ from evomerge.cli import main
 from evomerge.documents import read_yaml
 from evomerge.errors import ConfigurationError
 from evomerge.experiment.first_look import checked_experiment
+from evomerge.experiment.look_at_tasks import missing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wrong_files import CASES, E, Wrong, good_files
@@ -143,3 +144,17 @@ def _check(case: Wrong, text: str) -> None:
         assert found, f"{place}: {what} is not in\n{text}"
         assert any(hint in line for line in found)
     assert len(told) == len(case.problems), text
+
+
+def test_folders_far_above_what_is_missing_are_not_listed(tmp_path: Path) -> None:
+    """What lies beside it is told, and what is called nearly so; nothing else."""
+    (tmp_path / "models" / "sort").mkdir(parents=True)
+    looked = {
+        tmp_path / "models" / "sotr": "did you mean 'sort'? valid: sort",
+        tmp_path / "modles" / "sort": "did you mean 'models'?",
+        tmp_path / "elsewhere" / "sort": "",
+        Path("/nowhere-at-all/sort"): "",
+    }
+    for path, hint in looked.items():
+        (problem,) = missing("base", path)
+        assert problem.hint == hint

@@ -26,11 +26,13 @@ def missing(where: str, path: Path, what: str = "no such file") -> Iterator[Prob
     """That there is nothing at a path, and what there is that is called nearly so."""
     if path.exists():
         return
-    parent = path.parent
+    wanted, parent = path, path.parent
     while not parent.is_dir():
         path, parent = parent, parent.parent
     names = [p.name for p in parent.iterdir() if not p.name.startswith(".")]
-    yield Problem(where, f"{what}: {path}", nearest(path.name, names))
+    # What else lies in a folder far above helps nobody.
+    hint = nearest(path.name, names, only_close=path != wanted or parent == Path(parent.anchor))
+    yield Problem(where, f"{what}: {path}", hint)
 
 
 def task_problems(
