@@ -18,7 +18,8 @@ Array = NDArray[np.float64]
 SMOOTH = (1.0, 0.02)  # of the objectives' ranges: how far each pass rounds a compromise's corners
 LEAST = 0.01  # weight of any objective, so that no optimum is dominated
 TURNS = 2  # where standard errors are aimed at
-NEARLY = 6  # steps from a front of nearly the same aims
+NEARLY = 12  # steps from a front of nearly the same aims
+FEW = 6  # the same where standard errors are aimed at
 PROGRESS = 1e-5  # of the compromises' sum, below which a pass is over
 
 
@@ -65,21 +66,24 @@ def predicted_front(
 
     start: (points, genes), at least as many as compromises. size: of compromises; their weights are
     Sobol points of the simplex, and each aim alone. steps: of L-BFGS-B, in each pass. near:
-    (points, genes), a front of nearly the same aims, as it was returned; then the second pass is
-    enough, and a few steps.
+    (points, genes), a front of nearly the same aims, as it was returned; then a few steps are
+    enough, and where there are standard errors, the second pass.
 
     Returns:
-        Points that none of the others dominates.
+        Points that none of the others dominates, of those that were found and of `near`.
     """
     from scipy.optimize import linear_sum_assignment
 
     weights = _weights(len(aims), size, generator)
-    points = start
+    points, is_dear = start, any(aim.error for aim in aims)
+    passes: tuple[float, ...] = SMOOTH
     if near is not None:
         # As many as the compromises of the second pass, which come last.
-        points, steps = np.vstack([start, near[-size:]]), min(steps, NEARLY)
-    values, before = _values(aims, points), len(points)
-    for smooth in SMOOTH if near is None else SMOOTH[1:]:
+        points = np.vstack([start, near[-size:]])
+        passes = SMOOTH[1:] if is_dear else SMOOTH
+        steps = min(steps, FEW if is_dear else NEARLY)
+    values = _values(aims, points)
+    for smooth in passes:
         ideal = values.max(axis=0)
         nadir = values[values.argmax(axis=0)].min(axis=0)
         scale = np.where(ideal > nadir, ideal - nadir, 1.0)
@@ -90,7 +94,7 @@ def predicted_front(
             begin = linear_sum_assignment(losses)[1]
         new = _descend(aims, points[begin], weights / scale, ideal, smooth, steps)
         points, values = np.vstack([points, new]), np.vstack([values, _values(aims, new)])
-    front = before + np.flatnonzero(non_dominated(values[before:]))
+    front = len(start) + np.flatnonzero(non_dominated(values[len(start) :]))
     return Front(points[front], values[front])
 
 
