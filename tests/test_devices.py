@@ -6,16 +6,18 @@ The devices are made up (see fake_gpus.py): they refuse what GPUs refuse, and co
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_gpus import KIND, fake_gpus, held
+from test_ahead import Hash, recipe, spec, stacked
 from test_ahead import llamas as llamas  # a fixture
-from test_ahead import recipe, stacked
 
 from evomerge.checkpoints.anatomy import anatomy_of
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
@@ -31,7 +33,7 @@ from evomerge.merging.table import OPERATORS
 from evomerge.merging.targets import targets_of
 from evomerge.pools.worker import Worker
 from evomerge.recipe import Merge, ModelSource, Recipe
-from evomerge.records import Job
+from evomerge.records import Job, Responses
 
 FAR = f"{KIND}:1"
 TOKENS = torch.arange(10)[None]
@@ -73,12 +75,18 @@ def same(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(held(one), held(other), rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture(scope="module", params=[0, 4_000, 2**20], ids="copies of {} bytes".format)
-def far(opened: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Resident:
+@pytest.fixture(scope="module", params=[0, 12_000, 2**20], ids="copies of {} bytes".format)
+def far_bytes(request: pytest.FixtureRequest) -> int:
+    """Of copies of the models, on both devices together."""
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def far(opened: dict[str, Checkpoint], far_bytes: int) -> Resident:
     with pytest.MonkeyPatch.context() as patch, fake_gpus():
         patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
         lie(patch, dict(MAP))
-        return Resident.open(opened, "base", device="auto", shelf_bytes=request.param)
+        return Resident.open(opened, "base", device="auto", shelf_bytes=far_bytes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def far(opened: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Reside
     [name for name, o in OPERATORS.items() if o.needs == "nothing" and not o.needs_adapters],
 )
 def test_every_operator_merges_where_the_model_is(
-    opened: dict[str, Checkpoint], far: Resident, operator: str
+    opened: dict[str, Checkpoint], far: Resident, far_bytes: int, operator: str
 ) -> None:
     """On two devices at once; the oracle is the CPU."""
     most = OPERATORS[operator].max_sources
@@ -101,7 +109,12 @@ def test_every_operator_merges_where_the_model_is(
         same(state[name], expected)
     assert {str(tensor.device) for tensor in state.values()} == {f"{KIND}:0", FAR}
     shelf = far.merger.family.shelf
-    assert shelf.used_bytes <= shelf.budget_bytes
+    held_on = Counter[torch.device]()
+    for (_, _, device), copied in shelf._tensors.items():
+        held_on[device] += copied.nbytes
+    budget = far_bytes // 2  # on each of two
+    assert all(held_on[device] <= budget for device in held_on)
+    assert bool(held_on) == bool(budget)
     for (model, name, _), copied in shelf._tensors.items():
         torch.testing.assert_close(
             held(copied), opened[model].tensor(name).reshape(-1), rtol=0, atol=0
@@ -153,6 +166,59 @@ def logits(model: Resident) -> torch.Tensor:
     device = model.module.model.embed_tokens.weight.device
     with torch.inference_mode():
         return held(model.module(TOKENS.to(device)).logits)
+
+
+@pytest.mark.parametrize("operator", ["dare_ties", "della"])
+def test_random_draws_are_counted_where_they_lie(
+    opened: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch, operator: str
+) -> None:
+    """What finds no room on the device goes to a file, and comes back piece by piece."""
+    lie(monkeypatch, torch.device(FAR))
+    monkeypatch.setattr("evomerge.merging.resident.targets_of", tied_targets)
+    monkeypatch.setattr("evomerge.merging.cache._WORTH_A_FILE", 64)
+    monkeypatch.setattr("evomerge.merging.blocks.CHUNK", 0)  # each tensor is a group of its own
+    expected = Resident.open(opened, "base")
+    expected.write(recipe(operator, density=0.5))
+    for cache_bytes in (2_000, 2**20):
+        with fake_gpus():
+            far = Resident.open(
+                opened, "base", device="auto", cache_bytes=cache_bytes, shelf_bytes=2**20
+            )
+            for density in (0.2, 0.5):
+                far.write(recipe(operator, density=density))
+        for name, tensor in far.module.state_dict().items():
+            same(tensor, expected.module.state_dict()[name])
+        entries = far.merger.family.cache._entries.values()
+        kept = [t for e in entries for t in (*e.prepared.models.draws, *e.prepared.models.ranks)]
+        on_device = sum(t.nbytes for t in kept if t.device.type == KIND)
+        assert 0 < on_device <= cache_bytes
+        assert any(t.device.type == "cpu" for t in kept) == (cache_bytes == 2_000)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_full_gpu_gives_up_copies_and_takes_fewer(
+    llamas: dict[str, str], monkeypatch: pytest.MonkeyPatch, helps: bool
+) -> None:
+    """A task that has room only where no copies are kept, or never; then all of them come back."""
+    lie(monkeypatch, torch.device(FAR))
+    monkeypatch.setattr("evomerge.merging.resident.targets_of", tied_targets)
+
+    class Large(Hash):
+        def respond(self, model: Any, items: Any) -> Any:
+            if not helps or model.merger.family.shelf.used.total() > 30_000:
+                raise torch.OutOfMemoryError
+            return Responses("hash", tuple(items), {"score": np.zeros(len(items))})
+
+    with fake_gpus():
+        worker = Worker(spec(llamas, Large(), device="auto", shelf_bytes=50_000), "far")
+        outcome = worker.run(Job(0, 0, recipe(weight=0.5), {"hash": (0,)}))
+        assert (outcome.failure is None) == helps
+        shelf = worker.model.merger.family.shelf
+        (budget,) = shelf.budgets.values()
+        assert (20_000 < budget < 30_000) if helps else (40_000 < budget <= 50_000)
+        assert (
+            worker.run(Job(1, 1, recipe(weight=0.6), {"hash": (0,)})).failure is None or not helps
+        )
 
 
 @pytest.mark.parametrize("device", [FAR, "auto"])

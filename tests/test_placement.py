@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,14 @@ def test_seven_billion_parameters_share_gpus() -> None:
     found = place(small, SEVEN)
     assert (found.workers, found.gpus_per_worker) == (16, 0.5)
     assert found.shelf_bytes == pytest.approx((20.25 - 17.31 - 1) * GB, rel=1e-2)
+    asked = place(EIGHT, SEVEN, workers=32)
+    assert asked.reasons[0] == "32 asked for; memory for 8 of 72.0 GB is expected"
+    assert asked.reasons[1].startswith("the GPU has room for 0.0 GB of the models (56.0 GB)")
+    # Two models, 42.5 GB with what both take, leave 28.5 GB: more than half of the models.
+    two = place(EIGHT, SEVEN, prepare=True)
+    assert (two.workers, two.ahead) == (8, True)
+    assert two.shelf_bytes + SEVEN.on_gpus(True) + CONTEXT_BYTES <= 0.9 * 80 * GB
+    assert two.shelf_bytes > 20 * GB
     few = place(replace(large, cpus=8), SEVEN)
     assert (few.workers, few.gpus_per_worker, few.ahead) == (8, 1, True)
     assert few.reasons == ("8 processors for 8 GPUs",)
@@ -125,8 +134,15 @@ def test_seventy_billion_parameters_span_gpus() -> None:
     found = place(EIGHT, SEVENTY)
     assert (found.workers, found.gpus_per_worker, found.device) == (2, 4, "auto")
     assert not found.ahead  # 140 + 140 + 2 + 7.5 + 10.5 = 300 GB > 4 x 71
-    assert found.reasons == ("a worker needs 152.5 GB: 3 GPUs or more",)
-    assert place(EIGHT, SEVENTY, workers=1).ahead  # on all eight
+    assert found.reasons == (
+        "a worker needs 152.5 GB: 3 GPUs or more",
+        "the GPU has room for 74.7 GB of the models (560.0 GB): the rest is copied there for every "
+        "candidate",
+    )
+    alone = place(EIGHT, SEVENTY, workers=1)  # on all eight
+    assert alone.shelf_bytes == pytest.approx((8 * 71 * 0.8 - 152.5) * GB, rel=1e-2)
+    assert not alone.ahead  # a second model would take the place of copies
+    assert place(EIGHT, SEVENTY, workers=1, prepare=True).ahead
     two = replace(EIGHT, gpus=EIGHT.gpus[:2])
     assert place(two, SEVENTY).workers == 0
     assert place(two, SEVENTY).reasons == (
@@ -219,17 +235,19 @@ demands = st.builds(
 
 
 @settings(max_examples=500, deadline=None)
-@given(nodes, demands, st.booleans())
-def test_nothing_is_taken_that_is_not_there(node: Node, demand: Demand, may: bool) -> None:
-    found = place(node, demand, may_prepare=may)
-    assert found.ahead <= may
+@given(nodes, demands, st.sampled_from([True, False, "auto"]))
+def test_nothing_is_taken_that_is_not_there(node: Node, demand: Demand, prepare: Any) -> None:
+    found = place(node, demand, prepare=prepare)
+    assert prepare or not found.ahead
     assert found.reasons
     if not node.gpus:
+        if prepare is True:  # it is the user's word, as the number of workers is
+            return
         assert found.workers * demand.on_cpu(found.ahead) <= node.memory_bytes * MEMORY_SHARE
         assert found.workers * demand.threads <= max(node.cpus, demand.threads)
         return
     size = node.gpus[0].memory_bytes
-    host = found.workers * (LIBRARY_BYTES + CUDA_HOST_BYTES)
+    host = found.workers * (LIBRARY_BYTES + CUDA_HOST_BYTES + demand.cache_bytes)
     assert host <= node.memory_bytes * MEMORY_SHARE
     assert found.workers * found.gpus_per_worker <= len(node.gpus)
     if found.device == "cuda":
@@ -276,7 +294,7 @@ def test_every_gpu_is_used_where_the_node_can_feed_it(node: Node, demand: Demand
 @settings(max_examples=300, deadline=None)
 @given(nodes, demands)
 def test_preparing_ahead_costs_no_worker(node: Node, demand: Demand) -> None:
-    with_it, without = place(node, demand), place(node, demand, may_prepare=False)
+    with_it, without = place(node, demand), place(node, demand, prepare=False)
     assert with_it.workers == without.workers
     assert with_it.gpus_per_worker == without.gpus_per_worker
 

@@ -67,12 +67,11 @@ class Prepared:
             for order in (one for row in self.orders for one in row):
                 order.spill(move)
         models = self.models
-        if models.sources[0].device.type == "cpu":
-            moved = [move(tensor.numpy()) for tensor in (*models.draws, *models.ranks)]
-            self.drawn_bytes = sum(map(memory_bytes, moved))
-            tensors, count = [torch.from_numpy(array) for array in moved], len(models.draws)
-            # Told anew to the kernels, which know the addresses of the old ones.
-            self.models = replace(models, draws=tensors[:count], ranks=tensors[count:])
+        moved = [move(tensor.cpu().numpy()) for tensor in (*models.draws, *models.ranks)]
+        self.drawn_bytes = sum(map(memory_bytes, moved))
+        tensors, count = [torch.from_numpy(array) for array in moved], len(models.draws)
+        # Told anew to the kernels, which know the addresses of the old ones.
+        self.models = replace(models, draws=tensors[:count], ranks=tensors[count:])
 
 
 def prepare(row: Row, block: Block, values: Values) -> Prepared:
@@ -89,7 +88,10 @@ def prepare(row: Row, block: Block, values: Values) -> Prepared:
         ranks=[one.to(base.device) for one in ranks],
     )
     held = block.held_bytes(base, *block.sources)
-    prepared = Prepared(models, held, sum(map(memory_bytes, arrays)))
+    drawn_bytes = sum(map(memory_bytes, arrays))
+    if base.device.type != "cpu":
+        drawn_bytes = sum(tensor.nbytes for tensor in (*models.draws, *models.ranks))
+    prepared = Prepared(models, held, drawn_bytes)
     if row.sparsify in ("largest", "band"):
         _add_orders(prepared, block, values)
     return prepared
@@ -114,10 +116,12 @@ def _ranked(block: Block, arrays: list[NDArray[np.int16]]) -> list[Tensor]:
 
 
 def _room(block: Block, arrays: list[NDArray[np.int16]]) -> Tensor:
-    """Two bytes for each entry of a block, on the CPU."""
+    """Two bytes for each entry of a block, on the CPU: to be kept, or to be copied to a GPU."""
     import torch
 
-    arrays.append(block.around.room(block.numel, np.int16))
+    is_kept = block.sources[0].device.type == "cpu"
+    room = block.around.room if is_kept else np.empty
+    arrays.append(room(block.numel, np.int16))
     return torch.from_numpy(arrays[-1])
 
 

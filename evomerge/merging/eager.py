@@ -47,7 +47,7 @@ def add_task_vectors(
     for segment, parts in _segments(models):
         fill: Tensor | float = 1.0
         held = None
-        if agreement.zero_sum == "majority" and agreement.consensus != "sum":
+        if parts and agreement.zero_sum == "majority" and agreement.consensus != "sum":
             tally: Tensor | int = 0
             for part in parts:
                 held = chosen.task_vectors(segment, part)
@@ -149,12 +149,13 @@ class _Chosen:
             for k, (draws, row) in enumerate(zip(self.models.draws, kept, strict=True)):
                 drawn = selection.mode == "draw"
                 level = low[k] if drawn else self._levels(k, segment, part)
-                torch.lt(draws[part], level, out=row)
+                torch.lt(draws[part].to(row.device), level, out=row)
         return taus.masked_fill_(kept.logical_not_(), 0)
 
     def _levels(self, k: int, segment: int, part: slice) -> Tensor:
         first, slope = self.selection.limits[k, segment].tolist()
-        levels: Tensor = self.models.ranks[k][part].float().mul_(slope).add_(first)
+        ranks = self.models.ranks[k][part].to(self.factors.device)  # they may lie in a file
+        levels: Tensor = ranks.float().mul_(slope).add_(first)
         return levels
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _LEVELS = 2**15  # upper halves of floats that are not negative
 
-_SORTED_AT_ONCE = 2**27  # entries on a GPU, at 24 bytes each while they are sorted
+_SORTED_AT_ONCE = 2**26  # entries on a GPU
+_SORTING_BYTES = 48  # an entry, while they are sorted: values, places, and twice what they were
 _LOOKS = 3  # readings for a place each, before sorting is cheaper
 
 Pieces = Callable[[], "Iterable[Tensor]"]  # of a tensor, float32, of any shape; again at each call
@@ -177,17 +178,25 @@ def order_of(
 
 
 def _sorted_at_once(pieces: Pieces, room: Callable[[int, DTypeLike], NDArray[Any]]) -> Order | None:
-    """The same, with 24 bytes an entry where the pieces are; None if there are too many of them."""
+    """The same, sorted where the pieces are; None if there are too many, or too little memory."""
     import torch
 
     held: list[Tensor] = []
     for piece in pieces():
-        held.append(piece.abs().float().view(-1).view(torch.int32))
+        held.append(piece.abs().float().reshape(-1).view(torch.int32))
         if sum(map(len, held)) > _SORTED_AT_ONCE:
             return None
     if not held:
         return None
-    ascending = torch.cat(held).sort().values
+    bits = torch.cat(held) if len(held) > 1 else held[0]
+    held.clear()
+    if bits.device.type == "cuda":
+        free = torch.cuda.mem_get_info(bits.device)[0]
+        free += torch.cuda.memory_reserved(bits.device) - torch.cuda.memory_allocated(bits.device)
+        if _SORTING_BYTES * len(bits) > free // 2:
+            return None
+    ascending = bits.sort().values
+    del bits
     levels, counts = torch.unique_consecutive(ascending >> 16, return_counts=True)
     lower = room(len(ascending), np.uint16)
     halves = (ascending & 0xFFFF).sub_(2**15).to(torch.int16)  # torch has few unsigned numbers

@@ -21,7 +21,7 @@ from evomerge.merging.calibration import Calibration, Collected
 from evomerge.merging.input_scales import hook_scales, input_scales, scaled_layers
 from evomerge.merging.materialise import Merger
 from evomerge.merging.module import module_of, tokenizer_of
-from evomerge.merging.spread import located, room_for_models
+from evomerge.merging.spread import located, room_for_models, size_of
 from evomerge.merging.stack import Stack, blocks_at, path_of_blocks
 from evomerge.merging.targets import targets_of
 from evomerge.recipe import Recipe
@@ -73,7 +73,7 @@ class Resident:
         device: as torch calls it, or "auto" for the GPUs that are visible: one if the model fits on
             it, else all of them.
         shelf_bytes: of copies of the models that are kept on GPUs, where tensors are merged; None
-            for half of what is free there once the module is.
+            for half of what the module, another one and the cache leave there.
         calibration: the texts for operators that look at data.
 
         Raises:
@@ -101,8 +101,9 @@ class Resident:
             what = "is no transformers folder, so `build` has to make its module"
             raise ModelError(Problem(origin.where, what))
         placed = module if isinstance(where, dict) else module.to(where)
-        room = room_for_models(where) if shelf_bytes is None else shelf_bytes
-        merger.family.shelf.budget_bytes = room
+        # The cache, and a twin, are still to come.
+        to_come = cache_bytes + size_of(origin, dtype)
+        merger.family.shelf.budgets = room_for_models(where, shelf_bytes, to_come)
         return cls(placed, merger, tokenizer)
 
     def twin(self) -> Resident:
@@ -118,16 +119,19 @@ class Resident:
             self._hook(held)
         return Resident(module, self.merger, self.tokenizer)
 
-    def give_up_copies(self) -> bool:
-        """Let go of the models' copies on GPUs, for their memory; whether there were any.
+    def give_up_copies(self) -> dict[torch.device, int]:
+        """Let go of the models' copies on GPUs, for their memory; returns their bytes on each.
 
-        They are read anew for every candidate from now on.
+        They are read anew for every candidate, until there is a budget again.
         """
         family = self.merger.family
-        if not family.shelf.close():
-            return False
-        family.cache.clear()  # what is prepared looks at them
-        return True
+        if kept := family.shelf.close():
+            family.cache.clear()  # what is prepared looks at them
+        return kept
+
+    def keep_copies(self, budgets: Mapping[torch.device, int]) -> None:
+        """Keep copies of the models again, of so many bytes on each device."""
+        self.merger.family.shelf.budgets = dict(budgets)
 
     def write(self, recipe: Recipe) -> int:
         """Write a recipe's tensors into the module; how many had to be written.

@@ -1,4 +1,4 @@
-"""The models' tensors on a GPU: copied there once, as far as there is room, and merged from there.
+"""The models' tensors on GPUs: copied there once, as far as there is room, and merged from there.
 
 On the CPU the models lie in mapped files, and reading them costs nothing but the reading. A GPU
 reads its own memory a hundred times faster than what has to come through the bus: a candidate whose
@@ -7,22 +7,25 @@ tensors are copied anew waits for seconds, where merging takes milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 
 class Shelf:
-    """Keeps tensors on devices, of at most `budget_bytes` together; who comes first stays.
+    """Keeps tensors on devices, of so many bytes at most on each; who comes first stays.
 
     Every candidate reads all tensors in one order. To keep some of them for good saves their share
     of the copying; to make room for the latest would save nothing. Nobody may change what is kept.
+
+    budgets: bytes of each device; what is not named keeps nothing.
     """
 
-    def __init__(self, budget_bytes: int = 0) -> None:
-        self.budget_bytes = budget_bytes
-        self.used_bytes = 0
+    def __init__(self, budgets: Mapping[torch.device, int] | None = None) -> None:
+        self.budgets = dict(budgets or {})
+        self.used: Counter[torch.device] = Counter()
         self._tensors: dict[tuple[str, str, torch.device], Tensor] = {}
 
     def tensor(
@@ -33,15 +36,16 @@ class Shelf:
         if (kept := self._tensors.get(key)) is not None:
             return kept, True
         copied = read().to(device)
-        if self.used_bytes + copied.nbytes > self.budget_bytes:
+        if self.used[device] + copied.nbytes > self.budgets.get(device, 0):
             return copied, False
         self._tensors[key] = copied
-        self.used_bytes += copied.nbytes
+        self.used[device] += copied.nbytes
         return copied, True
 
-    def close(self) -> bool:
-        """Keep nothing any more; whether there was anything."""
-        had = bool(self._tensors)
+    def close(self) -> dict[torch.device, int]:
+        """Keep nothing any more; returns how much was kept on each device."""
+        kept = {device: used for device, used in self.used.items() if used}
         self._tensors.clear()
-        self.budget_bytes = self.used_bytes = 0
-        return had
+        self.used.clear()
+        self.budgets.clear()
+        return kept

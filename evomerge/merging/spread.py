@@ -43,7 +43,7 @@ def located(
         raise ConfigurationError(Problem(f"device {device}", what, "device cpu needs none"))
     count = torch.cuda.device_count()
     free = {n: int(torch.cuda.mem_get_info(n)[0] * SHARE) for n in range(count)}
-    if _size(origin, dtype) + cache_bytes <= free[0]:
+    if size_of(origin, dtype) + cache_bytes <= free[0]:
         return torch.device("cuda", 0)
     left = {n: max(0, room - cache_bytes // count) for n, room in free.items()}
     return device_map_of(origin, dtype, left)
@@ -76,7 +76,7 @@ def device_map_of(
     if tie is not None:
         tie()
     whole = getattr(module, "_no_split_modules", None)
-    even = _size(origin, dtype) / max(1, len(memory_bytes))
+    even = size_of(origin, dtype) / max(1, len(memory_bytes))
     for room in (*_ROOMS, float("inf")):
         allowed = {n: min(float(free), even * room) for n, free in memory_bytes.items()}
         found: dict[str, int | str] = accelerate.infer_auto_device_map(
@@ -88,18 +88,28 @@ def device_map_of(
         if all(isinstance(place, int) for place in found.values()):
             return found
     free = ", ".join(f"{free / 1e9:.1f}" for free in memory_bytes.values())
-    what = f"needs {_size(origin, dtype) / 1e9:.1f} GB, and the GPUs have room for {free} GB"
+    what = f"needs {size_of(origin, dtype) / 1e9:.1f} GB, and the GPUs have room for {free} GB"
     raise ConfigurationError(Problem(origin.where, what, "nothing is offloaded to memory or disk"))
 
 
-def room_for_models(where: torch.device | Mapping[str, int | str]) -> int:
-    """Bytes that copies of the models may take beside the measured one; 0 without CUDA.
+def room_for_models(
+    where: torch.device | Mapping[str, int | str], planned: int | None, taken: int
+) -> dict[torch.device, int]:
+    """Bytes of each GPU that copies of the models may take beside the measured one.
 
-    where: the device of the measured model, or of each of its parts.
+    Args:
+        where: the device of the measured model, or of each of its parts.
+        planned: on all of them together, the same on each; None for half of what CUDA has left.
+        taken: of that, what others are going to take, on all together.
     """
     places = where.values() if isinstance(where, Mapping) else [where]
-    gpus = {torch.device(place) for place in places}
-    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus if gpu.type == "cuda") // 2
+    devices = {torch.device(place) for place in places}
+    gpus = {torch.device(d.type, d.index or 0) for d in devices if d.type != "cpu"}
+    if planned is not None:
+        return dict.fromkeys(gpus, planned // max(1, len(gpus)))
+    each = taken // max(1, len(gpus))
+    free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus if gpu.type == "cuda"}
+    return {gpu: max(0, room - each) // 2 for gpu, room in free.items()}
 
 
 def _checked(device: str) -> torch.device:
@@ -121,7 +131,7 @@ def _checked(device: str) -> torch.device:
     return found
 
 
-def _size(origin: Checkpoint, dtype: torch.dtype | None) -> int:
+def size_of(origin: Checkpoint, dtype: torch.dtype | None) -> int:
     """Bytes of a model in a dtype."""
     total = 0
     for name in origin.names:

@@ -124,11 +124,9 @@ def placement_on(
     asked = asked if workers is None else workers
     if spec.demand is None:
         return Placement(node.cpus // max(1, spec.threads) or 1 if asked is None else asked)
-    placed = place(node, spec.demand, workers=asked, may_prepare=config.ahead is not False)
     # Merging beside a measurement gained nothing dependable where both are done by processors.
-    is_aside = placed.gpus_per_worker > 0
-    ahead = config.ahead is True or (config.ahead == "auto" and placed.ahead and is_aside)
-    return replace(placed, ahead=ahead)
+    prepare = False if config.ahead == "auto" and not node.gpus else config.ahead
+    return place(node, spec.demand, workers=asked, prepare=prepare)
 
 
 def _drivers_device(config: PoolConfig, spec: WorkerSpec) -> str:

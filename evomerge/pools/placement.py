@@ -22,6 +22,8 @@ PREPARED_BYTES = 8  # that operators keep for a parameter of a model, at most
 CONTEXT_BYTES = 1_000_000_000
 CUDA_HOST_BYTES = 1_000_000_000
 
+Prepare = bool | Literal["auto"]
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -79,8 +81,8 @@ class Demand:
 
     @property
     def beside_gpu(self) -> int:
-        """Bytes of the node's memory for a worker on a GPU."""
-        return LIBRARY_BYTES + CUDA_HOST_BYTES
+        """Bytes of the node's memory for a worker on a GPU: orders of magnitudes stay there."""
+        return LIBRARY_BYTES + CUDA_HOST_BYTES + self.cache_bytes
 
 
 def demand_of(
@@ -140,7 +142,11 @@ class Placement:
 
 
 def place(
-    node: Node, demand: Demand, *, workers: int | None = None, may_prepare: bool = True
+    node: Node,
+    demand: Demand,
+    *,
+    workers: int | None = None,
+    prepare: Prepare = "auto",
 ) -> Placement:
     """Workers of one node.
 
@@ -148,18 +154,18 @@ def place(
         node: with its GPUs, if workers may use them.
         demand: of a worker.
         workers: the user's own number. It is kept to; what the memory will not hold is said.
-        may_prepare: whether recipes may be prepared while others are measured; whether processors
-            are left for that is not looked at.
+        prepare: whether recipes are prepared while others are measured; `auto`: where that costs
+            nothing else. Whether processors are left for it is not looked at.
     """
     if node.gpus:
-        return _on_gpus(node, demand, workers, may_prepare)
-    return _on_cpu(node, demand, workers, may_prepare)
+        return _on_gpus(node, demand, workers, prepare)
+    return _on_cpu(node, demand, workers, prepare)
 
 
 # --- processors -----------------------------------------------------------------------------------
 
 
-def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+def _on_cpu(node: Node, demand: Demand, asked: int | None, prepare: Prepare) -> Placement:
     each, usable = demand.on_cpu(), int(node.memory_bytes * MEMORY_SHARE)
     reasons = []
     if usable < each:
@@ -180,7 +186,8 @@ def _on_cpu(node: Node, demand: Demand, asked: int | None, may_prepare: bool) ->
     by_cpus = max(1, node.cpus // demand.threads)
     number, bound = _number(fit(False), by_cpus, asked, f"{node.cpus} processors", each)
     reasons = [bound, *reasons]
-    return Placement(number, ahead=may_prepare and number <= fit(True), reasons=tuple(reasons))
+    ahead = prepare is True or (prepare == "auto" and number <= fit(True))
+    return Placement(number, ahead=ahead, reasons=tuple(reasons))
 
 
 def _number(
@@ -199,7 +206,7 @@ def _number(
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
-def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -> Placement:
+def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: Prepare) -> Placement:
     smallest = min(gpu.memory_bytes for gpu in node.gpus)
     usable = int(smallest * MEMORY_SHARE) - CONTEXT_BYTES
     host = int(node.memory_bytes * MEMORY_SHARE) // demand.beside_gpu
@@ -211,37 +218,44 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, may_prepare: bool) -
         what = f"a worker on a GPU needs {_gb(demand.beside_gpu)} of the node's memory, "
         return Placement(0, reasons=(what + _has(node.memory_bytes),))
     if each > usable:
-        return _spanning(node, demand, asked, may_prepare, usable, host)
+        return _spanning(node, demand, asked, prepare, usable, host)
     by_cpus = max(1, node.cpus // demand.threads // count)
 
     whole = int(smallest * MEMORY_SHARE)
+    wants_two = prepare is True and whole >= demand.on_gpus(True) + CONTEXT_BYTES
     # Copies of the models on the GPU save more time than more workers there do.
-    shelf = demand.shelf_on(whole)
+    shelf = demand.shelf_on(whole, wants_two)
     if 2 * shelf < demand.shared_bytes:
         shelf = 0
 
     def fit(ahead: bool) -> int:  # on one GPU
-        each_takes = demand.on_gpus(ahead) + CONTEXT_BYTES + shelf
-        return min(WORKERS_PER_GPU, whole // each_takes)
+        return min(WORKERS_PER_GPU, whole // (demand.on_gpus(ahead) + CONTEXT_BYTES + shelf))
 
-    capacity = min(fit(False) * count, host)
+    capacity = min(fit(wants_two) * count, host)
+    takes = demand.on_gpus(wants_two) + CONTEXT_BYTES + shelf
     number, bound = _number(
-        capacity, by_cpus * count, asked, f"{node.cpus} processors for {count} GPUs", each
+        capacity, by_cpus * count, asked, f"{node.cpus} processors for {count} GPUs", takes
     )
     per_gpu = math.ceil(number / count)
-    ahead = may_prepare and per_gpu <= fit(True) and number <= host
-    return Placement(
-        number,
-        _fraction(per_gpu),
-        "cuda",
-        ahead,
-        demand.shelf_on(whole // max(1, per_gpu), ahead),
-        (bound, *(("memory of the node, beside the GPUs",) if host < fit(False) * count else ())),
+    ahead = wants_two or (prepare == "auto" and per_gpu <= fit(True) and number <= host)
+    kept = demand.shelf_on(whole // max(1, per_gpu), ahead)
+    reasons = [bound]
+    if host < fit(wants_two) * count:
+        reasons.append("memory of the node, beside the GPUs")
+    if kept < demand.shared_bytes:
+        reasons.append(_copied(kept, demand))
+    return Placement(number, _fraction(per_gpu), "cuda", ahead, kept, tuple(reasons))
+
+
+def _copied(kept: int, demand: Demand) -> str:
+    return (
+        f"the GPU has room for {_gb(kept)} of the models ({_gb(demand.shared_bytes)}): "
+        "the rest is copied there for every candidate"
     )
 
 
 def _spanning(
-    node: Node, demand: Demand, asked: int | None, may_prepare: bool, usable: int, host: int
+    node: Node, demand: Demand, asked: int | None, prepare: Prepare, usable: int, host: int
 ) -> Placement:
     """One model over several GPUs, over all that are there if no second worker fits."""
     count, each = len(node.gpus), demand.on_gpus()
@@ -252,10 +266,14 @@ def _spanning(
     reasons = [f"a worker needs {_gb(each)}: {needed} GPUs or more"]
     if asked is not None and asked > fitting:
         reasons.append(f"{asked} asked for, {count} GPUs are enough for {fitting}")
-    ahead = may_prepare and usable * span >= demand.on_gpus(True)
     # Parts are not split, so that some GPUs hold more of the model than others.
-    shelf = demand.shelf_on(int(usable * span * EVEN) + CONTEXT_BYTES, ahead)
-    return Placement(number, float(span), "auto", ahead, shelf, tuple(reasons))
+    room = int(usable * span * EVEN) + CONTEXT_BYTES
+    fits_two = usable * span >= demand.on_gpus(True)
+    costs_copies = demand.shelf_on(room, True) < demand.shelf_on(room)
+    ahead = fits_two and (prepare is True or (prepare == "auto" and not costs_copies))
+    if (kept := demand.shelf_on(room, ahead)) < demand.shared_bytes:
+        reasons.append(_copied(kept, demand))
+    return Placement(number, float(span), "auto", ahead, kept, tuple(reasons))
 
 
 def _fraction(workers: int) -> float:

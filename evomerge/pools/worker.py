@@ -145,6 +145,7 @@ class Worker:
             task: make_task(task, config) for task, config in spec.tasks.items()
         } | dict(spec.python_tasks)
         self._spec = spec
+        self._gpu_was_full = False  # when memory ran out last
         timed = any(not getattr(task, "deterministic", True) for task in self._tasks.values())
         idle = model.twin() if spec.ahead and not timed else None
         self._models = Turns(model, idle, self._write, spec.threads)
@@ -185,21 +186,25 @@ class Worker:
             DiskFull: nor does this.
         """
         outcome = self._run(job)
-        # There may be enough for one model alone; or where the others are not kept on the GPU.
-        for give_up in (self._models.give_up, self._give_up_copies):
-            failed = outcome.failure
-            if failed is not None and failed.kind == "memory" and give_up():
-                outcome = self._run(job)
+        if _wants_memory(outcome) and self._models.give_up():
+            outcome = self._run(job)  # there may be enough for one model alone
+        if _wants_memory(outcome) and self._gpu_was_full:
+            outcome = self._without_copies(job, outcome)
         return outcome
 
-    def _give_up_copies(self) -> bool:
-        """Let go of the models' copies on GPUs; whether there were any."""
+    def _without_copies(self, job: Job, outcome: Outcome) -> Outcome:
+        """The same with nothing of the other models on the GPU; half of it comes back, or all."""
         import torch
 
-        had = self.model.give_up_copies()
-        if had:
-            torch.cuda.empty_cache()
-        return had
+        if not (kept := self.model.give_up_copies()):
+            return outcome
+        torch.cuda.empty_cache()
+        again = self._run(job)
+        helped = not _wants_memory(again)
+        self.model.keep_copies({gpu: size // 2 if helped else size for gpu, size in kept.items()})
+        what = "fewer copies of the models are kept there" if helped else "without copies, too"
+        logger.warning("candidate %d: the GPU's memory was full, %s", job.candidate, what)
+        return again
 
     def _run(self, job: Job) -> Outcome:
         written = self._models.write(job)
@@ -261,6 +266,7 @@ class Worker:
             ) from error
         except Exception as error:
             if _out_of_memory(error):
+                self._gpu_was_full = _of_gpu(error)
                 return Failure("memory", str(error) or "out of memory while merging")
             logger.exception("a merge failed unexpectedly")
             return Failure("merge", f"{type(error).__name__}: {error}")
@@ -274,6 +280,7 @@ class Worker:
         except Exception as error:
             _refuse_full_disk(error)
             if _out_of_memory(error):
+                self._gpu_was_full = _of_gpu(error)
                 return Failure("memory", f"{name}: {str(error) or 'out of memory'}")
             if isinstance(error, CandidateError):
                 return Failure("task", f"{name}: {error}")
@@ -315,6 +322,21 @@ def _refuse_full_disk(error: BaseException | None) -> None:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise disk_full(Path(error.filename or tempfile.gettempdir())) from error
         error = error.__cause__
+
+
+def _wants_memory(outcome: Outcome) -> bool:
+    return outcome.failure is not None and outcome.failure.kind == "memory"
+
+
+def _of_gpu(error: BaseException | None) -> bool:
+    """Whether it is a GPU's memory that was full."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.merging import eager, kernels, order, passes, reads
+from evomerge.merging import eager, kernels, operator, order, passes, reads
 from evomerge.merging.cache import Cache
 from evomerge.merging.order import Counted, order_of, rank_into
 from evomerge.merging.passes import Agreement, Selection
@@ -87,6 +87,15 @@ def test_kernels_equal_torch(**case):
 @drawn_cases
 def test_most_kernels_equal_torch(**case):
     check_equal(**case)
+
+
+@pytest.mark.parametrize("zero_sum", ["plus", "majority"])
+@pytest.mark.parametrize("consensus", ["sum", "agree", "agree_normalised"])
+@pytest.mark.parametrize("mode", ["all", "at_least", "draw", "rank"])
+def test_tensors_of_several_parts_are_as_those_of_one(monkeypatch, mode, consensus, zero_sum):
+    """Signs are counted in all parts of a tensor before the first is written."""
+    monkeypatch.setattr(operator, "CHUNK", 700)
+    check_equal(5, 3, mode, consensus, DTYPES[:1], True, zero_sum)
 
 
 def check_equal(seed, num_sources, mode, consensus, dtypes, divide, zero_sum):

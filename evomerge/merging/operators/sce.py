@@ -30,7 +30,7 @@ class _Prepared:
     """
 
     block: Block
-    held: NDArray[Any]  # (numel,) float32, the sources' variance
+    held: NDArray[Any]  # (numel,) float32, the sources' variance; nothing if that is on a GPU
     spread: Tensor  # the same, where the models are
     orders: list[Magnitudes]  # of each tensor's spreads
     varying: list[int]  # how many of them are above 0
@@ -39,7 +39,9 @@ class _Prepared:
     def nbytes(self) -> int:
         """Bytes in memory."""
         models = self.block.held_bytes(self.block.base, *self.block.sources)
-        return models + memory_bytes(self.held) + sum(order.nbytes for order in self.orders)
+        on_gpu = self.spread.nbytes if self.spread.device.type != "cpu" else 0
+        held = memory_bytes(self.held) + on_gpu
+        return models + held + sum(order.nbytes for order in self.orders)
 
     def spill(self, move: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Let `move` bring the large arrays elsewhere."""
@@ -62,8 +64,9 @@ def _prepare(block: Block, values: Values) -> _Prepared:
     import torch
 
     device = cast("Tensor", block.base).device
-    held = block.around.room(block.numel, np.float32)
-    spread = torch.from_numpy(held).to(device)
+    on_cpu = device.type == "cpu"
+    held = block.around.room(block.numel, np.float32) if on_cpu else np.empty(0, np.float32)
+    spread = torch.from_numpy(held) if on_cpu else torch.empty(block.numel, device=device)
     prepared = _Prepared(block, held, spread, [], [])
     for segment in block.segments:
         varying = 0
