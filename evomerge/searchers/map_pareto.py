@@ -28,6 +28,7 @@ Measurement = tuple[Array, Array, Array]  # a genome, its scores and their stand
 
 MOST_GENES = 40  # with all products of genes: 861 terms, and a design of 1,722 points
 MORE = 1.25  # times as many points, before links are chosen anew
+FRESH = 0.01  # of the points, that are worth a fit: fewer hardly change it
 BAYESIAN_ROUNDS = 4  # after the first half of the design
 
 
@@ -143,6 +144,7 @@ class MapPareto:
         )
         self._chart = whole_cube(self._num_genes)
         self._fitted: list[Quadratic] = []  # to the chart, last
+        self._has_relearned = False  # scores have changed since
         self._chosen_from = 0  # points that their links were chosen from
         warm = (self._measurement(evaluation) for evaluation in facts.warm_start)
         self._warm = [one for one in warm if one is not None]
@@ -187,6 +189,7 @@ class MapPareto:
 
     def relearn(self, evaluations: list[Evaluation]) -> None:
         """New scores replace the old ones; they count from the next round on (see `Breeder`)."""
+        self._has_relearned = True
         for one in evaluations:
             before, now = self._measured.get(one.id), self._measurement(one)
             if (before is None) != (now is None):  # the last fit was to other points
@@ -286,6 +289,12 @@ class MapPareto:
         points, told, errs = points[inside], told[inside], errs[inside]
         if len(points) < 2:
             return Surrogate(points, [], np.ones(self._num_objectives))
+        ranges = np.ptp(told, axis=0)
+        scales = np.where(ranges > 0, ranges, 1.0)
+        if chart is self._chart and self._fitted and not self._has_relearned:
+            fresh = len(points) - self._fitted[0].num_points
+            if 0 <= fresh < FRESH * len(points):
+                return Surrogate(points, self._fitted, scales)
         products = chart.dimensions <= MOST_GENES
         rows = terms(points, products)
         squares, counts = squares_of(rows), relevance(told, rows.shape[1])
@@ -307,7 +316,6 @@ class MapPareto:
             for k in range(self._num_objectives)
         ]
         if chart is self._chart:
-            self._fitted = models
+            self._fitted, self._has_relearned = models, False
             self._chosen_from = len(points) if before[0] is None else self._chosen_from
-        ranges = np.ptp(told, axis=0)
-        return Surrogate(points, models, np.where(ranges > 0, ranges, 1.0))
+        return Surrogate(points, models, scales)

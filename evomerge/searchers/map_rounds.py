@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evomerge.pareto import non_dominated
 from evomerge.searchers.predicted_front import Aim, Front, predicted_front
 from evomerge.searchers.quadratic import Quadratic, terms
-from evomerge.searchers.surrogate_front import most_uncertain, most_volume, sobol, spread
+from evomerge.searchers.surrogate_front import most_uncertain, most_volume, shifted_sobol, spread
 
 Array = NDArray[np.float64]
 
@@ -58,7 +58,8 @@ class Rounds:
         is_begun: whether anything was measured, with a score or without.
         """
         _, models, scales = surrogate
-        pool = sobol(max(POOL, self.count, self._compromises), dimensions, self.generator)
+        size = max(POOL, self.count, self._compromises)
+        pool = shifted_sobol(size, dimensions, self.generator)
         if not models:
             return pool[: self.count] if self.explores or not is_begun else pool[:0]
         chosen = self._best(surrogate, pool)

@@ -164,6 +164,35 @@ def test_a_fit_from_the_one_before_is_a_fit_from_scratch() -> None:
     assert fit(points, values + 1, np.zeros(80), "auto", True, before=warm).link != "sigmoid"
 
 
+def test_a_handful_of_new_points_among_many_is_worth_no_fit(monkeypatch: Any) -> None:
+    """But scores that have changed are, and so is what has gathered since the last fit."""
+    fits = []
+    monkeypatch.setattr(map_pareto, "fit", lambda *of, **more: fits.append(0) or fit(*of, **more))
+    monkeypatch.setattr(map_pareto, "FRESH", 0.15)  # of 12 in the design, and a round of 2
+    facts = Facts(objectives=names(2))
+    searcher = make_searcher("map_pareto", Weights(2), 0, facts, {"population": 2})
+    number, counts, told = 0, [], []
+    for _ in range(5):
+        asked = searcher.ask(12)
+        told = [
+            Evaluation(
+                number + i,
+                x,
+                Score({f"f{k}": Estimate(float(v), 0.01, 10) for k, v in enumerate(row)}),
+            )
+            for i, (x, row) in enumerate(
+                zip(asked, bowls_of(2, 0, "sigmoid")(np.array(asked)), strict=True)
+            )
+        ]
+        number += len(told)
+        searcher.tell(told)
+        counts.append(len(fits) // 2)
+    assert counts == [0, 1, 1, 2, 2]  # 12 are fitted, 14 are not, 16 are, 18 are not
+    searcher.relearn(told)
+    searcher.ask(2)
+    assert len(fits) // 2 == 3
+
+
 @pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_few_new_points_are_followed_to_the_fit_from_scratch(
