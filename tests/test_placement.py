@@ -116,6 +116,9 @@ def test_seven_billion_parameters_share_gpus() -> None:
     assert asked.reasons[0] == "32 asked for; memory for 8 of 72.0 GB is expected"
     assert asked.reasons[1].startswith("the GPU has room for 0.0 GB of the models (56.0 GB)")
     # Two models, 42.5 GB with what both take, leave 28.5 GB: more than half of the models.
+    assert place(small, SEVEN, prepare=True).ahead
+    tight = replace(EIGHT, gpus=(Gpu(25 * GB),) * 8)
+    assert "no GPU has room for a second model" in place(tight, SEVEN, prepare=True).reasons
     two = place(EIGHT, SEVEN, prepare=True)
     assert (two.workers, two.ahead) == (8, True)
     assert two.shelf_bytes + SEVEN.on_gpus(True) + CONTEXT_BYTES <= 0.9 * 80 * GB

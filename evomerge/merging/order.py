@@ -159,7 +159,7 @@ def order_of(
     Args:
         pieces: gives the pieces, on any device.
         room: makes the large array of the result.
-        at_once: sort where the pieces are, for a GPU, if that takes no more than 3 GB.
+        at_once: sort where the pieces are, for a GPU, if its free memory allows it.
     """
     if at_once and (found := _sorted_at_once(pieces, room)) is not None:
         return found

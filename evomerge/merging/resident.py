@@ -129,6 +129,11 @@ class Resident:
             family.cache.clear()  # what is prepared looks at them
         return kept
 
+    @property
+    def copies(self) -> Mapping[torch.device, int]:
+        """How many bytes of copies of the models may be kept on each device."""
+        return self.merger.family.shelf.budgets
+
     def keep_copies(self, budgets: Mapping[torch.device, int]) -> None:
         """Keep copies of the models again, of so many bytes on each device."""
         self.merger.family.shelf.budgets = dict(budgets)

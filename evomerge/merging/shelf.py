@@ -47,5 +47,5 @@ class Shelf:
         kept = {device: used for device, used in self.used.items() if used}
         self._tensors.clear()
         self.used.clear()
-        self.budgets.clear()
+        self.budgets = {}
         return kept

@@ -240,6 +240,8 @@ def _on_gpus(node: Node, demand: Demand, asked: int | None, prepare: Prepare) ->
     ahead = wants_two or (prepare == "auto" and per_gpu <= fit(True) and number <= host)
     kept = demand.shelf_on(whole // max(1, per_gpu), ahead)
     reasons = [bound]
+    if prepare is True and not ahead:
+        reasons.append("no GPU has room for a second model")
     if host < fit(wants_two) * count:
         reasons.append("memory of the node, beside the GPUs")
     if kept < demand.shared_bytes:
@@ -271,6 +273,8 @@ def _spanning(
     fits_two = usable * span >= demand.on_gpus(True)
     costs_copies = demand.shelf_on(room, True) < demand.shelf_on(room)
     ahead = fits_two and (prepare is True or (prepare == "auto" and not costs_copies))
+    if prepare is True and not ahead:
+        reasons.append("the GPUs have no room for a second model")
     if (kept := demand.shelf_on(room, ahead)) < demand.shared_bytes:
         reasons.append(_copied(kept, demand))
     return Placement(number, float(span), "auto", ahead, kept, tuple(reasons))

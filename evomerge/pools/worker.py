@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -196,12 +196,14 @@ class Worker:
         """The same with nothing of the other models on the GPU; half of it comes back, or all."""
         import torch
 
+        budgets = self.model.copies
         if not (kept := self.model.give_up_copies()):
             return outcome
         torch.cuda.empty_cache()
         again = self._run(job)
         helped = not _wants_memory(again)
-        self.model.keep_copies({gpu: size // 2 if helped else size for gpu, size in kept.items()})
+        half = {gpu: size // 2 for gpu, size in kept.items()}
+        self.model.keep_copies(half if helped else budgets)
         what = "fewer copies of the models are kept there" if helped else "without copies, too"
         logger.warning("candidate %d: the GPU's memory was full, %s", job.candidate, what)
         return again
@@ -332,21 +334,22 @@ def _of_gpu(error: BaseException | None) -> bool:
     """Whether it is a GPU's memory that was full."""
     import torch
 
+    return any(isinstance(one, torch.OutOfMemoryError) for one in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
+        yield error
         error = error.__cause__
-    return False
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
     """Whether this, or what it was raised from, is Python's or torch's want of memory."""
     import torch
 
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(error, RuntimeError) and any(s in str(error).lower() for s in NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
+    return any(
+        isinstance(one, (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(one, RuntimeError) and any(s in str(one).lower() for s in NO_MEMORY))
+        for one in _causes(error)
+    )

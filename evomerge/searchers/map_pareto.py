@@ -273,11 +273,14 @@ class MapPareto:
 
     def _round(self) -> Array:
         """Points of the predicted front that were not measured, and uncertain ones."""
-        surrogate = self._fit_chart(self._chart)
+        surrogate = self._fit_chart(self._chart, anew=False)
         return self._rounds.points(surrogate, self._chart.dimensions, bool(self._measured))
 
-    def _fit_chart(self, chart: Chart) -> Surrogate:
-        """Quadratics of a chart's coordinates, from everything that was measured on it."""
+    def _fit_chart(self, chart: Chart, *, anew: bool = True) -> Surrogate:
+        """Quadratics of a chart's coordinates, from everything that was measured on it.
+
+        anew: also where next to nothing has come since the last fit.
+        """
         measured = [*self._warm, *(one for one in self._measured.values() if one is not None)]
         if len(measured) < 2:
             return Surrogate(np.empty((0, chart.dimensions)), [], np.ones(self._num_objectives))
@@ -291,7 +294,7 @@ class MapPareto:
             return Surrogate(points, [], np.ones(self._num_objectives))
         ranges = np.ptp(told, axis=0)
         scales = np.where(ranges > 0, ranges, 1.0)
-        if chart is self._chart and self._fitted and not self._has_relearned:
+        if not anew and self._fitted and not self._has_relearned:
             fresh = len(points) - self._fitted[0].num_points
             if 0 <= fresh < FRESH * len(points):
                 return Surrogate(points, self._fitted, scales)

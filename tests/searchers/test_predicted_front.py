@@ -193,6 +193,24 @@ def test_a_handful_of_new_points_among_many_is_worth_no_fit(monkeypatch: Any) ->
     assert len(fits) // 2 == 3
 
 
+def test_a_part_of_the_design_is_fitted_even_where_nearly_all_of_it_failed() -> None:
+    """Bins look at what each point's score is away from a fit without it: of all points."""
+    facts = Facts(objectives=names(2))
+    options = {"variant": "bayesian", "design": 400}
+    searcher = make_searcher("map_pareto", Weights(3), 0, facts, options)
+    number = 0
+    for part in range(4):
+        asked = searcher.ask(400)
+        assert asked
+        scored = len(asked) if part == 0 else 1
+        told = [Evaluation(number + i, x, None) for i, x in enumerate(asked)]
+        for i, row in enumerate(bowls_of(2, 0, "sigmoid")(np.array(asked)[:scored, :2])):
+            scores = {f"f{k}": Estimate(float(v), 0.01, 10) for k, v in enumerate(row)}
+            told[i] = dataclasses.replace(told[i], score=Score(scores))
+        number += len(asked)
+        searcher.tell(told)
+
+
 @pytest.mark.parametrize("link", ["identity", "sigmoid", "softplus"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_few_new_points_are_followed_to_the_fit_from_scratch(
