@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from evomerge.searchers.parameters import Parameters
 from evomerge.searchers.sobol import MOST_DIMENSIONS, SobolPoints
 
 STARTUP, CANDIDATE, RANDOM, DICE = range(4)  # what a stream of random numbers is for
+TRIES = 4  # of a kind, to find a genome that was not asked for, in spaces that are finite
 
 
 class FirstPoints:
@@ -50,6 +51,24 @@ def random_genome(parameters: Parameters, seed: int, number: int, attempt: int =
     stream = np.random.SeedSequence([seed, RANDOM, number, attempt])
     generator = np.random.default_rng(stream)
     return parameters.tidy(generator.random(len(parameters.genes)).tolist(), generator)
+
+
+def first_new(
+    likely: Iterable[Genome],
+    parameters: Parameters,
+    seed: int,
+    number: int,
+    seen: Sequence[Genome],
+) -> Genome:
+    """The first of what is likely that was not seen, or else a random one, seen or not."""
+    for genome in likely:
+        if genome not in seen:
+            return genome
+    for attempt in range(TRIES):
+        genome = random_genome(parameters, seed, number, attempt)
+        if genome not in seen:
+            break
+    return genome
 
 
 def foreign(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evomerge.genes import Choice, Count, Flag, num_options
+from evomerge.genes import Choice, Condition, Count, Flag, num_options
 from evomerge.protocols import SearchSpace
 from evomerge.records import Genome
 
@@ -47,6 +48,18 @@ class Parameters:
             for number in range(max(levels, default=-1) + 1)
         ]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there are finitely many genomes."""
+        return None not in self.sizes
+
+    def groups(self) -> list[list[int]]:
+        """The places of genes that matter together: those that share a condition, or have none."""
+        groups: dict[Condition | None, list[int]] = {}
+        for i, gene in enumerate(self.genes):
+            groups.setdefault(None if i in self._bound else gene.when, []).append(i)
+        return list(groups.values())
+
     def active(self, genome: Genome) -> list[bool]:
         """Which genes are read and written where the genome stands."""
         active = self._active(genome)
@@ -62,6 +75,12 @@ class Parameters:
             coordinate if size is None else min(int(coordinate * size), size - 1)
             for coordinate, size in zip(point, self.sizes, strict=True)
         ]
+
+    def coordinates(self, genome: Genome) -> NDArray[np.float64]:
+        """The same as coordinates in [0, 1], values in the middle of their cells, inactive NaN."""
+        values = zip(self.read(genome), self.sizes, strict=True)
+        point = np.array([v if size is None else (v + 0.5) / size for v, size in values])
+        return np.where(self.active(genome), point, np.nan)
 
     def write(self, suggest: Suggest, generator: np.random.Generator) -> Genome:
         """A genome of what is suggested for the genes that matter; the others in the middle.

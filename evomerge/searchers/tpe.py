@@ -10,7 +10,7 @@ from pydantic import Field
 
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.first_points import CANDIDATE, FirstPoints, foreign, random_genome
+from evomerge.searchers.first_points import CANDIDATE, TRIES, FirstPoints, first_new, foreign
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parameters import Parameters
@@ -20,10 +20,8 @@ from evomerge.searchers.window import AskedAhead, Window
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-TRIES = 4  # to find a genome that was not asked for, in spaces that are finite
 
-
-class ParzenModel:
+class ParzenStudy:
     """The good and the bad of what is told, as densities, and genomes likelier good than bad.
 
     Bergstra, Bardenet, Bengio & Kegl, Algorithms for Hyper-Parameter Optimization, NeurIPS 2011, as
@@ -52,7 +50,6 @@ class ParzenModel:
         self._num_samples = num_samples
         self._multivariate = num_objectives == 1 if multivariate == "auto" else multivariate
         self._is_conditional = any(gene.when is not None for gene in space.genes)
-        self._is_finite = None not in self.parameters.sizes
         self._study = StudyOfSpace(self.parameters, num_objectives, only_active=True)
         self.is_empty = True  # nothing is known that has a score
 
@@ -72,17 +69,13 @@ class ParzenModel:
 
     def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
         """The next genome; a random one where nothing has a score, or all proposals are known."""
-        seen = [*self._seen, *waiting] if self._is_finite else []
-        for attempt in range(0 if self.is_empty else TRIES):
-            seed = np.random.SeedSequence([self._seed, CANDIDATE, number, attempt])
-            genome = self._study.propose(self._sampler, seed, waiting)
-            if genome not in seen:
-                return genome
-        for attempt in range(TRIES):
-            genome = random_genome(self.parameters, self._seed, number, attempt)
-            if genome not in seen:
-                break
-        return genome
+        seeds = (
+            np.random.SeedSequence([self._seed, CANDIDATE, number, attempt])
+            for attempt in range(0 if self.is_empty else TRIES)
+        )
+        likely = (self._study.propose(self._sampler, seed, waiting) for seed in seeds)
+        seen = [*self._seen, *waiting] if self.parameters.is_finite else []
+        return first_new(likely, self.parameters, self._seed, number, seen)
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import TPESampler
@@ -100,7 +93,7 @@ class ParzenModel:
 class Tpe(AskedAhead):
     """TPE over typed genes; only those that matter are modelled and proposed.
 
-    See `ParzenModel`. First come the designs, then evenly spread points, then what the model
+    See `ParzenStudy`. First come the designs, then evenly spread points, then what the model
     proposes: `ahead` populations ahead of what is told (see window.py), the outstanding counting as
     bad. A fresh sampler is made for each candidate, seeded by its number. What another run was told
     is learnt as this run's own, and takes the place of as many of the spread points.
@@ -158,7 +151,7 @@ class Tpe(AskedAhead):
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.options.population
         self.in_flight = self.population * (1 + self.options.ahead)
-        self._model = ParzenModel(
+        self._model = ParzenStudy(
             space,
             seed,
             len(facts.objectives),
