@@ -31,7 +31,7 @@ NUM_EXPERTS = 3
 NUM_ITEMS = 32
 GENERATIONS = 12
 MAP_GENES = (6, 10, 20, 40)  # of map_pareto, whose design grows with their square
-PROMISE_MS = 5.0  # per candidate, but for the model-based searchers
+PROMISE_MS = 5.0  # per candidate, but for `tpe` and `gp`
 
 
 class Cube:
