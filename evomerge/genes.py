@@ -96,7 +96,10 @@ KINDS: dict[type, str] = {
 
 
 class Condition(Protocol):
-    """What makes a gene matter, as far as the genes before it go; it says so as text, too."""
+    """What makes a gene matter, as far as the genes before it go; it says so as text, too.
+
+    Conditions that are the same are equal, and have the same hash.
+    """
 
     @property
     def genes(self) -> tuple[str, ...]:

@@ -125,17 +125,19 @@ def _points(values: ArrayLike) -> NDArray[np.float64]:
     return points
 
 
-def front_ranks(values: ArrayLike) -> NDArray[np.int64]:
+def front_ranks(values: ArrayLike, enough: int | None = None) -> NDArray[np.int64]:
     """The front that each point is on: 0 for the non-dominated, 1 once those are gone, and so on.
 
-    values: shape (points, objectives). Points with a NaN come after all fronts. Deb et al., A Fast
-    and Elitist Multiobjective Genetic Algorithm: NSGA-II, IEEE TEC 6 (2002), section III.A.
+    values: shape (points, objectives). Points with a NaN come after all fronts, and so do those
+    that are left when `enough` are on one. Deb et al., A Fast and Elitist Multiobjective Genetic
+    Algorithm: NSGA-II, IEEE TEC 6 (2002), section III.A.
     """
     points = _points(values)
     ranks = np.full(len(points), len(points), dtype=np.int64)
     left = np.flatnonzero(~np.isnan(points).any(axis=1))
+    num_left = 0 if enough is None else max(len(points) - enough, 0)
     for rank in range(len(points)):
-        if len(left) == 0:
+        if len(left) <= num_left:
             break
         best = non_dominated(points[left])
         ranks[left[best]] = rank

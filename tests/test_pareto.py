@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evomerge.pareto import BLOCK, best, best_first, hypervolume, knee, non_dominated
+from evomerge.pareto import BLOCK, best, best_first, front_ranks, hypervolume, knee, non_dominated
 from evomerge.records import Estimate, Evaluation, Score
 
 # Few different coordinates, so that equal points and ties in one objective are common.
@@ -58,6 +58,20 @@ def test_hypervolume_counts_the_unit_cells_below_the_points(points: list[list[in
     cells = itertools.product(range(4), repeat=num_objectives)
     covered = sum((values >= np.array(cell) + 1).all(axis=1).any() for cell in cells)
     assert hypervolume(values, np.zeros(num_objectives)) == pytest.approx(covered, abs=1e-9)
+
+
+@pytest.mark.parametrize("enough", [None, 0, 1, 13, 40, 99])
+def test_fronts_are_pymoos_until_enough_are_on_one(enough: int | None) -> None:
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    points = np.random.default_rng(3).integers(0, 9, (40, 3)).astype(float)
+    _, expected = NonDominatedSorting().do(-points, return_rank=True)
+    found = front_ranks(points, enough)
+    ranked = found < len(points)
+    assert (found[ranked] == expected[ranked]).all()
+    count = 40 if enough is None else min(enough, 40)
+    last = np.sort(expected)[count - 1] if count else -1
+    assert ranked.tolist() == (expected <= last).tolist()
 
 
 def test_hypervolume_agrees_with_moocore_away_from_the_grid() -> None:

@@ -10,26 +10,27 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.searchers.kernels import (
     Array,
     Cells,
     bandwidths,
     cell_masses,
-    fine_masses,
     mean_bandwidths,
     name_masses,
-    truncated_mass,
+    recency,
 )
 
 CELLS = 64  # of a real gene that is modelled alone; an ordered one with more values is as good
-TINY = 1e-100  # the least mass that a kernel gives a cell
 GROWTH = 0.1  # of the bad points, until bandwidths are found anew
 BLOCK = 1 << 17  # masses that are computed at once
 
+OneHot = NDArray[np.float32]  # exact: sums are counts of genes
+
 
 class Column(NamedTuple):
-    """A gene. size: how many values it has; None for a real one, and one that is as good."""
+    """A gene. size: of how many values or names; None for a real one, and one that is as good."""
 
     size: int | None
     is_ordered: bool
@@ -39,8 +40,8 @@ class Densities:
     """Where good points are, and where bad ones are, by groups of genes.
 
     Genes of a group are modelled together: a kernel is a product over them, around a point that
-    has them all. Groups are independent of each other. Coordinates are in [0, 1]; the value v of k
-    is the cell [v / k, (v + 1) / k).
+    has them all. Groups are independent of each other. Coordinates are in [0, 1], and the value v
+    of k stands at (v + .5) / k.
 
     Args:
         groups: of columns, each column in one.
@@ -57,59 +58,74 @@ class Densities:
         for first, *others in groups:
             if not others:
                 alone.setdefault(coarse[first], []).append(first)
-        self._models: list[tuple[list[int], Alone | Together]] = [
-            (members, Alone(column, samples)) for column, members in alone.items()
+        self._parts = [Part(members, Alone(column, samples)) for column, members in alone.items()]
+        self._parts += [
+            Part(list(group), Together([coarse[i] for i in group], samples))
+            for group in groups
+            if len(group) > 1
         ]
-        for group in groups:
-            if len(group) > 1:
-                together = Together([coarse[i] for i in group], samples)
-                self._models.append((list(group), together))
         self._places = {
-            column: (number, place)
-            for number, (members, _) in enumerate(self._models)
-            for place, column in enumerate(members)
+            column: (part, place)
+            for part in self._parts
+            for place, column in enumerate(part.members)
         }
 
-    def learn(self, good: Array, bad: Array, weights: Array) -> None:
+    def learn(self, good: Array, bad: Array) -> None:
         """Forget all else, and know these points, shapes (n, columns) and (m, columns).
 
-        NaN: a gene that does not matter there. weights: of the bad, shape (m,); the good weigh 1.
+        NaN: a gene that does not matter there. The good weigh 1, the bad by their age: the oldest
+        come first.
         """
-        for members, model in self._models:
-            model.learn_good(good[:, members])
-        self._learn_bad(bad, weights)
-
-    def _learn_bad(self, bad: Array, weights: Array) -> None:
-        self._bad, self._weights = bad, weights
-        self._avoided: list[Array] = []
-        for members, model in self._models:
-            model.learn_bad(bad[:, members], weights)
+        for part in self._parts:
+            part.learn(good[:, part.members], bad[:, part.members])
 
     def avoid(self, point: Array) -> None:
-        """One more bad point, shape (columns,), which weighs 1.
-
-        With every tenth more, the bandwidths are those of all that are bad; until then, the new
-        ones have the mean of the others'.
-        """
-        self._avoided.append(point)
-        if len(self._avoided) > GROWTH * len(self._bad):
-            weights = np.append(self._weights, np.ones(len(self._avoided)))
-            self._learn_bad(np.vstack([self._bad, *self._avoided]), weights)
-            return
-        for members, model in self._models:
-            model.avoid(point[members])
+        """One more bad point, shape (columns,)."""
+        for part in self._parts:
+            part.avoid(point[part.members])
 
     def draw(self, generator: np.random.Generator) -> Callable[[int], float]:
         """A point: the coordinate of a column. A group is drawn when one of it is asked for."""
         drawn: dict[int, list[float]] = {}
 
         def coordinate(column: int) -> float:
-            number, place = self._places[column]
-            if number not in drawn:
-                drawn[number] = self._models[number][1].draw(generator).tolist()
-            return drawn[number][place]
+            part, place = self._places[column]
+            if id(part) not in drawn:
+                drawn[id(part)] = part.model.draw(generator).tolist()
+            return drawn[id(part)][place]
 
         return coordinate
+
+
+class Part:
+    """Some columns with their model, and the bad points that it has and is yet to learn.
+
+    With every tenth more of them, it learns all of them anew: bandwidths are distances to
+    neighbours, and weights are ages. Until then, new points weigh 1, and have the mean bandwidth.
+    """
+
+    def __init__(self, members: list[int], model: Alone | Together) -> None:
+        self.members, self.model = members, model
+
+    def learn(self, good: Array, bad: Array) -> None:
+        """See `Densities`."""
+        self.model.learn_good(good)
+        self._learn_bad(bad)
+
+    def _learn_bad(self, bad: Array) -> None:
+        self._bad = bad[~np.isnan(bad).all(axis=1)]
+        self._later: list[Array] = []
+        self.model.learn_bad(self._bad)
+
+    def avoid(self, point: Array) -> None:
+        """See `Densities`."""
+        if np.isnan(point).all():
+            return
+        self._later.append(point)
+        if len(self._later) > GROWTH * len(self._bad):
+            self._learn_bad(np.vstack([self._bad, *self._later]))
+        else:
+            self.model.avoid(point)
 
 
 class Alone:
@@ -117,38 +133,36 @@ class Alone:
 
     def __init__(self, column: Column, samples: int) -> None:
         self._cells, self._is_ordered = column.size or CELLS, column.is_ordered
-        self._ordered_masses = fine_masses if column.size is None else cell_masses
         self._samples = samples
 
     def learn_good(self, good: Array) -> None:
         """See `Densities`."""
-        self._good, _ = self._mixture(good, np.ones(len(good)))
+        self._good, _ = self._mixture(good, np.where(np.isnan(good), 0.0, 1.0))
         self._cumulative = np.cumsum(self._good, axis=1)
         self._cumulative /= self._cumulative[:, -1:]
 
-    def learn_bad(self, bad: Array, weights: Array) -> None:
+    def learn_bad(self, bad: Array) -> None:
         """See `Densities`."""
-        self._bad, self._width = self._mixture(bad, weights)
+        self._bad, self._width = self._mixture(bad, recency(bad))
         self._num_bad = np.count_nonzero(~np.isnan(bad), axis=0)
 
     def _mixture(self, points: Array, weights: Array) -> tuple[Array, Array]:
         """The mass of every cell up to a factor, shape (genes, cells); and mean bandwidths."""
         counts, widths = np.count_nonzero(~np.isnan(points), axis=0), bandwidths(points)
-        if self._is_ordered:  # the prior weighs 1, in the middle and as wide as the range
-            middle, whole = np.full(len(counts), 0.5), np.ones(len(counts))
-            total = self._ordered_masses(middle, whole, self._cells)
-        else:
-            total = np.full((len(counts), self._cells), 1.0 / self._cells)
+        # The prior weighs 1: in the middle and as wide as the range, or the same for all names.
+        total = np.full((len(counts), self._cells), 1.0 / self._cells)
+        if self._is_ordered:
+            total[:] = cell_masses(np.array(0.5), np.array(1.0), self._cells)
         step = max(1, BLOCK // (len(counts) * self._cells))
         for start in range(0, len(points), step):
             some = slice(start, start + step)
             masses = self._masses(points[some], widths[some], counts)
-            total += np.tensordot(weights[some], masses, axes=1)
+            total += np.einsum("ij,ijk->jk", weights[some], masses)
         return total, mean_bandwidths(widths)
 
     def _masses(self, points: Array, widths: Array, counts: Cells) -> Array:
         if self._is_ordered:
-            return self._ordered_masses(points, widths, self._cells)
+            return cell_masses(points, widths, self._cells)
         return name_masses(points, counts, self._cells)
 
     def avoid(self, point: Array) -> None:
@@ -175,138 +189,150 @@ class Alone:
 
 
 class Kernels(NamedTuple):
-    """Of a mixture, up to a factor: log densities, as products with a point's features.
+    """Of a mixture, up to a factor: log densities, linear in a point's features.
 
-    slopes: (kernels, features); constants: (kernels,), with the logarithms of the weights.
+    slopes: of ordered genes' coordinates, and of their squares, (kernels, 2 genes); names: which
+    each kernel has, (kernels, names), and `agreement`, what a gene with the same one is worth;
+    constants: (kernels,), with the logarithms of the weights.
     """
 
     slopes: Array
+    names: OneHot
     constants: Array
+    agreement: float
 
-    def at(self, features: Array) -> Array:
+    def at(self, ordered: Array, names: OneHot) -> Array:
         """Log densities of all kernels, shape (points, kernels)."""
-        return features @ self.slopes.T + self.constants
+        equal = (names @ self.names.T).astype(np.float64)
+        return ordered @ self.slopes.T + self.agreement * equal + self.constants
+
+    def joined(self, others: Kernels) -> Kernels:
+        """With others of the same mixture."""
+        return Kernels(
+            np.concatenate([self.slopes, others.slopes]),
+            np.concatenate([self.names, others.names]),
+            np.append(self.constants, others.constants),
+            self.agreement,
+        )
 
 
 class Together:
-    """Genes whose kernels are products: a kernel's log density is linear in a point's features.
+    """Genes whose kernels are products: so a kernel's log density is linear in a point's features.
 
-    These are a real gene's coordinate and its square, and an indicator of every value of another:
-    so all kernels at all draws are one product of matrices.
+    These are an ordered gene's coordinate and its square, and an indicator of every name of
+    another: all kernels at all draws are two products of matrices.
     """
 
     def __init__(self, columns: Sequence[Column], samples: int) -> None:
         self._samples, self._num_genes = samples, len(columns)
-        self._reals = [i for i, column in enumerate(columns) if column.size is None]
-        by_kind: dict[tuple[int, bool], list[int]] = {}
-        for i, column in enumerate(columns):
-            if column.size is not None:
-                by_kind.setdefault((column.size, column.is_ordered), []).append(i)
-        self._by_kind = by_kind
-        self._listed = [i for members in by_kind.values() for i in members]
-        self._sizes = np.array([columns[i].size for i in self._listed], dtype=np.int64)
-        self._ends = np.cumsum(self._sizes)
+        self._ordered = [i for i, column in enumerate(columns) if column.is_ordered]
+        self._named = [i for i, column in enumerate(columns) if not column.is_ordered]
+        self._num_values = np.array([columns[i].size or 0 for i in self._ordered], dtype=np.int64)
+        self._num_names = np.array([columns[i].size for i in self._named], dtype=np.int64)
+        self._offsets = np.cumsum(self._num_names) - self._num_names
 
     def learn_good(self, good: Array) -> None:
         """See `Densities`."""
+        from scipy.special import ndtr
+
         good = good[~np.isnan(good).any(axis=1)]
-        self._centres, self._widths, self._table = self._mixture(good, bandwidths(good))
-        ones = np.ones(len(good) + 1)
-        self._good = self._kernels(self._centres, self._widths, self._table, ones)
-        self._reach = truncated_mass(self._centres[:, self._reals], self._widths[:, self._reals])
+        self._num_good = len(good)
+        self._good = self._mixture(good, bandwidths(good), np.ones(len(good)))
+        self._centres = np.vstack([good, np.full(self._num_genes, 0.5)])
+        widths = np.vstack([bandwidths(good), np.ones(self._num_genes)])
+        centres, self._spreads = self._centres[:, self._ordered], widths[:, self._ordered]
+        self._below = ndtr(-centres / self._spreads)
+        self._within = ndtr((1.0 - centres) / self._spreads) - self._below
 
-    def learn_bad(self, bad: Array, weights: Array) -> None:
+    def learn_bad(self, bad: Array) -> None:
         """See `Densities`."""
-        has_group = ~np.isnan(bad).any(axis=1)
-        bad, widths = bad[has_group], bandwidths(bad[has_group])
-        self._bad = self._kernels(*self._mixture(bad, widths), np.append(weights[has_group], 1.0))
+        bad = bad[~np.isnan(bad).any(axis=1)]
+        widths = bandwidths(bad)
+        self._bad = self._mixture(bad, widths, recency(bad[:, :1])[:, 0])
         self._width, self._num_bad = mean_bandwidths(widths)[None], len(bad)
-        self._avoided: list[Kernels] = []
-
-    def _mixture(self, points: Array, widths: Array) -> tuple[Array, Array, Array]:
-        """Kernels' centres, bandwidths and masses; the last is the prior."""
-        middle = np.full((1, self._num_genes), 0.5)
-        table = np.vstack([self._masses(points, widths, len(points)), self._prior()])
-        return np.vstack([points, middle]), np.vstack([widths, np.ones_like(middle)]), table
-
-    def _masses(self, points: Array, widths: Array, count: int) -> Array:
-        """Each kernel's mass on every value of every listed gene, shape (points, values)."""
-        parts = [np.empty((len(points), 0))]
-        for (size, is_ordered), members in self._by_kind.items():
-            if is_ordered:
-                masses = cell_masses(points[:, members], widths[:, members], size)
-            else:
-                masses = name_masses(points[:, members], np.full(len(members), count), size)
-            parts.append(masses.reshape(len(points), size * len(members)))
-        return np.hstack(parts)
-
-    def _prior(self) -> Array:
-        """The same of the prior, which is in the middle, and as wide as the range."""
-        parts = [np.empty(0)]
-        for (size, is_ordered), members in self._by_kind.items():
-            even = np.full(size, 1.0 / size)
-            one = cell_masses(np.array(0.5), np.array(1.0), size) if is_ordered else even
-            parts += [one] * len(members)
-        return np.concatenate(parts)
-
-    def _kernels(self, points: Array, widths: Array, table: Array, weights: Array) -> Kernels:
-        centres, spreads = points[:, self._reals], widths[:, self._reals]
-        _, within = truncated_mass(centres, spreads)
-        precise = 0.5 / spreads**2
-        slopes = [2.0 * precise * centres, -precise, np.log(np.maximum(table, TINY))]
-        constants = np.log(weights) - (precise * centres**2 + np.log(spreads * within)).sum(axis=1)
-        return Kernels(np.hstack(slopes), constants)
 
     def avoid(self, point: Array) -> None:
         """See `Densities`."""
-        if np.isnan(point).any():
-            return
-        table = self._masses(point[None], self._width, self._num_bad)
-        self._avoided.append(self._kernels(point[None], self._width, table, np.ones(1)))
+        if not np.isnan(point).any():
+            one = self._kernels(point[None], self._width, np.ones(1), self._num_bad)
+            self._bad = self._bad.joined(one)
+
+    def _mixture(self, points: Array, widths: Array, weights: Array) -> Kernels:
+        """Around points, and last the prior: in the middle, as wide as the range, of any name."""
+        middle = np.full((1, self._num_genes), 0.5)
+        slopes, constants = self._normal(middle, np.ones_like(middle))
+        no_name = np.zeros((1, int(self._num_names.sum())), dtype=np.float32)
+        prior = Kernels(slopes, no_name, constants - np.log(self._num_names).sum(), 0.0)
+        return self._kernels(points, widths, weights, len(points)).joined(prior)
+
+    def _kernels(self, points: Array, widths: Array, weights: Array, count: int) -> Kernels:
+        """Around points, of a mixture of so many."""
+        slopes, constants = self._normal(points, widths)
+        # Of k names, a point's own has (n + 2) / (n + 1 + k), and each of the others a share of 1.
+        constants += np.log(weights) - np.log(count + 1.0 + self._num_names).sum()
+        return Kernels(slopes, self._one_hot(points), constants, float(np.log(count + 2.0)))
+
+    def _normal(self, points: Array, widths: Array) -> tuple[Array, Array]:
+        """Slopes and constants of the ordered genes: truncated, or on their values alone."""
+        from scipy.special import ndtr
+
+        centres, spreads = points[:, self._ordered], widths[:, self._ordered]
+        precision = 0.5 / spreads**2
+        total = spreads * (ndtr((1.0 - centres) / spreads) - ndtr(-centres / spreads))
+        for size in np.unique(self._num_values[self._num_values > 0]):
+            of_size = np.flatnonzero(self._num_values == size)
+            middles = (np.arange(size) + 0.5) / size
+            away = (middles - centres[:, of_size, None]) ** 2 * precision[:, of_size, None]
+            total[:, of_size] = np.exp(-away).sum(axis=-1)
+        constants = -(precision * centres**2 + np.log(total)).sum(axis=1)
+        return np.hstack([2.0 * precision * centres, -precision]), constants
+
+    def _one_hot(self, points: Array) -> OneHot:
+        """Indicators of the names of points, shape (points, names)."""
+        names = (points[:, self._named] * self._num_names).astype(np.int64)
+        indicators = np.zeros((len(points), int(self._num_names.sum())), dtype=np.float32)
+        indicators[np.arange(len(points))[:, None], self._offsets + names] = 1.0
+        return indicators
 
     def draw(self, generator: np.random.Generator) -> Array:
         """Coordinates, shape (genes,)."""
         chosen = generator.integers(len(self._centres), size=self._samples)
-        reals = self._drawn_reals(chosen, generator)
-        cells = self._drawn_cells(chosen, generator)
-        best = int(np.argmax(self.log_ratio(reals, cells)))
-        point = np.empty(self._num_genes)
-        point[self._reals], point[self._listed] = reals[best], (cells[best] + 0.5) / self._sizes
-        return point
+        points = np.empty((self._samples, self._num_genes))
+        points[:, self._ordered] = self._drawn_ordered(chosen, generator)
+        points[:, self._named] = self._drawn_named(chosen, generator)
+        return np.asarray(points[int(np.argmax(self.log_ratio(points)))])
 
-    def log_ratio(self, reals: Array, cells: Cells) -> Array:
+    def log_ratio(self, points: Array) -> Array:
         """How much likelier than bad points are good, as a logarithm, up to a constant.
 
-        reals: coordinates of the real genes, (points, reals); cells: numbers of the others' values,
-        (points, others), gene after gene of one kind, kind after kind. Shape (points,).
+        points: (points, genes), values in the middle of their cells. Shape (points,).
         """
-        is_value = np.zeros((len(cells), int(self._sizes.sum())))
-        is_value[np.arange(len(cells))[:, None], self._ends - self._sizes + cells] = 1.0
-        features = np.hstack([reals, reals**2, is_value])
-        bad = [self._bad.at(features)]
-        if self._avoided:
-            bad.append(Kernels(*map(np.concatenate, zip(*self._avoided, strict=True))).at(features))
-        return _log_sum(self._good.at(features)) - _log_sum(np.hstack(bad))
+        coordinates = points[:, self._ordered]
+        ordered = np.hstack([coordinates, coordinates**2])
+        names = self._one_hot(points)
+        good, bad = (kernels.at(ordered, names) for kernels in (self._good, self._bad))
+        return _log_sum(good) - _log_sum(bad)
 
-    def _drawn_reals(self, chosen: Cells, generator: np.random.Generator) -> Array:
-        """From truncated normal distributions, by their quantiles; shape (draws, reals)."""
+    def _drawn_ordered(self, chosen: Cells, generator: np.random.Generator) -> Array:
+        """From truncated normal distributions, by their quantiles; shape (draws, ordered)."""
         from scipy.special import ndtri
 
-        below, within = (part[chosen] for part in self._reach)
-        quantiles = below + generator.random(within.shape) * within
-        centres = self._centres[chosen[:, None], self._reals]
-        spreads = self._widths[chosen[:, None], self._reals]
-        return np.asarray(np.clip(centres + spreads * ndtri(quantiles), 0.0, 1.0))
+        within = self._within[chosen]
+        quantiles = self._below[chosen] + generator.random(within.shape) * within
+        centres = self._centres[chosen[:, None], self._ordered]
+        drawn = np.clip(centres + self._spreads[chosen] * ndtri(quantiles), 0.0, 1.0)
+        size = np.maximum(self._num_values, 1)
+        middles = (np.minimum(np.floor(drawn * size), size - 1) + 0.5) / size
+        return np.asarray(np.where(self._num_values > 0, middles, drawn))
 
-    def _drawn_cells(self, chosen: Cells, generator: np.random.Generator) -> Cells:
-        """Of the listed genes, as numbers of values; shape (draws, listed)."""
-        shape = len(chosen), len(self._listed)
-        # All values of all draws are one sorted row: gene j of draw i ends at i * genes + j + 1.
-        row = np.cumsum(self._table[chosen], axis=1) + shape[1] * np.arange(shape[0])[:, None]
-        targets = generator.random(shape) + np.arange(shape[0] * shape[1]).reshape(shape)
-        found = np.searchsorted(row.ravel(), targets, side="right")
-        found -= np.arange(shape[0])[:, None] * self._table.shape[1] + self._ends - self._sizes
-        return np.clip(found, 0, self._sizes - 1)
+    def _drawn_named(self, chosen: Cells, generator: np.random.Generator) -> Array:
+        """A kernel's own names, or any; shape (draws, named)."""
+        own = 1.0 / (1.0 + self._num_names / (self._num_good + 1.0))
+        is_own = generator.random((len(chosen), len(self._named))) < own
+        is_own &= (chosen < self._num_good)[:, None]
+        anything = generator.integers(self._num_names, size=is_own.shape)
+        middles = (anything + 0.5) / self._num_names
+        return np.asarray(np.where(is_own, self._centres[chosen[:, None], self._named], middles))
 
 
 def _log_sum(each: Array) -> Array:

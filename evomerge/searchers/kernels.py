@@ -1,7 +1,8 @@
-"""Kernels of a Parzen estimator on [0, 1]: bandwidths, and the mass that they give to cells.
+"""Kernels of a Parzen estimator on [0, 1]: how wide they are, how much they weigh and cover.
 
-As optuna has them (Watanabe 2023, arXiv:2304.11127, section 3.3): truncated normal distributions
-of ordered genes, and a point's own name with a little of all others. NaN is no point.
+As optuna has them (Watanabe 2023, arXiv:2304.11127, section 3.3), but that an ordered gene with
+values has a normal density in the middle of each, rather than its mass on each: then logarithms are
+exact however far away a value is. A missing coordinate is NaN.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ Array = NDArray[np.float64]
 Cells = NDArray[np.int64]
 
 NARROWEST = 0.01  # bandwidth
+RECENT = 25  # points that weigh 1; those before them the less, the older they are
 
 
 def bandwidths(points: Array) -> Array:
@@ -41,34 +43,29 @@ def mean_bandwidths(widths: Array) -> Array:
     return np.where(counts > 0, np.nansum(widths, axis=0) / np.maximum(counts, 1), 1.0)
 
 
-def truncated_mass(centres: Array, spreads: Array) -> tuple[Array, Array]:
-    """The mass of normal distributions below 0, and in [0, 1]."""
-    from scipy.special import ndtr
-
-    below = ndtr(-centres / spreads)
-    return below, ndtr((1.0 - centres) / spreads) - below
-
-
-def cell_masses(centres: Array, spreads: Array, cells: int) -> Array:
-    """The mass of truncated normal distributions in equal cells, shape (..., cells); NaN as 0."""
-    from scipy.special import ndtr
-
-    edges = np.linspace(0.0, 1.0, cells + 1)
-    cumulative = ndtr((edges - centres[..., None]) / spreads[..., None])
-    within = cumulative[..., -1:] - cumulative[..., :1]
-    return _without_nan(np.diff(cumulative, axis=-1) / within)
+def recency(points: Array) -> Array:
+    """What points weigh in each column, the oldest first; shape as points, 0 where one is NaN."""
+    has = ~np.isnan(points)
+    counts = np.count_nonzero(has, axis=0)
+    place, first = np.cumsum(has, axis=0) - 1, 1.0 / np.maximum(counts, 1)
+    ramp = first + (1.0 - first) * place / np.maximum(counts - RECENT - 1, 1)
+    return np.where(has, np.where(place >= counts - RECENT, 1.0, ramp), 0.0)
 
 
-def fine_masses(centres: Array, spreads: Array, cells: int) -> Array:
-    """As `cell_masses`, by the density in the middle of each cell: for cells that are many."""
+def cell_masses(centres: Array, widths: Array, cells: int) -> Array:
+    """What kernels of ordered genes give to so many equal cells, by the density in their middles.
+
+    Shape (..., cells); NaN as 0.
+    """
     middles = (np.arange(cells) + 0.5) / cells
-    away = (middles - centres[..., None]) / spreads[..., None]
-    density = np.exp(-0.5 * away**2)
-    return _without_nan(density / density.sum(axis=-1, keepdims=True))
+    away = (middles - centres[..., None]) / widths[..., None]
+    # The nearest middle has 1, so that there is something to divide by.
+    density = np.exp(0.5 * ((away**2).min(axis=-1, keepdims=True) - away**2))
+    return np.asarray(np.nan_to_num(density / density.sum(axis=-1, keepdims=True), copy=False))
 
 
 def name_masses(points: Array, counts: Cells, size: int) -> Array:
-    """The mass of kernels on each of so many names, shape (..., size); NaN as 0.
+    """What kernels of genes with names give to each of so many, shape (..., size); NaN as 0.
 
     counts: how many points a column has; the more, the less is for other names than a point's own.
     """
@@ -76,7 +73,3 @@ def name_masses(points: Array, counts: Cells, size: int) -> Array:
     own = np.minimum(np.nan_to_num(points * size, nan=0.0).astype(np.int64), size - 1)
     masses = ((own[..., None] == np.arange(size)) + others) / (1.0 + size * others)
     return np.where(np.isnan(points)[..., None], 0.0, masses)
-
-
-def _without_nan(masses: Array) -> Array:
-    return np.asarray(np.nan_to_num(masses, copy=False))

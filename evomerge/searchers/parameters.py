@@ -67,7 +67,9 @@ class Parameters:
 
     def read(self, genome: Genome) -> list[float | int]:
         """What every gene has, of inactive ones what stands in the middle."""
-        active = self.active(genome)
+        return self._read(genome, self.active(genome))
+
+    def _read(self, genome: Genome, active: Sequence[bool]) -> list[float | int]:
         point = np.clip(np.where(active, genome, INACTIVE), 0.0, 1.0).tolist()
         for constraint, members in self._counts:
             _keep(constraint, members, point)
@@ -78,9 +80,10 @@ class Parameters:
 
     def coordinates(self, genome: Genome) -> NDArray[np.float64]:
         """The same as coordinates in [0, 1], values in the middle of their cells, inactive NaN."""
-        values = zip(self.read(genome), self.sizes, strict=True)
+        active = self.active(genome)
+        values = zip(self._read(genome, active), self.sizes, strict=True)
         point = np.array([v if size is None else (v + 0.5) / size for v, size in values])
-        return np.where(self.active(genome), point, np.nan)
+        return np.where(active, point, np.nan)
 
     def write(self, suggest: Suggest, generator: np.random.Generator) -> Genome:
         """A genome of what is suggested for the genes that matter; the others in the middle.

@@ -21,8 +21,7 @@ from evomerge.searchers.surrogate_front import most_volume
 Array = NDArray[np.float64]
 
 MOST_GOOD = 25  # with one objective
-MOST_BAD = 500  # the latest
-RECENT = 25  # of the bad, which weigh 1; those before them the less the older they are
+MOST_BAD = 300  # the latest
 
 
 class ParzenModel:
@@ -65,9 +64,12 @@ class ParzenModel:
         self._rows: dict[CandidateId, tuple[Genome, Array]] = {}
         self.is_empty = True  # nothing is known that has a score
 
-    def learn(self, known: Sequence[Evaluation]) -> None:
-        """Forget all else, and know these."""
-        self._seen = [evaluation.genome for evaluation in known]
+    def learn(self, known: Sequence[Evaluation], seen: Sequence[Genome]) -> None:
+        """Forget all else, and know these.
+
+        seen: genomes that need not be proposed again.
+        """
+        self._seen = seen
         self._num_avoided = 0
         scored = [i for i, evaluation in enumerate(known) if is_scored(evaluation)]
         self.is_empty = not scored
@@ -77,16 +79,21 @@ class ParzenModel:
         best = best_tenth([known[i] for i in scored], self._num_objectives)
         is_good = np.zeros(len(known), dtype=bool)
         is_good[np.array(scored)[best]] = True
-        bad = points[~is_good][-MOST_BAD:]
         with self._blas.limit(limits=1):  # sums depend on the number of threads
-            self._densities.learn(points[is_good], bad, recency(len(bad)))
+            self._densities.learn(points[is_good], points[~is_good][-MOST_BAD:])
 
     def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
-        """The next genome; a random one where nothing has a score, or all proposals are known.
+        """The next genome; a random one where nothing has a score, or all proposals were seen.
 
         waiting: what is outstanding; it only grows until `learn` is called again.
         """
-        tries = 0 if self.is_empty else TRIES
+        return self._propose(number, waiting, 0 if self.is_empty else TRIES)
+
+    def random(self, number: int, waiting: Sequence[Genome]) -> Genome:
+        """The same, but random."""
+        return self._propose(number, waiting, 0)
+
+    def _propose(self, number: int, waiting: Sequence[Genome], tries: int) -> Genome:
         likely = (self._likely(number, attempt, waiting) for attempt in range(tries))
         seen = [*self._seen, *waiting] if self.parameters.is_finite else []
         return first_new(likely, self.parameters, self._seed, number, seen)
@@ -125,22 +132,17 @@ def best_tenth(evaluations: Sequence[Evaluation], num_objectives: int) -> list[i
         count = min(count, MOST_GOOD)
         ranked = valid[np.argsort(-values[valid, 0], kind="stable")]
     else:
-        ranks = front_ranks(values[valid])
+        ranks = front_ranks(values[valid], enough=count)
         ranked = valid[np.argsort(ranks, kind="stable")]
         if len(valid) > count:
             last = np.sort(ranks)[count - 1]
             before, tied = valid[ranks < last], valid[ranks == last]
-            ranked = np.concatenate([before, tied[_spread(values[tied], count - len(before))]])
+            chosen = _most_volume_first(values[tied], count - len(before))
+            ranked = np.concatenate([before, tied[chosen]])
     return [*ranked, *others[np.argsort(violations[others])]][:count]
 
 
-def _spread(values: Array, count: int) -> Array:
-    """So many of a front, those first that add most hypervolume."""
+def _most_volume_first(values: Array, count: int) -> Array:
+    """The places of so many of a front, those first that add most hypervolume."""
     chosen = most_volume(values, values.min(axis=0)[None], count, np.random.default_rng(0))
     return np.array([*chosen, *np.setdiff1d(np.arange(len(values)), chosen)][:count])
-
-
-def recency(count: int) -> Array:
-    """The weights of so many bad points, the oldest first, as optuna has them."""
-    ramp = np.linspace(1.0 / max(count, 1), 1.0, max(count - RECENT, 0))
-    return np.append(ramp, np.ones(min(count, RECENT)))

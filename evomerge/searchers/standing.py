@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.pareto import front_ranks
 from evomerge.records import Evaluation
 from evomerge.searchers.order import is_scored, order_key
 
@@ -42,11 +43,11 @@ def _fronts(
     values: NDArray[np.float64], keys: list[tuple[bool, float, int]], members: list[int]
 ) -> dict[int, int]:
     """For each member the number of its front, from 0, among the members with the same key."""
-    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
-
     fronts = dict.fromkeys(members, 0)
-    for key in {keys[i] for i in members if not keys[i][0]}:  # without a score there is no front
-        tied = [i for i in members if keys[i] == key]
-        _, ranks = NonDominatedSorting().do(-values[tied], return_rank=True)
-        fronts.update(zip(tied, ranks.tolist(), strict=True))
+    tied: dict[tuple[bool, float, int], list[int]] = {}
+    for i in members:
+        if not keys[i][0]:  # without a score there is no front
+            tied.setdefault(keys[i], []).append(i)
+    for together in tied.values():
+        fronts.update(zip(together, front_ranks(values[together]).tolist(), strict=True))
     return fronts

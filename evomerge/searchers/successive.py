@@ -10,7 +10,7 @@ from pydantic import Field
 
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.first_points import DICE, FirstPoints, foreign, random_genome
+from evomerge.searchers.first_points import DICE, FirstPoints, foreign
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parzen import ParzenModel
@@ -70,7 +70,7 @@ class Successive(AskedAhead):
             True, description="model genes together, as BOHB does; auto: with one objective"
         )
         samples: int = Field(
-            64, ge=1, le=100_000, description="draws from the good, of which the best is taken"
+            64, ge=1, le=10_000, description="draws from the good, of which the best is taken"
         )
 
     def __init__(self, space: SearchSpace, seed: int, facts: Facts, **options: Any) -> None:
@@ -95,7 +95,9 @@ class Successive(AskedAhead):
 
     def learn(self, known: Sequence[Evaluation]) -> None:
         """See `Proposer`."""
-        self._model.learn(at_highest_rung([*self._before, *known], self._min_points))
+        known = [*self._before, *known]
+        seen = [evaluation.genome for evaluation in known]
+        self._model.learn(at_highest_rung(known, self._min_points), seen)
 
     def propose(self, number: int, waiting: Sequence[Genome]) -> Genome:
         """The next candidate (see `Proposer`)."""
@@ -103,7 +105,7 @@ class Successive(AskedAhead):
             return self._first[number]
         dice = np.random.default_rng(np.random.SeedSequence([self._seed, DICE, number]))
         if dice.random() < self.options.random_share:
-            return random_genome(self._model.parameters, self._seed, number)
+            return self._model.random(number, waiting)
         return self._model.propose(number, waiting)
 
 
