@@ -250,12 +250,13 @@ class Together:
         widths = bandwidths(bad)
         self._bad = self._mixture(bad, widths, recency(bad[:, :1])[:, 0])
         self._width, self._num_bad = mean_bandwidths(widths)[None], len(bad)
+        self._avoided: list[Kernels] = []  # apart from the many, which need not be copied so
 
     def avoid(self, point: Array) -> None:
         """See `Densities`."""
         if not np.isnan(point).any():
             one = self._kernels(point[None], self._width, np.ones(1), self._num_bad)
-            self._bad = self._bad.joined(one)
+            self._avoided = [kernels.joined(one) for kernels in self._avoided] or [one]
 
     def _mixture(self, points: Array, widths: Array, weights: Array) -> Kernels:
         """Around points, and last the prior: in the middle, as wide as the range, of any name."""
@@ -282,8 +283,12 @@ class Together:
         for size in np.unique(self._num_values[self._num_values > 0]):
             of_size = np.flatnonzero(self._num_values == size)
             middles = (np.arange(size) + 0.5) / size
-            away = (middles - centres[:, of_size, None]) ** 2 * precision[:, of_size, None]
-            total[:, of_size] = np.exp(-away).sum(axis=-1)
+            step = max(1, BLOCK // (len(of_size) * int(size)))
+            for start in range(0, len(points), step):
+                rows = np.arange(start, min(start + step, len(points)))
+                some = rows[:, None], of_size
+                away = (middles - centres[some][..., None]) ** 2
+                total[some] = np.exp(-away * precision[some][..., None]).sum(axis=-1)
         constants = -(precision * centres**2 + np.log(total)).sum(axis=1)
         return np.hstack([2.0 * precision * centres, -precision]), constants
 
@@ -310,8 +315,8 @@ class Together:
         coordinates = points[:, self._ordered]
         ordered = np.hstack([coordinates, coordinates**2])
         names = self._one_hot(points)
-        good, bad = (kernels.at(ordered, names) for kernels in (self._good, self._bad))
-        return _log_sum(good) - _log_sum(bad)
+        bad = [kernels.at(ordered, names) for kernels in (self._bad, *self._avoided)]
+        return _log_sum(self._good.at(ordered, names)) - _log_sum(np.hstack(bad))
 
     def _drawn_ordered(self, chosen: Cells, generator: np.random.Generator) -> Array:
         """From truncated normal distributions, by their quantiles; shape (draws, ordered)."""

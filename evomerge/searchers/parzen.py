@@ -35,7 +35,8 @@ class ParzenModel:
     The best tenth is good: 25 at most with one objective; with several, front after front, and of
     the last one those that together dominate most. Only who has a score of the highest rung and
     violates nothing is compared by value; the others come after, in the order of `standing`. Who
-    has no score is bad, and so are the outstanding.
+    has no score is bad, and so are the outstanding. Unlike optuna, it lets go of all but the latest
+    300 bad points, and finds bandwidths anew with every tenth more of them, rather than each time.
 
     Args:
         jointly: whether genes are modelled together that matter together, rather than one by one.

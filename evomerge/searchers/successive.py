@@ -38,7 +38,8 @@ class Successive(AskedAhead):
     random candidates in between.
 
     A candidate takes 1 ms of one core at 20 genes and 2 to 3.4 ms at 200, whatever the population
-    and the number of objectives; some 10 where 200 genes are in 80 groups by their conditions.
+    and the number of objectives; 5 where each of 200 has twenty names, 3 where conditions part
+    them into 41 groups, and some 10 where into 80.
     """
 
     kind: ClassVar[str] = "successive"
