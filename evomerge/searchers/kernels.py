@@ -7,14 +7,25 @@ exact however far away a value is. A missing coordinate is NaN.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Cells = NDArray[np.int64]
 
+CELLS = 64  # of a real gene that is modelled alone; an ordered one with more values is as good
+BLOCK = 1 << 17  # masses that are computed at once
 NARROWEST = 0.01  # bandwidth
 RECENT = 25  # points that weigh 1; those before them the less, the older they are
+
+
+class Column(NamedTuple):
+    """A gene. size: of how many values or names; None for a real one, and one that is as good."""
+
+    size: int | None
+    is_ordered: bool
 
 
 def bandwidths(points: Array) -> Array:

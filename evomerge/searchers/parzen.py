@@ -6,19 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.pareto import front_ranks
 from evomerge.protocols import SearchSpace
 from evomerge.records import CandidateId, Evaluation, Genome
-from evomerge.searchers.densities import Column, Densities
+from evomerge.searchers.densities import Densities
 from evomerge.searchers.first_points import CANDIDATE, TRIES, first_new
+from evomerge.searchers.kernels import Array, Column
 from evomerge.searchers.order import is_scored
 from evomerge.searchers.parameters import Parameters
 from evomerge.searchers.standing import standing
 from evomerge.searchers.surrogate_front import most_volume
-
-Array = NDArray[np.float64]
 
 MOST_GOOD = 25  # with one objective
 MOST_BAD = 300  # the latest

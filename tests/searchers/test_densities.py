@@ -12,8 +12,10 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator, _ParzenEstim
 from optuna.samplers._tpe.sampler import default_weights
 from scipy import stats
 
-from evomerge.searchers.densities import CELLS, Alone, Column, Densities, Together
-from evomerge.searchers.kernels import bandwidths, cell_masses, recency
+from evomerge.searchers.densities import Densities
+from evomerge.searchers.genes_alone import Alone
+from evomerge.searchers.genes_together import Together
+from evomerge.searchers.kernels import CELLS, Column, bandwidths, cell_masses, recency
 
 Array = NDArray[np.float64]
 
