@@ -95,6 +95,17 @@ def learnt(model: Any, good: Array, bad: Array) -> Any:
     return model
 
 
+def drawn_after(
+    densities: Densities, good: Array, bad: Array, avoided: Array, columns: list[int]
+) -> list[float]:
+    """These columns of a point, drawn when some points were learnt and others avoided."""
+    densities.learn(good, bad)
+    for point in avoided:
+        densities.avoid(point)
+    point = densities.draw(np.random.default_rng(0))
+    return [point(i) for i in columns]
+
+
 @pytest.mark.parametrize(("num_good", "num_bad"), [(1, 1), (1, 8), (5, 40), (25, 300), (0, 3)])
 def test_reals_and_names_that_are_modelled_together_have_optunas_densities(
     num_good: int, num_bad: int
@@ -221,12 +232,7 @@ def test_what_is_avoided_is_as_bad_as_what_was_told_to_be(groups: list[list[int]
     good, bad, later = (points_of(columns, n, n) for n in (3, 10, 2))
 
     def drawn(told: Array, avoided: Array) -> list[float]:
-        densities = Densities(columns, groups, samples=64)
-        densities.learn(good, told)
-        for point in avoided:
-            densities.avoid(point)
-        one = densities.draw(np.random.default_rng(0))
-        return [one(i) for i in range(3)]
+        return drawn_after(Densities(columns, groups, samples=64), good, told, avoided, [0, 1, 2])
 
     # Two more than ten are more than a tenth more, so that all is found anew.
     assert drawn(bad, later) == drawn(np.vstack([bad, later]), later[:0])
@@ -260,12 +266,7 @@ def test_points_that_lack_a_group_say_nothing_of_it() -> None:
     lacking[:3, 2] = np.nan  # or a part of the group
 
     def others(told: Array, avoided: Array) -> list[float]:
-        densities = Densities(columns, groups, samples=16)
-        densities.learn(good, told)
-        for point in avoided:
-            densities.avoid(point)
-        one = densities.draw(np.random.default_rng(0))
-        return [one(2), one(3), one(4)]
+        return drawn_after(Densities(columns, groups, samples=16), good, told, avoided, [2, 3, 4])
 
     alone = others(bad, lacking[:0])
     assert others(np.vstack([lacking, bad, lacking]), lacking[:0]) == alone
