@@ -102,7 +102,6 @@ class Course:
         done = np.zeros((count, num_places), dtype=np.intp)
         acted = np.ones((count, num_places), dtype=bool)
         now = np.zeros((count, self.num_features), dtype=np.float32)
-        rows = np.arange(count)
         for place, start in enumerate(self.starts):
             seen[:, place] = now
             if not self.is_free[place]:
@@ -115,11 +114,12 @@ class Course:
                     episodes[row].take(place, action)
                 else:
                     episodes[row].pass_by(place)
-            active = acted[:, place]
+            active = np.flatnonzero(acted[:, place])
+            taken = chosen[active]
             block = slice(num_columns + start, num_columns + start + len(self.coordinates[place]))
             now[active, block] = 0
-            now[rows[active], chosen[active]] += self.share[chosen[active]]
-            now[rows[active], num_columns + chosen[active]] = 1
+            now[active, taken] += self.share[taken]
+            now[active, num_columns + taken] = 1
         return [episode.genome for episode in episodes], Steps(seen, allowed, done, acted)
 
     def follow(self, genomes: Sequence[Genome]) -> Steps:

@@ -2,7 +2,8 @@
 
 An agent that acts some dozens of times before it sees one reward learns from a few hundred rows at
 a time. For networks of 2 x 64 units that is too little work to be worth a framework, and plain
-numpy gives the same bits in every process.
+numpy gives the same bits in every process. More rows than a core's own cache holds are taken in
+portions, whose gradients add up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 HIDDEN = 64
+PORTION = 1024  # rows: what the layers make of them stays in a core's own cache
 IMPOSSIBLE = np.float32(-1e9)  # logit of an action that is masked
 
 
@@ -30,6 +32,12 @@ class Steps:
     allowed: NDArray[np.bool_]
     done: NDArray[np.intp]
     acted: NDArray[np.bool_]
+
+    def __getitem__(self, episodes: slice) -> Steps:
+        """Those of some episodes."""
+        return Steps(
+            self.seen[episodes], self.allowed[episodes], self.done[episodes], self.acted[episodes]
+        )
 
 
 class Network:
@@ -69,6 +77,7 @@ class Network:
         self._gradients = self._views(self._gradient)
         self._first, self._second = np.zeros_like(self._flat), np.zeros_like(self._flat)
         self._rate, self._num_steps = learning_rate, 0
+        self._work = np.empty((3, 0, HIDDEN), dtype=np.float32)
 
     def at(self, place: int, seen: Floats) -> Floats:
         """Outputs at one place, shape (episodes, outputs); seen: (episodes, features)."""
@@ -79,38 +88,43 @@ class Network:
         return result
 
     def forward(self, seen: Floats) -> Floats:
-        """Outputs at all places, shape (episodes, places, outputs); kept for `step`."""
+        """Outputs at all places, shape (episodes, places, outputs); kept for `backward`."""
         places, features, middle, bias, last, last_bias = self.weights
         rows = seen.reshape(-1, seen.shape[-1])
-        first = (rows @ features).reshape(len(seen), *places.shape)
+        one, two, _ = self._room(len(rows))
+        np.matmul(rows, features, out=one)
+        first = one.reshape(len(seen), *places.shape)
         first += places
-        one = np.tanh(first, out=first).reshape(-1, HIDDEN)
-        two = one @ middle
+        np.tanh(one, out=one)
+        np.matmul(one, middle, out=two)
         two += bias
         np.tanh(two, out=two)
-        self._kept = rows, one, two
-        result: Floats = (two @ last + last_bias).reshape(*seen.shape[:2], -1)
-        return result
+        self._rows = rows
+        outputs: Floats = two @ last
+        outputs += last_bias
+        return outputs.reshape(*seen.shape[:2], -1)
 
-    def step(self, slopes: Floats) -> None:
-        """One step of Adam down the slopes of the loss in the outputs of the last `forward`."""
-        rows, one, two = self._kept
+    def backward(self, slopes: Floats) -> None:
+        """Add to the gradient of a loss, from its slopes in the outputs of the last `forward`."""
+        rows = self._rows
+        one, two, back = self._room(len(rows))
         _, _, middle, _, last, _ = self.weights
-        out = slopes.reshape(len(two), -1)
+        out = slopes.reshape(len(rows), -1)
         places, features, d_middle, d_bias, d_last, d_last_bias = self._gradients
-        np.matmul(two.T, out, out=d_last)
-        out.sum(axis=0, out=d_last_bias)
-        back = out @ last.T
+        d_last += two.T @ out
+        d_last_bias += out.sum(axis=0)
+        # Of one output, BLAS takes the outer product for a product of matrices.
+        (np.multiply if out.shape[1] == 1 else np.matmul)(out, last.T, out=back)
         back *= _slope_of_tanh(two)
-        np.matmul(one.T, back, out=d_middle)
-        back.sum(axis=0, out=d_bias)
-        back = back @ middle.T
+        d_middle += one.T @ back
+        d_bias += back.sum(axis=0)
+        back = np.matmul(back, middle.T, out=two)
         back *= _slope_of_tanh(one)
-        np.matmul(rows.T, back, out=features)
-        back.reshape(-1, *places.shape).sum(axis=0, out=places)
-        self._adam()
+        features += rows.T @ back
+        places += back.reshape(-1, *places.shape).sum(axis=0)
 
-    def _adam(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8) -> None:
+    def step(self, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8) -> None:
+        """One step of Adam down the gradient, which begins anew."""
         self._num_steps += 1
         gradient, first, second = self._gradient, self._first, self._second
         first += np.float32(1 - beta_1) * (gradient - first)
@@ -121,6 +135,17 @@ class Network:
         root += np.float32(epsilon)
         np.divide(np.float32(size) * first, root, out=root)
         self._flat -= root
+        self.forget()
+
+    def forget(self) -> None:
+        """The gradient begins anew."""
+        self._gradient[:] = 0
+
+    def _room(self, num_rows: int) -> list[Floats]:
+        """Three arrays for what comes of so many rows: new ones would have to be mapped anew."""
+        if num_rows > self._work.shape[1]:
+            self._work = np.empty((3, num_rows, HIDDEN), dtype=np.float32)
+        return list(self._work[:, :num_rows])
 
     def _views(self, flat: Floats) -> list[Floats]:
         views, start = [], 0
@@ -178,40 +203,47 @@ class Agent:
     def learn(self, steps: Steps, rewards: NDArray[np.float64]) -> None:
         """Take in whole episodes; rewards: one at the end of each, shape (episodes,)."""
         settings = self._settings
-        returns = self._returns(steps, rewards)
-        share = _weights(steps)
-        chosen = _one_hot(steps)
-        foretold = self._critic.forward(steps.seen)[..., 0]
-        advantages = returns - foretold
-        before: Floats | None = None
+        lessons = _lessons(steps, self._returns(steps, rewards))
         for epoch in range(settings.epochs):
-            logs, shares = self._log_shares(steps)
-            log_done = (logs * chosen).sum(axis=-1)
-            before = log_done if before is None else before
-            ratio = np.exp(log_done - before)
-            # Where the clipped ratio is the smaller one, nothing is to be gained (eq. 7).
-            inside = np.where(advantages > 0, ratio < 1 + settings.clip, ratio > 1 - settings.clip)
-            gain = ratio * advantages * inside * share
-            surprise = logs - (shares * logs).sum(axis=-1, keepdims=True)
-            slopes = gain[..., None] * (shares - chosen)
-            slopes += np.float32(settings.entropy) * share[..., None] * shares * surprise
-            self._actor.step(slopes)
-            if epoch:
-                foretold = self._critic.forward(steps.seen)[..., 0]
-            self._critic.step(((foretold - returns) * share)[..., None])
+            for lesson in lessons:
+                foretold = self._critic.forward(lesson.steps.seen)[..., 0]
+                error = foretold - lesson.returns
+                self._critic.backward((error * lesson.weights)[..., None])
+                logs, shares = self._log_shares(lesson.steps)
+                log_done = logs.take(lesson.done)
+                if epoch == 0:
+                    lesson.advantages, lesson.before = -error, log_done
+                ratio = np.exp(log_done - lesson.before)
+                # Where the clipped ratio is the smaller one, nothing is to be gained (eq. 7).
+                inside = np.where(
+                    lesson.advantages > 0, ratio < 1 + settings.clip, ratio > 1 - settings.clip
+                )
+                gain = ratio * lesson.advantages * inside * lesson.weights
+                surprise = logs - (shares * logs).sum(axis=-1, keepdims=True)
+                surprise *= np.float32(settings.entropy) * lesson.weights[..., None] * shares
+                slopes = lesson.beside_done(shares)
+                slopes *= gain[..., None]
+                slopes += surprise
+                self._actor.backward(slopes)
+            self._actor.step()
+            self._critic.step()
 
     def imitate(self, steps: Steps, times: int, enough: float) -> None:
         """Steps of Adam towards doing what was done (behaviour cloning).
 
         At most so many, and none once what was done is as probable as `enough`, in the mean.
         """
-        share = _weights(steps)
-        chosen = _one_hot(steps)
+        lessons = _lessons(steps, np.zeros(steps.done.shape, dtype=np.float32))
         for _ in range(times):
-            _, shares = self._log_shares(steps)
-            if ((shares * chosen).sum(axis=-1) * share).sum() >= enough:
+            probable = 0.0
+            for lesson in lessons:
+                _, shares = self._log_shares(lesson.steps)
+                probable += float((shares.take(lesson.done) * lesson.weights).sum())
+                self._actor.backward(lesson.beside_done(shares) * lesson.weights[..., None])
+            if probable >= enough:
+                self._actor.forget()
                 return
-            self._actor.step((shares - chosen) * share[..., None])
+            self._actor.step()
 
     def _log_shares(self, steps: Steps) -> tuple[Floats, Floats]:
         """Log probabilities of all actions at all places, and the probabilities."""
@@ -219,7 +251,9 @@ class Agent:
         logits -= logits.max(axis=-1, keepdims=True)
         shares = np.exp(logits)
         total = shares.sum(axis=-1, keepdims=True)
-        return logits - np.log(total), shares / total
+        logits -= np.log(total)
+        shares /= total
+        return logits, shares
 
     def _returns(self, steps: Steps, rewards: NDArray[np.float64]) -> Floats:
         """What every step leads to, shape (episodes, places)."""
@@ -231,13 +265,31 @@ class Agent:
         return returns
 
 
-def _weights(steps: Steps) -> Floats:
-    """What each step counts in the mean over steps; 0 where there was nothing to do."""
-    weights: Floats = (steps.acted / max(int(steps.acted.sum()), 1)).astype(np.float32)
-    return weights
+class _Lesson:
+    """Some whole episodes, and what stays the same of them while they are learnt from.
+
+    weights: what each step counts in the mean over steps; 0 where there was nothing to do.
+    done: where in an array of all actions those that were done are, shape (episodes, places).
+    """
+
+    advantages: Floats
+    before: Floats  # log probabilities of what was done
+
+    def __init__(self, steps: Steps, returns: Floats, weights: Floats) -> None:
+        self.steps, self.returns, self.weights = steps, returns, weights
+        first = np.arange(steps.done.size).reshape(steps.done.shape) * steps.allowed.shape[2]
+        self.done = first + steps.done
+
+    def beside_done(self, shares: Floats) -> Floats:
+        """How much more probable actions are than if what was done were certain; overwritten."""
+        shares.put(self.done, shares.take(self.done) - 1)
+        return shares
 
 
-def _one_hot(steps: Steps) -> Floats:
-    chosen = np.zeros(steps.allowed.shape, dtype=np.float32)
-    np.put_along_axis(chosen, steps.done[..., None], 1, axis=-1)
-    return chosen
+def _lessons(steps: Steps, returns: Floats) -> list[_Lesson]:
+    """Portions of some episodes."""
+    num_episodes, num_places = steps.done.shape
+    weights = (steps.acted / max(int(steps.acted.sum()), 1)).astype(np.float32)
+    size = max(PORTION // num_places, 1)
+    parts = [slice(start, start + size) for start in range(0, num_episodes, size)]
+    return [_Lesson(steps[part], returns[part], weights[part]) for part in parts]

@@ -35,7 +35,7 @@ from evomerge.genes import (
 )
 from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Score
 from evomerge.search_spaces.codec import Codec
-from evomerge.searchers import make_searcher
+from evomerge.searchers import make_searcher, ppo
 from evomerge.searchers.episode import Course
 from evomerge.searchers.order import total_order
 from evomerge.searchers.ppo import Agent, Floats, Network, Settings, Steps
@@ -180,8 +180,10 @@ def in_torch(network: Network) -> nn.Sequential:
     return net
 
 
-def test_an_update_is_torchs() -> None:
+@pytest.mark.parametrize("portion", [1024, 21, 1])  # rows: all episodes, three of them, each
+def test_an_update_is_torchs(portion: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eq. 7 of the PPO paper with autograd and torch's Adam, on the same episodes."""
+    monkeypatch.setattr(ppo, "PORTION", portion)
     generator = np.random.default_rng(0)
     steps = steps_of(generator, 4, 7, 5)
     rewards = generator.normal(size=4) * 30
@@ -231,6 +233,37 @@ def test_an_update_is_torchs() -> None:
             np.testing.assert_allclose(mine, theirs.detach().numpy(), atol=2e-4)
         first = np.concatenate(network.weights[:2])
         np.testing.assert_allclose(first, net[0].weight.detach().numpy().T, atol=2e-4)
+
+
+@pytest.mark.parametrize("portion", [21, 1])
+def test_portions_are_imitated_as_the_whole_is(
+    portion: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = steps_of(np.random.default_rng(0), 4, 7, 5)
+
+    def imitated(enough: float) -> Agent:
+        agent = Agent(7, 6, 5, PAPER, np.random.default_rng(1))
+        agent.imitate(steps, 30, enough)
+        return agent
+
+    whole = [imitated(enough)._actor.weights for enough in (0.34, 1.0)]
+    monkeypatch.setattr(ppo, "PORTION", portion)
+    parts = [imitated(enough)._actor.weights for enough in (0.34, 1.0)]
+    assert not np.allclose(whole[0][2], whole[1][2], atol=1e-4)  # the first stopped midway
+    for one, other in zip(whole, parts, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_imitating_no_further_leaves_nothing_to_learn_from() -> None:
+    generator = np.random.default_rng(0)
+    steps, rewards = steps_of(generator, 4, 7, 5), generator.normal(size=4)
+    plain, content = (Agent(7, 6, 5, PAPER, np.random.default_rng(1)) for _ in range(2))
+    content.imitate(steps, 30, enough=0.0)
+    for agent in (plain, content):
+        agent.learn(steps, rewards)
+    for mine, theirs in zip(plain._actor.weights, content._actor.weights, strict=True):
+        assert np.array_equal(mine, theirs)
 
 
 def in_order(net: nn.Sequential) -> list[torch.Tensor]:
