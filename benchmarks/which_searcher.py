@@ -20,7 +20,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ SPACES: dict[str, Any] = {
     "layer choice": "layer_choice",
     "lineages": "m2n2",
 }
+MEASURES = {"held_out": "mean", "hypervolume": "front"}  # and what they are called
 RACING = {"successive": 5 * 27}  # as many whole cohorts as 100 candidates' items pay for
 OPTIONS: dict[str, dict[str, Any]] = {  # beside the kind: generations for so few candidates
     "nsga2": {"population": 20},
@@ -259,6 +260,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(found.mean()), float(half)
 
 
+def values_of(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """What was measured; a searcher of one objective has no hypervolume."""
+    return [row[key] for row in rows if row[key] is not None]
+
+
+def least_of_random(known: Mapping[str, Sequence[dict[str, Any]]], key: str) -> float:
+    """The lower end of random search's interval."""
+    mean, half = interval(values_of(known["random"], key)) if "random" in known else (np.nan,) * 2
+    return mean - half
+
+
 def show(out: Path) -> None:
     """The table, a space after the other, the best first; `below`: than random's interval."""
     rows = read(out)
@@ -268,7 +280,7 @@ def show(out: Path) -> None:
             continue
         known = {k: [r for r in mine if r["kind"] == k] for k in SEARCHERS}
         known = {k: found for k, found in known.items() if found}
-        baseline, half = interval([r["held_out"] for r in known.get("random", mine)])
+        least = {key: least_of_random(known, key) for key in MEASURES}
         ranked = sorted(known, key=lambda k: -np.mean([r["held_out"] for r in known[k]]))
         print(f"\n**{space}** ({max(len(f) for f in known.values())} seeds)\n")
         print("| searcher | held-out mean | hypervolume | candidates | ask, ms | tell, ms | |")
@@ -276,14 +288,18 @@ def show(out: Path) -> None:
         for kind in ranked:
             found = known[kind]
             mean, error = interval([r["held_out"] for r in found])
-            volumes = [r["hypervolume"] for r in found if r["hypervolume"] is not None]
+            volumes = values_of(found, "hypervolume")
             volume = "{:.3f} ± {:.3f}".format(*interval(volumes)) if volumes else ""
             told = [float(np.mean([r[key] for r in found])) for key in ("ask_ms", "tell_ms")]
             count = np.mean([r["candidates"] for r in found])
-            below = "below random" if mean < baseline - half else ""
+            below = [
+                f"{name} below random"
+                for key, name in MEASURES.items()
+                if (values := values_of(found, key)) and np.mean(values) < least[key]
+            ]
             print(
                 f"| `{kind}` | {mean:.3f} ± {error:.3f} | {volume} | {count:.0f} "
-                f"| {told[0]:.1f} | {told[1]:.1f} | {below} |"
+                f"| {told[0]:.1f} | {told[1]:.1f} | {', '.join(below)} |"
             )
 
 

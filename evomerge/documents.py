@@ -130,9 +130,14 @@ def _follows(report: _Report, broken: set[Location]) -> bool:
             return True
         if gone[-1] in location or f"{gone[-1]!r}" in said or f"`{gone[-1]}`" in said:
             return True
-        if gone[:-1] == location[:-1] and location and _is_near(location[-1], gone[-1]):
-            return True  # what the key was meant to be is now missing
+        if gone[:-1] == location[:-1] and location:
+            # What the key was meant to be is now missing, or what could have been given instead.
+            if any(_is_near(key, gone[-1]) for key in (location[-1], *_IN_TICKS.findall(said))):
+                return True
     return False
+
+
+_IN_TICKS = re.compile("`(.+?)`")  # a key that a message names
 
 
 def _is_near(name: str | int, other: str | int) -> bool:

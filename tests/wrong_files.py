@@ -141,6 +141,12 @@ CASES: tuple[Wrong, ...] = (
         (f"{S}:5 search.density.rnge", "unknown key", "did you mean 'range'?"),
     ),
     _case(
+        "key that could be given instead of another",
+        S,
+        {DENSITY: "density: {level: [0.2, 1]}"},
+        (f"{S}:5 search.density.level", "unknown key", "did you mean 'levels'?"),
+    ),
+    _case(
         "key of the fitness",
         F,
         {"split:": "splt:"},
