@@ -130,10 +130,10 @@ def _follows(report: _Report, broken: set[Location]) -> bool:
             return True
         if gone[-1] in location or f"{gone[-1]!r}" in said or f"`{gone[-1]}`" in said:
             return True
-        if gone[:-1] == location[:-1] and location:
-            # What the key was meant to be is now missing, or what could have been given instead.
-            if any(_is_near(key, gone[-1]) for key in (location[-1], *_IN_TICKS.findall(said))):
-                return True
+        # What the key was meant to be is now missing, or what could have been given instead.
+        meant = (*location[-1:], *_IN_TICKS.findall(said))
+        if gone[:-1] == location[:-1] and any(_is_near(key, gone[-1]) for key in meant):
+            return True
     return False
 
 
