@@ -189,8 +189,12 @@ def _searched(parts: Parts, ledger: Ledger, measurer: Measurer) -> dict[str, Any
 
 
 def front_of(ranked: Sequence[Any], ledger: Ledger) -> list[Candidate]:
-    """The told front; of many, those that are spread best: each farthest from those before it."""
-    known = {ledger.candidates[e.id].fingerprint: e for e in reversed(ranked)}
+    """The told front; of many, those that are spread best: each farthest from those before it.
+
+    Where one races, of those who came to the highest rung, as in a run's own front.
+    """
+    top = [e for e in ranked if e.score.rung == ranked[0].score.rung]
+    known = {ledger.candidates[e.id].fingerprint: e for e in reversed(top)}
     evaluations = list(known.values())
     values = np.array([e.score.values for e in evaluations])
     places = np.flatnonzero(non_dominated(values))

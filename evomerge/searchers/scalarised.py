@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,29 @@ class ScalariseConfig(StrictOptions):
         return found
 
 
+class _Told(NamedTuple):
+    """An evaluation, and what its number is made of; None where it has no score."""
+
+    evaluation: Evaluation
+    values: tuple[float, ...] | None
+    errors: tuple[float, ...] = ()
+    num_items: int = 0
+    rung: int = 0
+
+
+def _told(evaluation: Evaluation) -> _Told:
+    if evaluation.score is None or not is_scored(evaluation):
+        return _Told(evaluation, None)
+    estimates = evaluation.score.objectives.values()
+    return _Told(
+        evaluation,
+        evaluation.score.values,
+        tuple(estimate.standard_error for estimate in estimates),
+        max(estimate.num_items for estimate in estimates),
+        evaluation.score.rung,
+    )
+
+
 class Scalarised:
     """A searcher of one objective that is told one number of several.
 
@@ -69,6 +92,10 @@ class Scalarised:
     the weights change, everything is told again: a searcher that models all it was told then sees
     one function, one of generations sees it from the next generation on. So is what another run was
     told, to those that go on learning from it; others have begun where that was best at first.
+
+    Candidates are passed on one by one in the order of their ids, each with the scale and the
+    weights that those up to it make. One that models all it was told gets no more of them than it
+    needs to go on. So how calls are cut changes nothing.
 
     The standard error of the number is that of the objectives, as if they were independent: of the
     sum, or of the objective with the largest distance.
@@ -82,19 +109,21 @@ class Scalarised:
         self._config = config
         self._seed = seed
         self._names = facts.objectives
-        self._known: dict[CandidateId, Evaluation] = {}
+        self._waiting: dict[CandidateId, Evaluation] = {}  # told, and not passed on
+        self._known: dict[CandidateId, _Told] = {}  # passed on, in the order of ids from 0
         self._lowest = np.full(len(self._names), np.inf)
         self._highest = np.full(len(self._names), -np.inf)
         self._draw = 0
         self._weights = self._drawn()
-        for evaluation in facts.warm_start:
-            self._widen(evaluation)
-        self._before = facts.warm_start
-        told_before = tuple(map(self._scalar, self._before))
-        self._searcher = make(replace(facts, objectives=(NAME,), warm_start=told_before))
+        self._before = [_told(evaluation) for evaluation in facts.warm_start]
+        self._widen(self._before)
+        told_before = self._scalars(self._before)
+        self._searcher = make(replace(facts, objectives=(NAME,), warm_start=tuple(told_before)))
         self.needs = self._searcher.needs
         self.resumes_on_drift = self._searcher.resumes_on_drift
         self._every = config.every or self._searcher.population
+        # Given by searchers that learn from all they were told (see window.py).
+        self._tell_warm_start = getattr(self._searcher, "tell_warm_start", None)
 
     @property
     def population(self) -> int:
@@ -108,47 +137,54 @@ class Scalarised:
 
     def ask(self, count: int) -> list[Genome]:
         """The searcher's own genomes."""
-        return self._searcher.ask(count)
+        genomes = self._searcher.ask(count)
+        while len(genomes) < count and self._pass_on_next():
+            genomes += self._searcher.ask(count - len(genomes))
+        return genomes
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Tell one number of each; of everybody, where the numbers have changed."""
-        own = [evaluation for evaluation in evaluations if evaluation.id >= 0]
-        before = self._lowest.copy(), self._highest.copy()
-        for evaluation in own:
-            self._widen(evaluation)
-        changed = not all(map(np.array_equal, before, (self._lowest, self._highest)))
-        fresh = {evaluation.id for evaluation in own}
-        others = [e for id_, e in self._known.items() if id_ not in fresh] if changed else []
-        self._known.update((evaluation.id, evaluation) for evaluation in own)
-        if changed:
-            self._tell_warm_start()
-        self._pass_on([*others, *own])
-        if self._config.kind == "parego" and len(self._known) // self._every != self._draw:
-            self._draw = len(self._known) // self._every
-            self._weights = self._drawn()
-            self._tell_warm_start()
-            self._pass_on(list(self._known.values()))
+        own = sorted((e for e in evaluations if e.id >= 0), key=lambda e: e.id)
+        again = [e for e in own if e.id in self._known]
+        self._waiting.update((e.id, e) for e in own if e.id not in self._known)
+        if again:
+            self._pass_on(again)
+        if self._tell_warm_start is None:
+            while self._pass_on_next():
+                pass
 
     def recommend(self) -> Genome | None:
         """What the searcher believes in; under parego that is one point of the front, and none."""
         return None if self._config.kind == "parego" else self._searcher.recommend()
 
+    def _pass_on_next(self) -> bool:
+        """Pass on the next candidate, if it is told."""
+        evaluation = self._waiting.pop(len(self._known), None)
+        if evaluation is not None:
+            self._pass_on([evaluation])
+        return evaluation is not None
+
     def _pass_on(self, evaluations: Sequence[Evaluation]) -> None:
-        ordered = sorted(evaluations, key=lambda evaluation: evaluation.id)
-        self._searcher.tell([self._scalar(evaluation) for evaluation in ordered])
+        """Take in evaluations, and tell what is new of them, or of all with another function."""
+        before = *self._lowest, *self._highest, self._draw
+        news = [_told(evaluation) for evaluation in evaluations]
+        self._widen(news)
+        self._known.update((told.evaluation.id, told) for told in news)
+        if self._config.kind == "parego" and len(self._known) // self._every != self._draw:
+            self._draw = len(self._known) // self._every
+            self._weights = self._drawn()
+        if before != (*self._lowest, *self._highest, self._draw):
+            news = list(self._known.values())
+            if self._before and self._tell_warm_start is not None:
+                self._tell_warm_start(self._scalars(self._before))
+        self._searcher.tell(self._scalars(news))
 
-    def _tell_warm_start(self) -> None:
-        """Tell again what another run was told, to searchers that keep it."""
-        again = getattr(self._searcher, "tell_warm_start", None)
-        if self._before and again is not None:
-            again(tuple(map(self._scalar, self._before)))
-
-    def _widen(self, evaluation: Evaluation) -> None:
+    def _widen(self, news: Sequence[_Told]) -> None:
         """The range of what was told."""
-        if evaluation.score is not None and is_scored(evaluation):
-            values = np.array(evaluation.score.values)
-            self._lowest = np.minimum(self._lowest, values)
-            self._highest = np.maximum(self._highest, values)
+        for told in news:
+            if told.values is not None:
+                self._lowest = np.minimum(self._lowest, told.values)
+                self._highest = np.maximum(self._highest, told.values)
 
     def _drawn(self) -> NDArray[np.float64]:
         """Weights that sum to one; for parego the draw's own, whatever was drawn before."""
@@ -161,21 +197,29 @@ class Scalarised:
         shares: NDArray[np.float64] = weights / weights.sum()
         return shares
 
-    def _scalar(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with one number."""
-        if evaluation.score is None or not is_scored(evaluation):
-            return evaluation
-        estimates = list(evaluation.score.objectives.values())
-        values = np.array(evaluation.score.values)
+    def _scalars(self, told: Sequence[_Told]) -> list[Evaluation]:
+        """The evaluations with one number each."""
+        scored = [one for one in told if one.values is not None]
+        if not scored:
+            return [one.evaluation for one in told]
         spread = self._highest - self._lowest
-        scale = np.where(spread > 0, spread, 1.0)
-        errors = self._weights * np.array([e.standard_error for e in estimates]) / scale
-        distances = self._weights * (self._highest - values) / scale
+        shares = self._weights / np.where(spread > 0, spread, 1.0)
+        distances = shares * (self._highest - np.array([one.values for one in scored]))
+        errors = shares * np.array([one.errors for one in scored])
         if self._config.kind == "weighted_sum":
-            value, error = -float(distances.sum()), float(np.sqrt((errors**2).sum()))
+            numbers, error = -distances.sum(axis=1), np.sqrt((errors**2).sum(axis=1))
         else:
-            farthest = int(np.argmax(distances))
-            value = -float(distances[farthest] + RHO * distances.sum())
-            error = float(errors[farthest])
-        number = Estimate(value, error, max(e.num_items for e in estimates))
-        return replace(evaluation, score=Score({NAME: number}, evaluation.score.rung))
+            farthest = np.arange(len(scored)), distances.argmax(axis=1)
+            numbers, error = -(distances[farthest] + RHO * distances.sum(axis=1)), errors[farthest]
+        pairs = zip(numbers.tolist(), error.tolist(), strict=True)
+        return [
+            one.evaluation if one.values is None else _with_number(one, *next(pairs))
+            for one in told
+        ]
+
+
+def _with_number(told: _Told, number: float, error: float) -> Evaluation:
+    """An evaluation that has been scored, with one number (`replace` takes three times as long)."""
+    one = told.evaluation
+    score = Score({NAME: Estimate(number, error, told.num_items)}, told.rung)
+    return Evaluation(one.id, one.genome, score, one.failure, one.violation, one.responses)

@@ -17,6 +17,7 @@ from evomerge.protocols import Searcher
 from evomerge.records import Estimate, Evaluation, Facts, Failure, Genome, Responses, Score
 from evomerge.search_spaces.codec import Codec
 from evomerge.searchers import SEARCHERS, make_searcher
+from evomerge.searchers.scalarised import ScalariseConfig
 
 # Options that keep a searcher's first steps short, for tests that look at the steps after them.
 SMALL: dict[str, dict[str, Any]] = {
@@ -182,6 +183,8 @@ class Setting:
     shape: Shape = "reals"
     constraints: tuple[Constraint, ...] = ()
     warm_start: tuple[Evaluation, ...] = ()
+    given: tuple[Genome, ...] = ()
+    scalarise: ScalariseConfig | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -204,8 +207,10 @@ class Setting:
             experts=experts,
             gram=gram,
             warm_start=self.warm_start,
+            given=self.given,
         )
-        return make_searcher(self.kind, self.space(), self.seed, facts, self.options or {})
+        options = self.options or {}
+        return make_searcher(self.kind, self.space(), self.seed, facts, options, self.scalarise)
 
     def experts(self) -> tuple[tuple[Genome, ...], tuple[tuple[float, ...], ...]]:
         """Three experts somewhere in the space, if the searcher needs some; and their relation."""

@@ -36,6 +36,7 @@ from searcher_calls import (
 
 from evomerge.records import Estimate, Evaluation, Score
 from evomerge.searchers import SEARCHERS
+from evomerge.searchers.scalarised import ScalariseConfig
 
 ALL = sorted(SEARCHERS)
 # Their rounds are as large as the experts are many, and most of them end; no choice of theirs is
@@ -135,6 +136,36 @@ def test_genomes_lie_in_the_cube_and_replay_is_equal_for_any_batches(kind: str) 
         )
         common = min(len(genomes), len(asked(whole)))
         assert asked(whole)[:common] == genomes[:common]
+
+    check()
+
+
+SCALARISED = [kind for kind in ALL if "several_objectives" not in SEARCHERS[kind].needs]
+
+
+@pytest.mark.parametrize("kind", SCALARISED)
+def test_of_one_number_for_two_objectives_batches_change_nothing_either(kind: str) -> None:
+    of_kind = st.sampled_from(["weighted_sum", "chebyshev", "parego"])
+
+    @settings(REPEATABLE, max_examples=3 if kind == "gp" else REPEATABLE.max_examples)
+    @given(of_kind, st.integers(2, 9), st.integers(0, 2), sizes, sizes)
+    def check(
+        how: Any, every: int, num_given: int, ask_counts: list[int], tell_counts: list[int]
+    ) -> None:
+        drawn = {"every": every} if how == "parego" else {}
+        generator = np.random.default_rng(0)
+        setting = small(kind, 4, num_objectives=2, scalarise=ScalariseConfig(kind=how, **drawn))
+        setting.given = tuple(setting.space().sample(generator) for _ in range(num_given))
+
+        def stream(ask_counts: list[int], tell_counts: list[int]) -> list[Any]:
+            steps = itertools.cycle(ask_counts), itertools.cycle(tell_counts)
+            length = LENGTH.get(kind, 50)
+            return asked(drive(setting.make(), length, *steps, num_objectives=2))
+
+        whole, pieces = stream([50], [50]), stream(ask_counts, tell_counts)
+        common = min(len(whole), len(pieces))
+        assert common > num_given
+        assert whole[:common] == pieces[:common]
 
     check()
 
