@@ -19,7 +19,7 @@ got, and the nearest valid name.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -98,12 +98,19 @@ class CandidateError(Exception):
     """One candidate cannot be merged or measured; the message is the reason that is recorded."""
 
 
+def _closest(name: str, names: Sequence[str]) -> list[str]:
+    """The name that is most alike, or begins alike, if there is one."""
+    alike = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    begins = [other for other in names if len(name) > 3 and other.startswith(name[:3])]
+    return alike or begins[:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+
+
 def nearest(name: str, valid: Iterable[str], *, only_close: bool = False) -> str:
     """A hint that names the closest valid spelling and then all of them, or the closest alone."""
     names = sorted(valid)
     if not names:
         return ""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = _closest(name, names)
     if only_close:
         return f"did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from evomerge.errors import Interrupted
-from evomerge.panel import Panel
+from evomerge.panel import Panel, estimate
 from evomerge.signals import signals
 
 Facts = Mapping[str, Any]
@@ -52,7 +52,7 @@ def in_full(facts: Facts) -> list[str]:
     lines = [_head(facts)]
     if facts["phase"] == "references" and facts["references"]["asked"]:
         lines.append("references: {measured} of {asked} measured".format(**facts["references"]))
-    if facts["under_way"]["candidates"]:
+    if facts["under_way"]["candidates"] and facts["state"] != "finished":
         under_way = facts["under_way"]
         lines.append(
             f"under way: {under_way['candidates']} candidates asked and not told, "
@@ -60,7 +60,8 @@ def in_full(facts: Facts) -> list[str]:
         )
     lines += _budget(facts)
     if facts["incumbent"]:
-        lines.append(f"best by the search: candidate {_scored(facts['incumbent'])}")
+        best = _scored(facts["incumbent"], facts["objectives"])
+        lines.append(f"best by the search: candidate {best}")
     if (told := facts["references"]["told"]) and not facts["final"]:
         label, best = max(told.items(), key=lambda item: item[1]["mean"]["value"])
         lines.append(f"best reference: {label} {_mean(best)}")
@@ -134,19 +135,17 @@ def _workers(workers: Sequence[Facts]) -> list[str]:
     return shown
 
 
-def _scored(incumbent: Facts) -> str:
-    values = ", ".join(f"{name} {_estimate(e)}" for name, e in incumbent["objectives"].items())
+def _scored(incumbent: Facts, signs: Mapping[str, int]) -> str:
+    """In the objectives' own signs; older runs have noted none: there, costs are to be small."""
+    values = ", ".join(
+        f"{name} {estimate(e, signs.get(name, 1 if e['num_items'] else -1))}"
+        for name, e in incumbent["objectives"].items()
+    )
     return f"{incumbent['candidate']} ({values})"
 
 
-def _estimate(e: Facts) -> str:
-    if not e["num_items"]:
-        return _number(e["value"])
-    return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
-
-
 def _mean(scored: Facts) -> str:
-    return _estimate(scored["mean"])
+    return estimate(scored["mean"], 1)
 
 
 def _number(value: float) -> str:

@@ -121,12 +121,12 @@ def relatedness_table(related: Relatedness) -> Table:
     table.add_column("mean cosine of task vectors", justify="right")
     table.add_column(f"survives {dtype} at weight {related.weight:.2g}", justify="right")
     for name, relation in related.relations.items():
-        others = [cosine for pair, cosine in related.delta_cosines.items() if name in pair]
+        mean = related.mean_delta_cosine_of(name)
         table.add_row(
             name,
             f"{relation.cosine:.4f}",
             f"{relation.relative_norm:.4f}",
-            f"{sum(others) / len(others):.3f}" if others else "-",
+            "-" if mean is None else f"{mean:.3f}",
             f"{relation.survives:.1%}",
         )
     return table

@@ -87,6 +87,8 @@ class TerminalView:
             f"{sum(map(len, parts.split.fresh.values()))} fresh, "
             f"{sum(map(len, parts.split.holdout.values()))} holdout items"
         )
+        if before := parts.start.warm_start:
+            self._console.print(f"warm start: {len(before):,} candidates of another run are known")
         with RunWatch(ledger.path.parent) as watch:
             watch.read()
         self._num_told = watch.standing.found.count

@@ -340,6 +340,14 @@ def test_code_in_a_task_file_runs_only_when_the_user_says_so(
 # --- folders --------------------------------------------------------------------------------------
 
 
+def test_a_budget_that_has_been_spent_is_refused(finished: Path, evomerge: Any) -> None:
+    before = (finished / "experiment.yaml").read_bytes()
+    called = evomerge("resume", finished, "--budget", 3)
+    assert called.code == 2
+    assert re.search(r"--budget 3: \d+ candidates are told already", called.err)
+    assert (finished / "experiment.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize("verb", ["resume", "status", "front", "digest", "export"])
 def test_a_folder_without_a_run_is_said_so(
     verb: str, tmp_path: Path, evomerge: Callable[..., Called]

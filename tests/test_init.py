@@ -166,6 +166,19 @@ def test_strangers_are_matched_or_refused(tiny_zoo: Path, evomerge: Call, tmp_pa
     assert "other" in told
 
 
+def test_other_files_beside_models_are_passed_by(
+    tiny_zoo: Path, evomerge: Call, tmp_path: Path
+) -> None:
+    copied(tiny_zoo, tmp_path / "models", {"base": "base", "sort": "sort"})
+    (tmp_path / "models" / "README.md").write_text("what they are\n")
+    paths = sorted((tmp_path / "models").iterdir())  # as a shell writes out models/*
+    code, told = evomerge("init", *paths, "--tasks", TASKS / "sort.yaml")
+    assert code == 0, told
+    assert "README.md is no model: it is passed by" in told
+    data = yaml.safe_load((tmp_path / "my_search.yaml").read_text())
+    assert (data["base"], data["experts"]) == ("models/base", {"sort": "models/sort"})
+
+
 def test_what_is_no_model_is_said(evomerge: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, told = evomerge("init", "empty", "nowhere")

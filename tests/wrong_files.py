@@ -193,7 +193,7 @@ CASES: tuple[Wrong, ...] = (
         "option of the searcher",
         E,
         {"population: 12": "popsize: 12"},
-        (f"{E}:8 searcher.popsize", "unknown key", "valid: "),
+        (f"{E}:8 searcher.popsize", "unknown key", "did you mean 'population'?"),
     ),
     _case(
         "key of the budget",

@@ -97,6 +97,11 @@ def inside(folder: Path, name: str) -> Path:
     raise ModelError(Problem(str(path), f"is a link that leaves the folder, to {target}"))
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether a file is, by its name, a model's tensors."""
+    return path.is_file() and path.suffix in (".safetensors", *_PICKLE_SUFFIXES)
+
+
 def read_pickle(path: Path, *, allow_pickle: bool) -> Stored:
     """The tensors of a weights-only pickle.
 

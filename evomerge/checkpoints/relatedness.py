@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -69,8 +69,11 @@ class Relatedness:
     @property
     def mean_delta_cosine(self) -> float | None:
         """The mean over pairs of experts; None where there is none."""
-        known = [cosine for cosine in self.delta_cosines.values() if not math.isnan(cosine)]
-        return sum(known) / len(known) if known else None
+        return _mean(self.delta_cosines.values())
+
+    def mean_delta_cosine_of(self, name: str) -> float | None:
+        """The mean over the pairs of an expert; who equals the base has no direction."""
+        return _mean(cosine for pair, cosine in self.delta_cosines.items() if name in pair)
 
     def warnings(self) -> list[str]:
         """What looks like a mistake, with figures."""
@@ -108,6 +111,12 @@ class Relatedness:
                 f"{name}: {relation.survives:.0%} of the entries that it changes survive in "
                 f"{dtype} at weight {self.weight:.2g}; `dtype: float32` keeps them"
             )
+
+
+def _mean(cosines: Iterable[float]) -> float | None:
+    """Of those that there are."""
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    return sum(known) / len(known) if known else None
 
 
 def relate(

@@ -15,7 +15,9 @@ from evomerge.cli.screen import open_console
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="The runs' folders.", show_default=False)],
+    folders: Annotated[
+        list[Path], typer.Argument(help="The folders of runs or sweeps.", show_default=False)
+    ],
     by: Annotated[
         str | None,
         typer.Option(

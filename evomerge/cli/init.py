@@ -60,10 +60,15 @@ def init(
     if copy is not None:
         console.print(f"{_copy_one(copy, Path.cwd(), force=force)}")
         return
+    from evomerge.checkpoints.folder import is_model_file
     from evomerge.experiment.init import EXAMPLE, find_out, models_below, write_experiment
 
     _refuse_existing([out, out.with_name(f"{out.stem}_fitness.yaml")], force=force)
-    paths = models or models_below(Path.cwd())
+    given = models or models_below(Path.cwd())
+    paths = [path for path in given if path.is_dir() or is_model_file(path) or not path.exists()]
+    for path in given:
+        if path not in paths:
+            console.print(f"note: {path} is no model: it is passed by")
     if not paths:
         what = f"no models below {Path.cwd()} (folders with a config.json)"
         raise ConfigurationError(Problem("", what, f"name them: {EXAMPLE}"))

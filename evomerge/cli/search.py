@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from evomerge.cli.options import (
     Workers,
 )
 from evomerge.cli.screen import open_console
-from evomerge.errors import ConfigurationError, Interrupted
+from evomerge.errors import ConfigurationError, Interrupted, Problem
 from evomerge.lock import refuse_locked
 from evomerge.signals import go_on, signals
 
@@ -109,8 +110,22 @@ def resume(
     config = moved_to(config, pairs(model, "--model"), pairs(moved, "--moved"))
     check_models_are_there(config)
     config = with_code(config, folder, allow_code)
+    _refuse_less(folder, budget)
     limits = {"candidates": budget, "item_evaluations": item_evaluations, "hours": hours}
     _drive(changed(config, budget=limits, pool=(pool, workers, address), track=track), folder)
+
+
+def _refuse_less(folder: Path, budget: int | None) -> None:
+    """Refuse a budget that has been spent already: the run's files would tell of another search."""
+    from evomerge.ledger import LEDGER, Ledger
+
+    if budget is not None and (folder / LEDGER).exists():
+        with closing(Ledger(folder / LEDGER, read_only=True)) as ledger:
+            told = len(ledger.evaluations())
+        if budget < told:
+            what = f"{told:,} candidates are told already"
+            hint = f"{told} ends the search with what is there, and more goes on with it"
+            raise ConfigurationError(Problem(f"--budget {budget}", what, hint))
 
 
 def front(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.ledger import LEDGER
 from evomerge.recipe import canonical_json
 from evomerge.results.comparable import (
     check_comparable,
@@ -35,7 +36,7 @@ COSTS = ("item_evaluations", "search_item_evaluations", "candidates", "seconds")
 def compare(folders: Sequence[str | Path], by: str | None = None) -> Json:
     """Compare runs, as JSON.
 
-    folders: of the runs; runs that differ in their seeds alone are a group.
+    folders: of the runs, or of sweeps; runs that differ in their seeds alone are a group.
     by: one of `ASPECTS`: runs that are alike in that are a group, whatever else they differ in.
 
     Raises:
@@ -46,7 +47,7 @@ def compare(folders: Sequence[str | Path], by: str | None = None) -> Json:
     if by is not None and by not in ASPECTS:
         hint = f"{nearest(by, ASPECTS)}; there are {', '.join(ASPECTS)}"
         raise ConfigurationError(Problem("--by", f"runs cannot be grouped by {by!r}", hint))
-    paths = [Path(folder) for folder in folders]
+    paths = _runs([Path(folder) for folder in folders])
     if not paths:
         raise ConfigurationError("no run folders were given")
     for path, count in Counter(path.resolve() for path in paths).items():
@@ -60,6 +61,17 @@ def compare(folders: Sequence[str | Path], by: str | None = None) -> Json:
     if by is not None and any(differing([run.settings for run in g.runs]) for g in groups):
         told.append(f"grouped by {by}: within a group runs differ in other things too")
     return _compared(groups, by, told)
+
+
+def _runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs' folders: those in a sweep's; the files that it has beside them are passed by."""
+    beside = {path.parent for path in paths if (path / LEDGER).exists()}
+    found = []
+    for path in paths:
+        inside = [] if (path / LEDGER).exists() else sorted(path.glob(f"*/{LEDGER}"))
+        if not (path.is_file() and path.parent in beside):
+            found += [ledger.parent for ledger in inside] or [path]
+    return found
 
 
 def _short(paths: Sequence[Path]) -> list[str]:

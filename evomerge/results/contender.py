@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
@@ -149,7 +150,7 @@ def read_contender(folder: Path, name: str) -> Contender:
             experiment=run.name,
             state=state,
             seed=int(identity.get("seed", 0)),
-            settings=_settings(identity, run.ledger.meta.get("start")),
+            settings=_settings(identity, run.ledger.meta.get("start"), run.experiment),
             budget=leaves(_budget(run)),
             items=identity.get("items", {}),
             objectives=objectives,
@@ -206,14 +207,26 @@ def _split(identity: Mapping[str, Any], num_items: Mapping[str, int]) -> Split |
     return split_items(every, said["search"], said["fresh"], said["holdout"], said["seed"])
 
 
-def _settings(identity: Mapping[str, Any], start: Any) -> dict[str, Any]:
-    found = leaves({**identity, "start": start})
+def _settings(identity: Mapping[str, Any], start: Any, experiment: Mapping[str, Any]) -> Json:
+    found = leaves({**identity, "start": _brief_start(start, experiment)})
     inside = [key for key in found if key.startswith("fitness.objectives.")]
     for key in inside:  # told as one thing: a column says nothing without its tasks
         del found[key]
     for name, objective in identity.get("fitness", {}).get("objectives", {}).items():
         found[f"fitness.objectives.{name}"] = objective
     return {k: v for k, v in found.items() if k != "seed" and v not in _UNSAID}
+
+
+def _brief_start(start: Any, experiment: Mapping[str, Any]) -> Json:
+    """What a run began with: by what the experiment names, and by its content where two differ."""
+    told = {}
+    for key, what in (start or {}).items():
+        if what:
+            digest = hashlib.sha256(canonical_json(what).encode()).hexdigest()[:8]
+            named = experiment.get(key) or ""
+            names = [named] if isinstance(named, str) else named
+            told[key] = f"{', '.join(Path(name).name for name in names)} ({len(what)}, {digest})"
+    return told
 
 
 def _budget(run: Account) -> Json:

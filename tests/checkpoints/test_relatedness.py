@@ -20,6 +20,7 @@ from evomerge.checkpoints.derived import Derived, Made
 from evomerge.checkpoints.family import open_family
 from evomerge.checkpoints.open import Checkpoint, open_checkpoint
 from evomerge.checkpoints.relatedness import SAMPLE, relate
+from evomerge.tables import relatedness_table
 
 State = dict[str, torch.Tensor]
 
@@ -201,3 +202,14 @@ def test_three_7b_models_in_two_seconds(tmp_path: Path) -> None:
     found = relate(checkpoints, "base")
     assert time.perf_counter() - start < 2.0
     assert SAMPLE < found.num_entries < 2 * SAMPLE
+
+
+def test_an_expert_that_is_the_base_has_no_direction() -> None:
+    base = state(0)
+    one, other = moved(base, 1, 0.1), moved(base, 2, 0.1)
+    related = relate(opened(base=base, same=base, one=one, other=other), "base")
+    assert related.mean_delta_cosine_of("same") is None
+    assert related.mean_delta_cosine_of("one") == related.delta_cosines["one", "other"]
+    with_column = relatedness_table(related).columns[3]
+    assert next(iter(with_column.cells)) == "-"
+    assert "nan" not in "".join(map(str, with_column.cells))

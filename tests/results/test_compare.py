@@ -302,7 +302,7 @@ def test_other_tasks_are_refused(sweep: list[Path], fronts: list[Path], tmp_path
     with pytest.raises(ConfigurationError, match=r"errors: the items of right are others than tho"):
         compare([sweep[0], other.folder])
     with pytest.raises(ConfigurationError, match="no run here"):
-        compare([sweep[0], tmp_path])
+        compare([sweep[0], tmp_path / "nowhere"])
 
 
 def test_other_holdouts_are_compared_unpaired(sweep: list[Path], made: Callable[..., Path]) -> None:
@@ -381,6 +381,19 @@ def test_the_verb(
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl", "").replace(
         "http://creativecommons", ""
     ).replace("https://matplotlib.org", "")
+
+
+def test_a_sweeps_folder_stands_for_its_runs(sweep: list[Path], tmp_path: Path) -> None:
+    for run in (sweep[0], sweep[3]):
+        shutil.copytree(run, tmp_path / run.name)
+        (tmp_path / f"{run.name}.log").write_text("what was printed\n")
+    (tmp_path / "run.lock").touch()
+    runs = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    told = compare(runs)
+    assert compare([tmp_path]) == told
+    assert compare(sorted(tmp_path.iterdir())) == told  # as a shell writes out runs/sweep/*
+    with pytest.raises(ConfigurationError, match="no run here"):
+        compare([tmp_path / "run.lock"])
 
 
 def test_the_verb_says_what_is_wrong(sweep: list[Path], capsys: Any, monkeypatch: Any) -> None:

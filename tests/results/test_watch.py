@@ -319,6 +319,20 @@ def test_watching_ends_with_the_run_and_ctrl_c_leaves(tmp_path: Path) -> None:
     assert "candidates/min" in in_line(facts)
 
 
+def test_costs_are_told_as_their_user_counts_and_the_end_leaves_nothing_under_way(
+    tmp_path: Path,
+) -> None:
+    facts = status(killed(tmp_path))
+    size = {"value": -248_800.0, "low": -248_800.0, "high": -248_800.0, "num_items": 0}
+    assert facts["incumbent"] is not None
+    facts["incumbent"]["objectives"]["size"] = size
+    assert any("size 248.8k" in line for line in in_full(facts))  # an older run has no signs
+    facts["objectives"] = {"size": -1}
+    assert any("size 248.8k" in line for line in in_full(facts))
+    assert any(line.startswith("under way") for line in in_full(facts))
+    assert not any(line.startswith("under way") for line in in_full(facts | {"state": "finished"}))
+
+
 def test_ctrl_c_leaves_the_last_facts_on_the_screen(tmp_path: Path) -> None:
     """As on a terminal: the command line handles the signal, not Python."""
     killed(tmp_path)
