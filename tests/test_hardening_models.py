@@ -95,6 +95,8 @@ def test_fine_tunes_are_merged_without_a_word(
     path = recipe(tmp_path, tiny_zoo, tiny_zoo / "sort")
     code, out, _ = evomerge("merge", path, "--out", tmp_path / "merged")
     assert (code, out) == (0, f"wrote {tmp_path / 'merged'}\n")
+    code, out, _ = evomerge("merge", path, "--out", tmp_path / "merged")
+    assert (code, out) == (0, f"wrote {tmp_path / 'merged'}, over what was there\n")
 
 
 def test_what_the_dtype_loses_is_said(tiny_zoo: Path, tmp_path: Path, evomerge: Say) -> None:

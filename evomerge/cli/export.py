@@ -79,6 +79,7 @@ def export(
     check_rank(rank, adapter)
     num_items = _number(verify)
 
+    from evomerge.checkpoints.write import MARK
     from evomerge.experiment.chosen import Choice
     from evomerge.experiment.exports import ExportOptions, export_chosen
     from evomerge.results.hub import Push
@@ -95,13 +96,14 @@ def export(
         push=None if push is None else Push(push, public),
     )
     done: list[Exported] = []
+    is_there = (out / MARK).is_file()
     try:
         with progress_view() as view:
             report = view.progress
             export_chosen(folder, out, choice, options, progress=report, on_done=done.append)
     finally:  # what is there already is said, whatever came then
         for exported in done:
-            _tell(exported)
+            _tell(exported, is_there=is_there and not choice.is_set)
     if choice.is_set:
         text = f"{out}: {len(done)} models; front.json, front.csv and README.md tell of them"
         open_console().print(text)
@@ -123,7 +125,7 @@ def _kind(front: bool, knee: bool) -> Literal["best", "front", "knee"]:
     return "knee" if knee else "best"
 
 
-def _tell(exported: Exported) -> None:
+def _tell(exported: Exported, *, is_there: bool) -> None:
     """What became of one model."""
     console = open_console()
     if exported.kept:
@@ -131,7 +133,8 @@ def _tell(exported: Exported) -> None:
     elif exported.adapter is not None:
         print_adapter(exported.adapter)
     else:
-        console.print(f"wrote {exported.folder.resolve()}")
+        over = ", over what was there" if is_there else ""
+        console.print(f"wrote {exported.folder.resolve()}{over}")
     console.print(f"  {in_words(exported.verification)}")
     if exported.url is not None:
         console.print(f"  uploaded to {exported.url}")

@@ -35,6 +35,7 @@ def merge(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge by hand: build the model that a recipe, or mergekit's YAML, describes."""
+    from evomerge.checkpoints.write import MARK
     from evomerge.experiment.recipes import (
         open_recipe_models,
         read_recipe,
@@ -64,11 +65,12 @@ def merge(
             )
         print_adapter(report)
         return
+    is_there = (out / MARK).is_file()
     with progress_view() as view:
         written = export_model(
             parsed, checkpoints, out, progress=view.progress, scales=scales, calibration=texts
         )
-    open_console().print(f"wrote {written}")
+    open_console().print(f"wrote {written}{', over what was there' if is_there else ''}")
 
 
 def score(

@@ -74,10 +74,16 @@ class CycleQd:
             description="objective -> [low, high] that its cells divide; learnt where not given",
         )
         alpha_low: float = Field(
-            0.5, ge=0, description="of elite sampling: what the archive's lowest value counts"
+            0.5,
+            ge=0,
+            le=1000,
+            description="of elite sampling: what the archive's lowest value counts",
         )
         alpha_high: float = Field(
-            0.8, gt=0, description="of elite sampling: what the archive's highest value counts"
+            0.8,
+            gt=0,
+            le=1000,
+            description="of elite sampling: what the archive's highest value counts",
         )
         mix_std: float = Field(
             0.03, ge=0, le=1, description="standard deviation of a parent's weight, whose mean is 1"

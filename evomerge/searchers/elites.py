@@ -6,6 +6,7 @@ Qualities and behaviours are both objectives here, or the mean of the objectives
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,7 +220,7 @@ def check_grid(
 
     Raises:
         ConfigurationError: pyribs is not there, an option names no objective or a range without an
-            extent, or there are too many cells; with all of it.
+            extent, or one twice, or there are too many cells; with all of it.
     """
     try:
         import ribs.archives  # noqa: F401
@@ -240,6 +241,12 @@ def check_grid(
         for option, names in {**named, "ranges": list(ranges)}.items()
         for name in names
         if name not in objectives
+    ]
+    problems += [
+        Problem(f"searcher.{option} ({kind})", f"{name!r} is named twice")
+        for option, names in named.items()
+        for name, count in Counter(names).items()
+        if count > 1
     ]
     problems += [
         Problem(f"searcher.ranges.{name} ({kind})", f"expected [low, high], got {list(given)}")

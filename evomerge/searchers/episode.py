@@ -50,17 +50,13 @@ class Course:
     def __init__(self, genes: Sequence[Gene], constraints: Sequence[Constraint], bins: int) -> None:
         self.genes = tuple(genes)
         self.constraints = tuple(constraints)
-        blocks: dict[tuple[str, int], int] = {}  # type and size -> first column
-        self.num_columns = 0
+        blocks = first_columns(self.genes, bins)
+        self.num_columns = num_actions(self.genes, bins)
         self.coordinates: list[NDArray[np.float64]] = []
         self._values: list[Sequence[Value]] = []
         self.starts: list[int] = []
         for gene in self.genes:
-            size = num_options(gene) or bins
-            block = KINDS[type(gene)], size
-            if block not in blocks:
-                blocks[block] = self.num_columns
-                self.num_columns += size
+            _, size = block = _block(gene, bins)
             self.starts.append(blocks[block])
             self.coordinates.append(_coordinates(gene, size))
             self._values.append(_values(gene, self.coordinates[-1].tolist()))
@@ -198,6 +194,26 @@ class Episode:
             self._taken[number].add(action)
         elif action != NO:
             self._taken[number].add(place)
+
+
+def num_actions(genes: Sequence[Gene], bins: int) -> int:
+    """Actions of all genes, where genes of one type and size share theirs."""
+    return sum(size for _, size in first_columns(genes, bins))
+
+
+def first_columns(genes: Sequence[Gene], bins: int) -> dict[tuple[str, int], int]:
+    """The first column of each type and size of genes, in the order of the genes."""
+    found: dict[tuple[str, int], int] = {}
+    end = 0
+    for block in (_block(gene, bins) for gene in genes):
+        if block not in found:
+            found[block] = end
+            end += block[1]
+    return found
+
+
+def _block(gene: Gene, bins: int) -> tuple[str, int]:
+    return KINDS[type(gene)], num_options(gene) or bins
 
 
 def _coordinates(gene: Gene, size: int) -> NDArray[np.float64]:

@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from evomerge.errors import ConfigurationError, Problem
 from evomerge.protocols import SearchSpace
 from evomerge.records import Evaluation, Facts, Genome
-from evomerge.searchers.episode import Course
+from evomerge.searchers.episode import Course, num_actions
 from evomerge.searchers.generation import Generations
 from evomerge.searchers.options import StrictOptions, read_options
 from evomerge.searchers.order import is_scored, order_key
 from evomerge.searchers.ppo import Agent, Floats, Settings
 
 POINTS = 100.0  # a score of 1 is so much reward
+MOST_ACTIONS = 5_000  # of all types of genes; an update's arrays have that many columns twice
 # Of another run's best genomes: towards them, and not up to them.
 CLONING_STEPS, CLONED = 100, 0.7
 
@@ -48,7 +50,7 @@ class RlAgent:
       genes (see episode.py).
     - There is no weight of the value loss (.5 there): Adam's steps do not depend on it where actor
       and critic share nothing.
-    - Where a score is below 0, a failure's reward is 10 below the lowest score so far. Who was
+    - Where a score is below 0, a failure's reward is 10 below the lowest of its update. Who was
       dropped by racing has less than the worst of those who survived that rung.
 
     Dynamic average reward, for an estimator that rotates its items, a full pass of which takes
@@ -116,6 +118,10 @@ class RlAgent:
         self.options = read_options(self.Options, options, self.kind)
         self.population = self.in_flight = self.options.population
         self._blas = ThreadpoolController().select(user_api="blas")
+        if (count := num_actions(space.genes, self.options.bins)) > MOST_ACTIONS:
+            what = f"expected genes of at most {MOST_ACTIONS:,} different actions, got {count:,}"
+            hint = "fewer bins, smaller ranges, or cma_es"
+            raise ConfigurationError(Problem(f"searcher.kind ({self.kind})", what, hint))
         self._course = Course(space.genes, space.constraints, self.options.bins)
         networks, actions = np.random.SeedSequence(seed).spawn(2)
         self._generator = np.random.default_rng(actions)
@@ -196,14 +202,12 @@ class Rewards:
         self._options = options
         self._num_seen = 0
         self._last = 0.0
-        self._lowest = 0.0
 
     def of(self, generation: Sequence[Evaluation]) -> NDArray[np.float64]:
         """Rewards of an update's episodes, shape (episodes,), in the order of asking."""
         raw = POINTS * values_in_order(generation)
-        if not np.isnan(raw).all():
-            self._lowest = min(self._lowest, float(np.nanmin(raw)))
-        rewards = np.where(np.isnan(raw), self._lowest + self._options.penalty, raw)
+        lowest = min(0.0, float(np.nanmin(raw))) if not np.isnan(raw).all() else 0.0
+        rewards = np.where(np.isnan(raw), lowest + self._options.penalty, raw)
         return np.array([self._smooth(reward) for reward in rewards.tolist()])
 
     def _smooth(self, reward: float) -> float:

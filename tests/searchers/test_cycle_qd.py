@@ -161,6 +161,8 @@ def test_tasks_are_objectives_and_at_least_two() -> None:
         made(tasks=["f0", "g1"])
     with pytest.raises(ConfigurationError, match=r"searcher\.tasks"):
         made(tasks=["f0"])
+    with pytest.raises(ConfigurationError, match="'f0' is named twice"):
+        made(tasks=["f0", "f0"])
     two = made(tasks=["f2", "f0"])
     assert len(two._archives._grids) == 2
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from searcher_calls import Cube, Setting, evaluation
 from torch import nn
 
+from evomerge.errors import ConfigurationError
 from evomerge.genes import (
     AllDifferent,
     AtLeast,
@@ -388,9 +389,11 @@ def test_a_score_is_a_hundred_points_and_a_failure_costs_ten() -> None:
         -10,
         -10,
     ]
-    # Where scores are below 0, a failure is still the worst.
+    # Where scores are below 0, a failure is still the worst of its update, and not for ever.
     found = rewards.of([scored(4, -3.0), evaluation(5, [0.5], None)])
     assert found.tolist() == [-300, -310]
+    found = rewards.of([scored(6, -0.2), evaluation(7, [0.5], None)])
+    assert found.tolist() == [-20, -30]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -433,6 +436,18 @@ def test_smoothing_is_the_papers() -> None:
     assert found == pytest.approx(expected)
     plain = Rewards(RlAgent.Options(population=3))
     assert plain.of([scored(0, 0.1), scored(1, 0.9), scored(2, 0.4)]) == pytest.approx([10, 90, 40])
+
+
+def test_more_actions_than_it_can_learn_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at most 5,000 different actions, got 10,001"):
+        RlAgent(cast(Any, ManyValues()), 0, Facts())
+
+
+class ManyValues:
+    """Genes of thousands of values, of which two are alike."""
+
+    genes = (Integer("a", 1, 6000), Integer("b", 0, 5999), Integer("c", 0, 4000))
+    constraints = ()
 
 
 # --- what it begins with --------------------------------------------------------------------------
