@@ -290,7 +290,11 @@ def _in_words(detail: Any, model: type[BaseModel], location: Location) -> tuple[
         is_value = isinstance(detail["loc"][-1], int)
         return f"this {'value' if is_value else 'key'} is missing", ""
     if kind in _WANTED:
-        return f"should be {_WANTED[kind]}{_got(value)}", ""
+        keys = ", ".join(_keys_at(model, location)) if kind == "model_type" else ""
+        hint = f"its keys: {keys}" if keys else ""
+        if kind == "dict_type":
+            hint = "NAME: VALUE for each"
+        return f"should be {_WANTED[kind]}{_got(value)}", hint
     if kind in ("too_short", "too_long") and context["field_type"] == "Tuple":
         wanted = context["min_length" if kind == "too_short" else "max_length"]
         return f"should have {wanted} values, got {len(value)}{_got(value, ': ')}", ""

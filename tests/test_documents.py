@@ -60,7 +60,7 @@ def test_all_problems_at_once_each_with_its_line(tmp_path: Path) -> None:
         "F:3 inner.size: should be a valid integer, got 'three'",
         "F:4 inner.shar: unknown key (did you mean 'share'? valid: share, size)",
         "F:7 many.a.share: should be a valid number or a valid boolean, got 'lots'",
-        "F:8 many.b: should be a mapping, got 3",
+        "F:8 many.b: should be a mapping, got 3 (its keys: size, share)",
         "F:1 nme: unknown key (did you mean 'name'? valid: inner, many, name)",
     ]
 

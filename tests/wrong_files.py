@@ -218,7 +218,7 @@ CASES: tuple[Wrong, ...] = (
         "experts in a list",
         E,
         {"experts:\n  math: models/math\n  code: models/code": "experts: [models/math]"},
-        (f"{E}:3 experts", "should be a mapping", ""),
+        (f"{E}:3 experts", "should be a mapping", "NAME: VALUE for each"),
     ),
     _case(
         "text for a number",
