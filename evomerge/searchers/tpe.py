@@ -100,8 +100,9 @@ class Tpe(AskedAhead):
 
     A candidate takes 14 ms of one core at 24 real genes and 200 evaluations, 20 to 25 ms where they
     are mixed or conditional, and 100 ms at 200 genes (optuna 5.0). On the sphere
-    of 5 genes, 60 candidates come to -.009 in the mean of 10 seeds with the default window, -.010
-    one by one, -.014 with 8 and 8 ahead; optuna's own loop to -.008, random search to -.10.
+    of 5 genes, 60 candidates come to -.0102 in the mean of 31 seeds with the default window, to
+    -.0070 one by one; optuna's own loop to -.0075, random search to -.10
+    (benchmarks/results/searcher_toys.txt).
 
     A real gene is modelled by its coordinate, an integer by its value, a choice and a flag as
     categories; of flags that are counted, those that the constraint leaves are learnt. In a space
