@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from evomerge.experiment.paths import find_in_catalogue
 from evomerge.experiment.recipes import open_recipe_models, read_recipe, read_texts, with_texts
 from evomerge.experiment.stacked import pinned
 from evomerge.experiment.tasks import (
+    answer_warnings,
+    check_answers,
     check_models,
     check_teachers,
     make_tasks,
@@ -115,6 +118,10 @@ def score_model(
     config = read_fitness(read_yaml(path))
     entries = task_entries(config, allow_code=allow_code)
     tasks = make_tasks(entries)
+    objectives = objectives_over(config, {name: len(task.items) for name, task in tasks.items()})
+    check_answers(tasks, objectives)
+    for warning in answer_warnings(tasks, objectives):
+        logging.getLogger("evomerge").warning(warning)
     recipe = recipe_of(model)
     texts = read_texts(recipe, Path(model), calibration)
     recipe = with_texts(recipe, texts)
@@ -140,7 +147,7 @@ def score_model(
     return score_recipe(
         recipe,
         entries,
-        objectives_over(config, {name: len(task.items) for name, task in tasks.items()}),
+        objectives,
         items,
         costs=Costs(checkpoints[recipe.base], anatomy_of(checkpoints[recipe.base])),
         allow_pickle_weights=allow_pickle_weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import ConfigurationError, EvomergeError, Problem, nearest
@@ -11,8 +11,10 @@ from evomerge.fitness import TASKS, make_task, with_others
 from evomerge.fitness.config import FitnessConfig
 from evomerge.fitness.prompts import POSITIONS
 from evomerge.protocols import Task
-from evomerge.records import Objective
+from evomerge.records import ItemId, Objective
 from evomerge.zoo import zoo_path
+
+COMPARED = frozenset({"score", "margin", "loglikelihood"})  # columns that hang on right answers
 
 
 def make_tasks(
@@ -44,6 +46,47 @@ def clock_warning(tasks: Mapping[str, Task]) -> str | None:
         f"task {', '.join(timed)} measures time: the search will not be the same when it is run "
         "again, and workers that share processors slow each other (pool: {workers: 1})"
     )
+
+
+def answer_warnings(tasks: Mapping[str, Task], objectives: Sequence[Objective]) -> Iterator[str]:
+    """What a user should know of items to which no answer is right."""
+    for name, items in _unanswered(tasks, objectives).items():
+        have = "has" if len(items) == 1 else "have"
+        of_all = f"{len(items)} of {len(tasks[name].items)} items"
+        yield f"task {name}: {of_all} {have} no answer (first: item {items[0]})"
+
+
+def check_answers(tasks: Mapping[str, Task], objectives: Sequence[Objective]) -> None:
+    """Refuse tasks in which no item has an answer.
+
+    Raises:
+        ConfigurationError: naming them all.
+    """
+    hint = "doc_to_target of the task finds none in its data"
+    problems = [
+        Problem(f"task {name}", f"none of its {len(items)} items has an answer", hint)
+        for name, items in _unanswered(tasks, objectives).items()
+        if len(items) == len(tasks[name].items)
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _unanswered(
+    tasks: Mapping[str, Task], objectives: Sequence[Objective]
+) -> dict[str, Sequence[ItemId]]:
+    """Task -> its items without an answer, where an objective compares what models say with it.
+
+    Agreement, and a column such as the length, need no answers.
+    """
+    compared = {
+        name
+        for objective in objectives
+        if objective.column in COMPARED and not objective.agreement
+        for name in objective.weights
+    }
+    found = {n: getattr(task, "unanswered", ()) for n, task in tasks.items() if n in compared}
+    return {name: items for name, items in found.items() if items}
 
 
 def check_teachers(tasks: Mapping[str, Task], models: Sequence[str]) -> None:

@@ -24,6 +24,8 @@ from evomerge.experiment.searcher_warnings import searcher_warnings
 from evomerge.experiment.some_recipes import some_recipes
 from evomerge.experiment.start import Start, read_start
 from evomerge.experiment.tasks import (
+    answer_warnings,
+    check_answers,
     check_models,
     check_teachers,
     clock_warning,
@@ -103,6 +105,7 @@ class Parts:
         """What a user should know of the models, and of the tasks."""
         told = (
             contamination_warning(self.objectives, self.tasks),
+            *answer_warnings(self.tasks, self.objectives),
             clock_warning(self.tasks),
             *searcher_warnings(self.config, self.space),
         )
@@ -215,6 +218,7 @@ def wire(
     objectives = objectives_over(config.fitness, {n: len(task.items) for n, task in tasks.items()})
     config.budget.reached_at(objectives)  # a target that cannot be is said before models are read
     check_teachers(tasks, tuple(config.models()))
+    check_answers(tasks, objectives)
     split = split_items(
         {name: task.items for name, task in tasks.items()},
         config.fitness.split.search,

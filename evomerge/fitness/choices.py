@@ -87,17 +87,22 @@ def gold_choices(
     """
     rights, texts = [], []
     for document in documents:
-        choices = [str(choice) for choice in task.doc_to_choice(document)]
-        inputs = getattr(task, "multiple_input", 0)
-        gold = task.doc_to_text(document) if inputs else task.doc_to_target(document)
-        several = gold if isinstance(gold, list) else [gold]
-        right = [
-            choices.index(one) if isinstance(one, str) and one in choices else one
-            for one in several
-        ]
+        right, choices = named_right(task, document)
         valid = sorted({one for one in right if isinstance(one, int) and 0 <= one < len(choices)})
         if not valid or len(valid) == len(choices):
             return None
         rights.append(valid)
         texts.append(choices)
     return rights, texts
+
+
+def named_right(task: Any, document: Any) -> tuple[list[Any], list[str]]:
+    """What a document says is right, texts as numbers of their choices; and all of its choices."""
+    choices = [str(choice) for choice in task.doc_to_choice(document)]
+    inputs = getattr(task, "multiple_input", 0)
+    gold = task.doc_to_text(document) if inputs else task.doc_to_target(document)
+    several = gold if isinstance(gold, list) else [gold]
+    right = [
+        choices.index(one) if isinstance(one, str) and one in choices else one for one in several
+    ]
+    return right, choices

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import ConfigurationError, Problem, nearest
+from evomerge.fitness.lm_eval_data import why_not_built
 from evomerge.fitness.lm_eval_guard import (
     TemplateGuard,
     code_by_name,
@@ -65,7 +66,7 @@ def open_task(
         guard = TemplateGuard(file, config, allow_code)
         with guard, tempfile.TemporaryDirectory(prefix="evomerge-") as scratch:
             _read_into_memory(config, scratch)
-            opened = _build(config, file)
+            opened = _build(config, file, guard)
         _check(opened, file, allow_code)
         _set_fewshot(opened, num_fewshot, file)
     return opened, guard
@@ -260,7 +261,7 @@ def _read_into_memory(config: dict[str, Any], scratch: str) -> None:
         config["dataset_kwargs"] = {"cache_dir": scratch, "keep_in_memory": True} | kwargs
 
 
-def _build(config: dict[str, Any], file: Path) -> Any:
+def _build(config: dict[str, Any], file: Path, guard: TemplateGuard) -> Any:
     from lm_eval.tasks import TaskManager
 
     try:
@@ -268,11 +269,7 @@ def _build(config: dict[str, Any], file: Path) -> Any:
     except ConfigurationError:
         raise  # the guard's
     except Exception as error:
-        # The libraries below raise what they like: KeyError, ConnectionError, jinja's, ...
-        what = f"lm-eval cannot build the task: {type(error).__name__}: {error}"
-        raise ConfigurationError(
-            Problem(str(file), what, "evomerge is offline: data must be local or already cached")
-        ) from error
+        raise ConfigurationError(why_not_built(error, file, config, guard)) from error
     (opened,) = tasks.values()
     return opened
 

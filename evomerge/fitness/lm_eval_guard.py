@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from jinja2 import Environment, Template
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from evomerge.errors import ConfigurationError, Problem, nearest
@@ -45,8 +45,7 @@ def silent_and_offline() -> Iterator[None]:
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     generator = random.getstate()
     sink = io.StringIO()
     with (
@@ -61,11 +60,14 @@ def silent_and_offline() -> Iterator[None]:
         # Both read the environment when they are first imported, which may be long ago.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
-        logger.setLevel(logging.CRITICAL)
+        levels = [logger.level for logger in loggers]  # `datasets` sets its own when imported
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
             random.setstate(generator)
 
 
@@ -82,6 +84,10 @@ class TemplateGuard:
         file: the task's file, named in errors.
         config: the task's configuration.
         allow_code: leave lm-eval as it is.
+
+    Attributes:
+        undefined: the field of the configuration whose template last found something missing in a
+            document, and the document's own fields; None if none has.
     """
 
     _lock = threading.RLock()
@@ -92,6 +98,7 @@ class TemplateGuard:
         self._fields = dict(_texts(config))
         self._templates: dict[str, Template] = {}
         self._originals: list[Any] = []
+        self.undefined: tuple[str, tuple[str, ...]] | None = None
 
     def __enter__(self) -> None:
         if self._allow_code:
@@ -129,6 +136,9 @@ class TemplateGuard:
             place = f"{self._file} {self._fields.get(template, 'template')}"
             what = f"the template reaches out of its sandbox: {error}"
             raise ConfigurationError(Problem(place, what, ALLOW_CODE)) from None
+        except UndefinedError:
+            self.undefined = self._fields.get(template, "template"), tuple(map(str, doc))
+            raise
 
     @cached_property
     def _environment(self) -> Environment:

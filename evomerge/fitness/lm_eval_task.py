@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -28,6 +27,7 @@ from evomerge.fitness.exact_match import exact_match, expected_answers
 from evomerge.fitness.forward import ForwardClock
 from evomerge.fitness.item_failures import responses_of
 from evomerge.fitness.lm_eval_code import code_of
+from evomerge.fitness.lm_eval_data import read_documents
 from evomerge.fitness.lm_eval_files import (
     FEWSHOT_SEED,
     is_registered,
@@ -40,6 +40,7 @@ from evomerge.fitness.prompts import Encoder, GreedySettings, max_length
 from evomerge.fitness.rendered_once import remember_fields
 from evomerge.fitness.rolling import RollingRun
 from evomerge.fitness.task_runs import GenerationRun, LikelihoodRun, column
+from evomerge.fitness.unanswered import without_answer
 from evomerge.protocols import ResidentModel
 from evomerge.records import ItemId, Responses
 
@@ -125,7 +126,7 @@ class LmEvalTask:
             task, folder, num_fewshot=num_fewshot, overrides=overrides, allow_code=allow_code
         )
         with silent_and_offline():
-            self._docs = list(itertools.islice(self._task.eval_docs, limit))
+            self._docs = read_documents(self._task, limit)
         if not self._docs:
             raise ConfigurationError(Problem(name, "the task has no items"))
         remember_fields(self._task, self._docs)
@@ -191,6 +192,12 @@ class LmEvalTask:
     def benchmark(self) -> str | None:
         """The public benchmark that the items are of; None for other data."""
         return benchmark_of(self._task.dump_config(), is_registered=self._is_registered)
+
+    @cached_property
+    def unanswered(self) -> Sequence[ItemId]:
+        """Items without a right answer, where the score is a comparison with one."""
+        with silent_and_offline(), self._guard:
+            return without_answer(self._task, self._docs)
 
     @property
     def forward_s(self) -> float:

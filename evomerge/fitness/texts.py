@@ -103,15 +103,30 @@ def read_records(where: str, file: Path) -> list[dict[str, Any]]:
             raise ConfigurationError(
                 Problem(f"{file}, after line {rows.line_num}", str(error))
             ) from None
+    return records_of(file, read_text(where, file))
+
+
+def records_of(file: Path, text: str) -> list[dict[str, Any]]:
+    """The records on the lines of a .jsonl file with this text.
+
+    Raises:
+        ConfigurationError: naming the first line that holds none.
+    """
     records = []
     # str.splitlines would cut at U+2028 and others, which may stand in a JSON string.
-    for number, line in enumerate(read_text(where, file).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise ConfigurationError(Problem(f"{file}:{number}", f"no JSON: {error}")) from None
+        except (ValueError, RecursionError) as error:
+            # A line of its own is always line 1 to `json`.
+            what = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg}, column {error.colno}"
+            raise ConfigurationError(
+                Problem(f"{file}:{number}", f"not valid JSON: {what}")
+            ) from None
         if not isinstance(record, dict):
             what = f"expected a record, got {type(record).__name__}"
             raise ConfigurationError(Problem(f"{file}:{number}", what))

@@ -80,7 +80,7 @@ def test_lines_and_tables_are_read_alike(resident, tmp_path):
         ({"path": "no.txt"}, r"no such file: no.txt \(did you mean 'a.txt'"),
         ({"path": "a.pdf"}, "valid: .txt, .jsonl, .csv"),
         ({"path": "b.jsonl"}, r"record 2: no text 'text' \(did you mean 'txt'"),
-        ({"path": "c.jsonl"}, "c.jsonl:1: no JSON"),
+        ({"path": "c.jsonl"}, "c.jsonl:1: not valid JSON: Expecting .*, column 2"),
         ({"path": "empty.txt"}, "holds no texts"),
         ({"path": "a.txt", "max_length": 1}, "max_length"),
         ({"path": "a.txt", "fild": "x"}, "did you mean 'field'"),
