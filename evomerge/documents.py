@@ -257,7 +257,9 @@ def _located(
             wanted = [text.partition(", got ")[0].removeprefix("should be ") for text, _ in reports]
             got = what.partition(", got ")[2]
             what = f"should be {' or '.join(wanted)}" + (f", got {got}" if got else "")
-            hint = next((hint for _, hint in reports if hint), "")
+            # Of a mapping's form nothing is said where something else may stand there, too.
+            hints = (hint for text, hint in reports if not text.startswith("should be a mapping"))
+            hint = next(filter(None, hints), "")
         problem = Problem(document.where(location), what, hint)
         yield _Report(location, problem, location in of_misfits)
 
