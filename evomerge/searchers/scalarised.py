@@ -121,6 +121,7 @@ class Scalarised:
         self._searcher = make(replace(facts, objectives=(NAME,), warm_start=tuple(told_before)))
         self.needs = self._searcher.needs
         self.resumes_on_drift = self._searcher.resumes_on_drift
+        self._num_asked = 0
         self._every = config.every or self._searcher.population
         # Given by searchers that learn from all they were told (see window.py).
         self._tell_warm_start = getattr(self._searcher, "tell_warm_start", None)
@@ -140,11 +141,20 @@ class Scalarised:
         genomes = self._searcher.ask(count)
         while len(genomes) < count and self._pass_on_next():
             genomes += self._searcher.ask(count - len(genomes))
+        self._num_asked += len(genomes)
         return genomes
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Tell one number of each; of everybody, where the numbers have changed."""
+        """Tell one number of each; of everybody, where the numbers have changed.
+
+        Raises:
+            ValueError: a candidate is told that was never asked for; then nothing is taken in.
+        """
         own = sorted((e for e in evaluations if e.id >= 0), key=lambda e: e.id)
+        if unasked := [e.id for e in own if e.id >= self._num_asked]:
+            raise ValueError(
+                f"told candidates {unasked} when {self._num_asked} were asked for: ids count from 0"
+            )
         again = [e for e in own if e.id in self._known]
         self._waiting.update((e.id, e) for e in own if e.id not in self._known)
         if again:

@@ -45,6 +45,7 @@ def heard(config: dict[str, Any], values: list[tuple[float, float]]) -> list[Est
 
     listener = Listener()
     wrapped = Scalarised(lambda _: listener, TWO, ScalariseConfig(**config), 0)
+    wrapped.ask(len(values))
     for id_, pair in enumerate(values):
         scores = {f"f{k}": Estimate(v, 0.1 * (k + 1), 7) for k, v in enumerate(pair)}
         wrapped.tell([Evaluation(id_, [0.5], Score(scores))])
@@ -156,3 +157,11 @@ def test_another_runs_numbers_are_on_the_same_scale_as_this_ones(
     while not learnt:  # with what is told now
         searcher.ask(1)
     assert learnt[0] == pytest.approx([value - 1.0 for value in worth])
+
+
+def test_who_was_not_asked_for_is_refused() -> None:
+    searcher = made({"kind": "chebyshev"})
+    genomes = searcher.ask(3)
+    with pytest.raises(ValueError, match=r"told candidates \[3\] when 3 were asked for"):
+        searcher.tell([evaluation(i, [0.5] * 3, [0.0, 0.0]) for i in (0, 3)])
+    searcher.tell([evaluation(i, genome, [0.0, 1.0]) for i, genome in enumerate(genomes)])
