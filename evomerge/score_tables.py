@@ -134,8 +134,8 @@ def summary(final: Mapping[str, Any], signs: Signs | None = None) -> str:
     lines[0] += f", 95 % paired bootstrap interval [{low:+.3f}, {high:+.3f}]."
     if high < 0:
         lines.append(
-            "The search found nothing as good: try a larger budget, another space, or begin with that "
-            "reference (`designs`)."
+            "The search found nothing as good: try a larger budget, another space, or begin with "
+            "that reference (`designs`)."
         )
     elif low <= 0:
         lines.append("The interval contains 0: on these items the two cannot be told apart.")
