@@ -11,6 +11,7 @@ from toys import SPLIT, Toy, outcome_of
 
 from evomerge.errors import ConfigurationError
 from evomerge.experiment import run as runs
+from evomerge.experiment.config import read_experiment
 from evomerge.experiment.start import recorded_start
 from evomerge.experiment.wire import wire
 from evomerge.ledger import LEDGER, Ledger
@@ -93,6 +94,14 @@ def test_a_warm_start_is_what_the_other_run_was_told(tmp_path: Path) -> None:
     assert parts.start.warm_start == start.warm_start
     shutil.rmtree(other)
     assert outcome_of(toy.run(tmp_path / "parts", budget=32))["digest"] == whole["digest"]
+
+
+def test_a_run_keeps_the_budget_that_it_had(tmp_path: Path) -> None:
+    toy, folder = Toy("random"), tmp_path / "run"
+    for given, kept in ((8, 8), (24, 24), (16, 24)):  # begun, given more, its first file run again
+        toy.run(folder, budget=given)
+        assert read_experiment(folder / runs.EXPERIMENT).budget.candidates == kept
+    assert len(ledger_of(folder).evaluations()) == 24
 
 
 def test_another_start_is_another_experiment(tmp_path: Path) -> None:

@@ -89,13 +89,25 @@ def run_experiment(
             pool = make_pool(config.pool, parts.worker, out / "run.log")
             try:
                 # What the next session goes on with: not with a cluster that is not there.
-                write_text(out / EXPERIMENT, parts.config.to_yaml())
+                write_text(out / EXPERIMENT, with_what_was_told(parts.config, ledger).to_yaml())
                 measurer = Measurer(pool, ledger, watchers, wanted_columns(parts.objectives))
                 search_and_finish(parts, measurer, ledger, out, watchers, explain)
                 notify(watchers, "finished", ledger.final())
             finally:
                 pool.close()
     return out
+
+
+def with_what_was_told(config: ExperimentConfig, ledger: Ledger) -> ExperimentConfig:
+    """The experiment with a budget of no fewer candidates than the run has, so that it repeats it.
+
+    A run that was given more is driven with less where its first file is run again.
+    """
+    told = len(ledger.evaluations())
+    if config.budget.candidates is None or config.budget.candidates >= told:
+        return config
+    budget = config.budget.model_copy(update={"candidates": told})
+    return config.model_copy(update={"budget": budget})
 
 
 def known_start(config: ExperimentConfig, out: Path) -> Start | None:
